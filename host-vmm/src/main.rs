@@ -1,0 +1,2 @@
+//! `paravane`: the command line.
+fn main() {}
