@@ -1,2 +1,174 @@
-//! Stub.
-fn main() {}
+//! The tasks of this repository: `cargo ci <task>`.
+//!
+//! The entry points `ci/setup`, `ci/demo` and `ci/test` are a few lines of shell that bring a
+//! machine to the point where this program can be built; all else is here, one module a task.
+#![forbid(unsafe_code)]
+
+mod demo;
+mod hash;
+mod initramfs;
+mod kernel;
+mod patches;
+mod progress;
+mod run;
+mod spec;
+mod test;
+mod tools;
+mod tree;
+mod workspace;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::workspace::Workspace;
+
+/// Paravane's build tasks.
+///
+/// Results go to the cache, ${PARAVANE_CACHE:-~/.cache/paravane}, under names made from the hash
+/// of all that went into them: a task whose inputs have not changed does nothing. Deleting the
+/// cache is always safe.
+#[derive(Debug, Parser)]
+#[command(name = "cargo ci", bin_name = "cargo ci", version)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what is missing: Debian packages, then the tools of `cargo ci tools`
+    Setup {
+        /// Only report; exit status 1 when something is missing
+        #[arg(long)]
+        check: bool,
+    },
+    /// Install what is no Debian package (bindgen), and check the versions of what is
+    Tools {
+        /// Only report; exit status 1 when something is missing
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build a guest kernel
+    ///
+    /// `full` is built from the untouched source; `para` from the same source with
+    /// patches/linux-6.12, guest-pv-linux and hypercall-abi laid over it. Both start from
+    /// ci/kernel/base.config.
+    ///
+    /// Examples:
+    ///   cargo ci kernel full
+    ///   cargo ci kernel para --source ~/src/linux
+    ///   paravane run --kernel "$(cargo ci kernel para --print-path)/vmlinux" …
+    #[command(verbatim_doc_comment)]
+    Kernel {
+        /// Which kernel
+        arm: Arm,
+        /// A clean Linux 6.12 tree (kernel.org or git) instead of Debian's package
+        #[arg(long, value_name = "DIR")]
+        source: Option<PathBuf>,
+        /// Print nothing but the folder of the finished kernel
+        #[arg(long)]
+        print_path: bool,
+    },
+    /// Build the guests' initramfs: our init, busybox, and paravane.ko where para is built
+    Initramfs {
+        /// Print nothing but the path of the finished archive
+        #[arg(long)]
+        print_path: bool,
+    },
+    /// Build the reference host: an emulated SVM machine with a stock KVM
+    ReferenceHost,
+    /// Check that every step of the patch series applies, builds, and is clean for checkpatch
+    Patches {
+        /// Leave out the builds (minutes become seconds)
+        #[arg(long)]
+        no_build: bool,
+    },
+    /// Check what is generated from the ABI's source: C header, tables of SPEC.md, abi.lock
+    ///
+    /// Also checks the specification itself: clause ids, normative words, and that every clause
+    /// has a test or a reason why not.
+    Spec {
+        /// Write the generated parts instead of comparing them
+        #[arg(long)]
+        write: bool,
+    },
+    /// Run everything that must hold (what ci/test does after ci/setup)
+    Test {
+        /// Run only the steps whose names contain this
+        only: Option<String>,
+        /// List the steps
+        #[arg(long)]
+        list: bool,
+    },
+    /// The main job: doctor, both kernels, and the paired boot (what ci/demo does)
+    Demo {
+        /// Arguments for `paravane bench boot`
+        #[arg(last = true)]
+        bench: Vec<String>,
+    },
+}
+
+/// Which kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Arm {
+    /// Unmodified; runs the profiles full and kvm-pv
+    Full,
+    /// With the patch series; runs all profiles
+    Para,
+}
+
+impl Arm {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Para => "para",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match start(Arguments::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cargo ci: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(task: Task) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match task {
+        Task::Setup { check } => tools::setup(&workspace, check),
+        Task::Tools { check } => tools::check_or_install(&workspace, check),
+        Task::Kernel {
+            arm,
+            source,
+            print_path,
+        } => {
+            let built = kernel::build(&workspace, arm, source.as_deref())?;
+            if print_path {
+                println!("{}", built.display());
+            } else {
+                println!("{} kernel: {}", arm.name(), built.display());
+            }
+            Ok(())
+        }
+        Task::Initramfs { print_path } => {
+            let built = initramfs::build(&workspace)?;
+            if print_path {
+                println!("{}", built.display());
+            } else {
+                println!("initramfs: {}", built.display());
+            }
+            Ok(())
+        }
+        Task::ReferenceHost => demo::reference_host(),
+        Task::Patches { no_build } => patches::check(&workspace, !no_build),
+        Task::Spec { write } => spec::run(&workspace, write),
+        Task::Test { only, list } => test::run(&workspace, only.as_deref(), list),
+        Task::Demo { bench } => demo::run(&workspace, &bench),
+    }
+}
