@@ -1,0 +1,396 @@
+//! The appliance: L1's kernel and initramfs, made from Debian packages without installing anything.
+
+use std::collections::VecDeque;
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use cpio::newc;
+use sha2::{Digest, Sha256};
+
+/// Debian's name for the newest cloud kernel of the series.
+const META_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
+
+/// The module that makes `/dev/kvm`; what it depends on is found out.
+const MODULE: &str = "kvm-amd";
+
+const BUSYBOX: &str = "/bin/busybox";
+const INIT: &str = include_str!("init.sh");
+
+/// Changed when the same inputs make a different appliance.
+const RECIPE: &str = "1";
+
+/// The reference host's kernel and initramfs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Appliance {
+    /// The kernel image.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initrd: PathBuf,
+    /// Debian's kernel package and its version.
+    pub package: String,
+}
+
+/// Why there is no appliance.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplianceError {
+    /// None was built yet.
+    #[error("the reference host is not built: {} is missing; run `cargo ci reference-host`", path.display())]
+    NotBuilt {
+        /// The file that is missing.
+        path: PathBuf,
+    },
+    /// There is no place for the cache.
+    #[error("there is no place for the cache; set HOME or PARAVANE_CACHE")]
+    NoCache,
+    /// A tool of Debian's failed.
+    #[error(
+        "`{command}` failed ({status}); run `ci/setup`, and see that Debian's package archive can be reached:\n{errors}"
+    )]
+    Tool {
+        /// The command line.
+        command: String,
+        /// How it ended.
+        status: String,
+        /// What it printed.
+        errors: String,
+    },
+    /// The metapackage does not name a kernel.
+    #[error("Debian's package {META_PACKAGE} names no kernel; run `apt-get update`")]
+    NoKernel,
+    /// The kernel package lacks a file.
+    #[error("{package} has no {what}")]
+    Lacking {
+        /// The package.
+        package: String,
+        /// What it lacks.
+        what: String,
+    },
+    /// Busybox cannot run in an initramfs.
+    #[error(
+        "{BUSYBOX} is not linked statically; run `ci/setup`, or install Debian's busybox-static"
+    )]
+    DynamicBusybox,
+    /// A file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+impl Appliance {
+    /// The appliance that was built last.
+    ///
+    /// # Errors
+    ///
+    /// When none was built.
+    pub fn find() -> Result<Self, ApplianceError> {
+        Self::open(&cache()?.join("current"))
+    }
+
+    fn open(folder: &Path) -> Result<Self, ApplianceError> {
+        let package = folder.join("package");
+        let found = Self {
+            kernel: folder.join("vmlinuz"),
+            initrd: folder.join("initrd"),
+            package: fs::read_to_string(&package)
+                .map_err(|_missing| ApplianceError::NotBuilt { path: package })?
+                .trim()
+                .into(),
+        };
+        for path in [&found.kernel, &found.initrd] {
+            if !path.exists() {
+                return Err(ApplianceError::NotBuilt { path: path.clone() });
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// The cache's folder of appliances.
+fn cache() -> Result<PathBuf, ApplianceError> {
+    let set = |name| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let cache = set("PARAVANE_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|folder| folder.join("paravane")))
+        .or_else(|| set("HOME").map(|folder| folder.join(".cache/paravane")))
+        .ok_or(ApplianceError::NoCache)?;
+    Ok(cache.join("reference-host"))
+}
+
+/// Builds the appliance, unless the same one is there already, and makes it the current one. `progress` is told each step.
+///
+/// # Errors
+///
+/// When Debian's archive cannot be reached, a tool is missing or the disk is full.
+pub fn build(progress: &dyn Fn(&str)) -> Result<Appliance, ApplianceError> {
+    let cache = cache()?;
+    fs::create_dir_all(&cache).map_err(at(&cache))?;
+    // Two builders at once would download twice.
+    let lock_path = cache.join("lock");
+    let lock = File::create(&lock_path).map_err(at(&lock_path))?;
+    lock.lock().map_err(at(&lock_path))?;
+
+    progress("looking for Debian's newest 6.12 cloud kernel");
+    let package = Package::newest()?;
+    let busybox = fs::read(BUSYBOX).map_err(at(Path::new(BUSYBOX)))?;
+    if busybox.windows(10).any(|bytes| bytes == b"/ld-linux-") {
+        return Err(ApplianceError::DynamicBusybox);
+    }
+    let mut hash = Sha256::new();
+    for input in [
+        RECIPE.as_bytes(),
+        package.id().as_bytes(),
+        package.sha256.as_bytes(),
+        INIT.as_bytes(),
+        &busybox,
+    ] {
+        hash.update(Sha256::digest(input));
+    }
+    let hash: String = hash
+        .finalize()
+        .iter()
+        .take(8)
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+
+    let folder = cache.join(&hash);
+    if Appliance::open(&folder).is_err() {
+        let work = tempfile::Builder::new()
+            .prefix("build-")
+            .tempdir_in(&cache)
+            .map_err(at(&cache))?;
+        let unpacked = package.fetch(work.path(), progress)?;
+        progress("making the initramfs");
+        let made = work.path().join("made");
+        fs::create_dir(&made).map_err(at(&made))?;
+        let modules = modules(&package.name, &unpacked)?;
+        let initrd = made.join("initrd");
+        write_initrd(&initrd, &busybox, &modules).map_err(at(&initrd))?;
+        let kernel = find(&unpacked.join("boot"), &|name| name.starts_with("vmlinuz-"))
+            .ok_or_else(|| package.lacking("kernel"))?;
+        fs::rename(&kernel, made.join("vmlinuz")).map_err(at(&kernel))?;
+        fs::write(made.join("package"), package.id()).map_err(at(&made))?;
+        if folder.exists() {
+            fs::remove_dir_all(&folder).map_err(at(&folder))?;
+        }
+        fs::rename(&made, &folder).map_err(at(&folder))?;
+    }
+    let current = cache.join("current");
+    let next = cache.join("next");
+    let _ = fs::remove_file(&next);
+    symlink(&hash, &next).map_err(at(&next))?;
+    fs::rename(&next, &current).map_err(at(&current))?;
+    Appliance::open(&current)
+}
+
+/// A package of Debian's archive.
+struct Package {
+    name: String,
+    version: String,
+    sha256: String,
+}
+
+impl Package {
+    fn newest() -> Result<Self, ApplianceError> {
+        let depends = tool(Command::new("apt-cache").args(["depends", META_PACKAGE]))?;
+        let name = depends
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .find(|name| name.starts_with("linux-image-"))
+            .ok_or(ApplianceError::NoKernel)?;
+        let record = tool(Command::new("apt-cache").args(["show", "--no-all-versions", name]))?;
+        let field = |key: &str| {
+            let value = record
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
+            value.map(String::from).ok_or(ApplianceError::NoKernel)
+        };
+        Ok(Self {
+            name: name.into(),
+            version: field("Version")?,
+            sha256: field("SHA256")?,
+        })
+    }
+
+    fn id(&self) -> String {
+        format!("{} {}", self.name, self.version)
+    }
+
+    fn lacking(&self, what: impl Into<String>) -> ApplianceError {
+        ApplianceError::Lacking {
+            package: self.id(),
+            what: what.into(),
+        }
+    }
+
+    /// Downloads and unpacks; returns the folder of the package's files.
+    fn fetch(&self, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ApplianceError> {
+        progress(&format!("downloading {}", self.id()));
+        let wanted = format!("{}={}", self.name, self.version);
+        // Without its sandbox user, apt may write to a folder that is ours alone.
+        tool(
+            Command::new("apt-get")
+                .args(["-q", "-o", "APT::Sandbox::User=root", "download", &wanted])
+                .current_dir(work),
+        )?;
+        let archive =
+            find(work, &|name| name.ends_with(".deb")).ok_or_else(|| self.lacking("archive"))?;
+        progress("unpacking the kernel package");
+        let unpacked = work.join("unpacked");
+        tool(
+            Command::new("dpkg-deb")
+                .arg("-x")
+                .arg(&archive)
+                .arg(&unpacked),
+        )?;
+        Ok(unpacked)
+    }
+}
+
+/// A kernel module: its file's name and contents.
+type Module = (String, Vec<u8>);
+
+/// The modules to load, in the order to load them in.
+fn modules(package: &str, unpacked: &Path) -> Result<Vec<Module>, ApplianceError> {
+    let mut order: Vec<Module> = Vec::new();
+    let mut wanted = VecDeque::from([MODULE.to_string()]);
+    while let Some(name) = wanted.pop_front() {
+        // File names have either `-` or `_`.
+        let same = |file: &str| {
+            let stem = file.split('.').next().unwrap_or_default();
+            stem.replace('_', "-") == name.replace('_', "-") && file.contains(".ko")
+        };
+        let path = find(unpacked, &same).ok_or_else(|| ApplianceError::Lacking {
+            package: package.into(),
+            what: format!("module {name}"),
+        })?;
+        let bytes = match path.extension().and_then(OsStr::to_str) {
+            Some("xz") => tool_bytes(Command::new(BUSYBOX).arg("xzcat").arg(&path))?,
+            Some("gz") => tool_bytes(Command::new(BUSYBOX).arg("zcat").arg(&path))?,
+            _ => fs::read(&path).map_err(at(&path))?,
+        };
+        wanted.extend(dependencies(&bytes));
+        // Loaded before everything that asked for it.
+        order.retain(|(known, _)| *known != name);
+        order.insert(0, (name, bytes));
+    }
+    Ok(order)
+}
+
+/// What a module depends on: the field `depends` of its `.modinfo` section, names parted by commas.
+fn dependencies(module: &[u8]) -> Vec<String> {
+    let key = b"\0depends=";
+    let Some(start) = module.windows(key.len()).position(|bytes| bytes == key) else {
+        return Vec::new();
+    };
+    let value = module[start + key.len()..]
+        .split(|&byte| byte == 0)
+        .next()
+        .unwrap_or_default();
+    let value = String::from_utf8_lossy(value);
+    value
+        .split(',')
+        .filter(|name| !name.is_empty())
+        .map(String::from)
+        .collect()
+}
+
+fn write_initrd(path: &Path, busybox: &[u8], modules: &[Module]) -> io::Result<()> {
+    let mut archive = io::BufWriter::new(File::create(path)?);
+    for folder in [
+        "bin",
+        "dev",
+        "lib",
+        "lib/modules",
+        "proc",
+        "root",
+        "sys",
+        "tmp",
+    ] {
+        add(&mut archive, folder, 0o040_755, &[])?;
+    }
+    add(&mut archive, "init", 0o100_755, INIT.as_bytes())?;
+    add(&mut archive, "bin/busybox", 0o100_755, busybox)?;
+    let mut order = String::new();
+    for (name, bytes) in modules {
+        add(
+            &mut archive,
+            &format!("lib/modules/{name}.ko"),
+            0o100_644,
+            bytes,
+        )?;
+        order.push_str(&format!("{name}.ko\n"));
+    }
+    add(
+        &mut archive,
+        "lib/modules/order",
+        0o100_644,
+        order.as_bytes(),
+    )?;
+    newc::trailer(&mut archive)?.flush()
+}
+
+fn add(archive: &mut impl Write, name: &str, mode: u32, bytes: &[u8]) -> io::Result<()> {
+    let size = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    let mut file = newc::Builder::new(name)
+        .mode(mode)
+        .nlink(1)
+        .write(archive, size);
+    file.write_all(bytes)?;
+    file.finish()?;
+    Ok(())
+}
+
+/// The first file below `folder` whose name fits.
+fn find(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
+    for entry in fs::read_dir(folder).ok()?.flatten() {
+        let path = entry.path();
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        let found = if is_folder {
+            find(&path, fits)
+        } else {
+            fits(&entry.file_name().to_string_lossy()).then_some(path)
+        };
+        if found.is_some() {
+            return found;
+        }
+    }
+    None
+}
+
+fn tool(command: &mut Command) -> Result<String, ApplianceError> {
+    Ok(String::from_utf8_lossy(&tool_bytes(command)?).into_owned())
+}
+
+fn tool_bytes(command: &mut Command) -> Result<Vec<u8>, ApplianceError> {
+    let failed = |command: &Command, status: String, errors: &[u8]| ApplianceError::Tool {
+        command: format!("{command:?}"),
+        status,
+        errors: String::from_utf8_lossy(errors).trim().into(),
+    };
+    command.env("LC_ALL", "C").stdin(Stdio::null());
+    match command.output() {
+        Ok(output) if output.status.success() => Ok(output.stdout),
+        Ok(output) => Err(failed(command, output.status.to_string(), &output.stderr)),
+        Err(error) => Err(failed(command, error.to_string(), b"")),
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> ApplianceError {
+    let path = path.to_path_buf();
+    move |source| ApplianceError::File {
+        path: path.clone(),
+        source,
+    }
+}

@@ -1,0 +1,267 @@
+//! The emulated machine: QEMU, and virtiofsd for its files.
+//!
+//! # Why each option of QEMU is what it is
+//!
+//! * `-accel tcg,thread=single -smp 1`: one emulated CPU in one thread. With two in two threads (`thread=multi`) the L1
+//!   kernel was seen to panic while it patched its own text.
+//! * `-cpu max,la57=off`: everything that TCG can emulate, SVM with nested paging included. Five-level page tables only make
+//!   every page walk longer, twice so for nested guests.
+//! * `-M q35`, `-nodefaults -no-user-config`: a plain PC with nothing but what is named here, whatever the user's
+//!   configuration says.
+//! * `memory-backend-memfd,share=on`: virtiofsd reads and writes L1's memory itself.
+//! * `vhost-user-fs-pci`: virtiofs, because Debian's cloud kernel has it built in, and has no 9p.
+//! * `virtio-serial-pci`: byte streams with no line discipline in between, end of file included; a UART would cost an
+//!   exit a byte.
+//! * `-no-reboot` with L1's `panic=-1`: a panic ends QEMU, so it is seen at once.
+//!
+//! # L1's kernel command line
+//!
+//! * `tsc=reliable`: TCG hands the outer machine's TSC through, so it needs no watchdog, and KVM needs it stable.
+//! * `mitigations=off`, `nokaslr`: the same costs and the same addresses in every run. There is nobody to defend against.
+//! * `nowatchdog`: a loaded outer machine makes L1 stall without anything being wrong.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use crate::appliance::Appliance;
+use crate::run::RunError;
+use crate::sys;
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Where Debian's packages put the file server of QEMU 7.2.
+const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
+
+const KERNEL_COMMAND_LINE: &str =
+    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable nowatchdog audit=0";
+
+/// Our ends of the serial ports.
+#[derive(Debug)]
+pub(crate) struct Ports {
+    pub(crate) input: UnixStream,
+    pub(crate) output: UnixStream,
+    pub(crate) errors: UnixStream,
+    pub(crate) control: UnixStream,
+}
+
+/// A running L1. Dropping it ends its processes.
+pub(crate) struct Machine {
+    qemu: Child,
+    files: Child,
+    folder: PathBuf,
+}
+
+impl Machine {
+    /// Starts L1. `folder` is the run's own, for the log files.
+    pub(crate) fn start(
+        appliance: &Appliance,
+        memory_mib: u32,
+        folder: &Path,
+    ) -> Result<(Self, Ports), RunError> {
+        let start = |what: &'static str| move |source| RunError::Start { what, source };
+
+        let socket_path = folder.join("files.sock");
+        let listener =
+            UnixListener::bind(&socket_path).map_err(start("the file server's socket"))?;
+        let mut files = file_server(&listener, &folder.join("files.log"))?;
+
+        let (input, qemu_input) = UnixStream::pair().map_err(start("a port"))?;
+        let (output, qemu_output) = UnixStream::pair().map_err(start("a port"))?;
+        let (errors, qemu_errors) = UnixStream::pair().map_err(start("a port"))?;
+        let (control, qemu_control) = UnixStream::pair().map_err(start("a port"))?;
+        let ports = [&qemu_input, &qemu_output, &qemu_errors, &qemu_control].map(AsFd::as_fd);
+
+        let mut command = Command::new(QEMU);
+        command
+            .args(options(memory_mib))
+            .arg("-kernel")
+            .arg(&appliance.kernel);
+        command.arg("-initrd").arg(&appliance.initrd);
+        command.arg("-append").arg(KERNEL_COMMAND_LINE);
+        command
+            .arg("-chardev")
+            .arg(with_path("file,id=log,path=", &folder.join("console.log")));
+        command
+            .arg("-chardev")
+            .arg(with_path("socket,id=files,path=", &socket_path));
+        for (number, port) in (1..).zip(ports) {
+            let descriptor = port.as_raw_fd();
+            command
+                .arg("-chardev")
+                .arg(format!("socket,id=port{number},fd={descriptor}"));
+            command
+                .arg("-device")
+                .arg(format!("virtserialport,nr={number},chardev=port{number}"));
+        }
+        let spawned = log_to(&mut command, &folder.join("qemu.log"))
+            .and_then(|command| sys::spawn_bound(command, &ports));
+        match spawned {
+            Ok(qemu) => {
+                let machine = Self {
+                    qemu,
+                    files,
+                    folder: folder.to_path_buf(),
+                };
+                Ok((
+                    machine,
+                    Ports {
+                        input,
+                        output,
+                        errors,
+                        control,
+                    },
+                ))
+            }
+            Err(source) => {
+                end(&mut files);
+                Err(missing_or(QEMU, source))
+            }
+        }
+    }
+
+    /// Says how the machine ended, if it has: the program that ended and its status.
+    pub(crate) fn ended(&mut self) -> io::Result<Option<(&'static str, ExitStatus)>> {
+        if let Some(status) = self.qemu.try_wait()? {
+            return Ok(Some(("QEMU", status)));
+        }
+        Ok(self.files.try_wait()?.map(|status| ("virtiofsd", status)))
+    }
+
+    /// The last lines of the machine's logs, for an error message.
+    pub(crate) fn log_tail(&self) -> String {
+        let mut text = String::new();
+        for name in ["files.log", "qemu.log", "console.log"] {
+            let bytes = fs::read(self.folder.join(name)).unwrap_or_default();
+            let log = String::from_utf8_lossy(&bytes);
+            let lines: Vec<&str> = log
+                .lines()
+                .map(str::trim_end)
+                .filter(|line| !line.is_empty())
+                .collect();
+            for line in &lines[lines.len().saturating_sub(25)..] {
+                text.push_str("\n  ");
+                text.extend(line.chars().filter(|character| !character.is_control()));
+            }
+        }
+        if text.is_empty() {
+            "\n  (nothing)".into()
+        } else {
+            text
+        }
+    }
+
+    /// Ends both programs.
+    pub(crate) fn stop(&mut self) {
+        end(&mut self.qemu);
+        end(&mut self.files);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Kills and reaps; a child that has ended already is no error.
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+fn options(memory_mib: u32) -> Vec<String> {
+    [
+        "-M",
+        "q35,memory-backend=memory",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-accel",
+        "tcg,thread=single",
+        "-smp",
+        "1",
+        "-cpu",
+        "max,la57=off",
+        "-m",
+        &format!("{memory_mib}"),
+        "-object",
+        &format!("memory-backend-memfd,id=memory,size={memory_mib}M,share=on"),
+        "-serial",
+        "chardev:log",
+        // First, so that init finds its ports as /dev/vport0p*.
+        "-device",
+        "virtio-serial-pci",
+        "-device",
+        "vhost-user-fs-pci,chardev=files,tag=root",
+    ]
+    .map(String::from)
+    .into()
+}
+
+/// Starts the file server.
+///
+/// `cache=always`: what L1 read once it keeps; the outer machine's files do not change under a run. Writes still go
+/// through at once. `announce_submounts`: a file on another file system keeps a device number of its own, so that two
+/// different files never look the same. `sandbox=chroot`: the other sandbox needs a mount namespace, which containers
+/// refuse, and the whole tree is shared anyway.
+fn file_server(listener: &UnixListener, log: &Path) -> Result<Child, RunError> {
+    let program = if sys::is_root() { VIRTIOFSD } else { "unshare" };
+    let mut command = Command::new(program);
+    if !sys::is_root() {
+        // The server switches user for every request; in a user namespace of its own it may.
+        command.args(["--user", "--map-root-user", VIRTIOFSD]);
+    }
+    command
+        .arg("-f")
+        .arg(format!("--fd={}", listener.as_raw_fd()));
+    command.args([
+        "-o",
+        "source=/,cache=always,sandbox=chroot,announce_submounts,flock",
+    ]);
+    if !Path::new(VIRTIOFSD).exists() {
+        return Err(RunError::MissingProgram { program: VIRTIOFSD });
+    }
+    let descriptor: BorrowedFd<'_> = listener.as_fd();
+    log_to(&mut command, log)
+        .and_then(|command| sys::spawn_bound(command, &[descriptor]))
+        .map_err(|source| missing_or(VIRTIOFSD, source))
+}
+
+fn log_to<'a>(command: &'a mut Command, log: &Path) -> io::Result<&'a mut Command> {
+    let log = File::create(log)?;
+    Ok(command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log))
+}
+
+fn missing_or(program: &'static str, source: io::Error) -> RunError {
+    if source.kind() == io::ErrorKind::NotFound {
+        RunError::MissingProgram { program }
+    } else {
+        RunError::Start {
+            what: program,
+            source,
+        }
+    }
+}
+
+/// An option of QEMU that ends in a path: a comma in it is doubled.
+fn with_path(option: &str, path: &Path) -> OsString {
+    let mut bytes = option.as_bytes().to_vec();
+    for &byte in path.as_os_str().as_bytes() {
+        bytes.push(byte);
+        if byte == b',' {
+            bytes.push(b',');
+        }
+    }
+    OsString::from_vec(bytes)
+}

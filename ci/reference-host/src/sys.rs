@@ -1,0 +1,118 @@
+//! The few system calls that the standard library lacks. All `unsafe` code of this crate is here.
+
+use std::io;
+use std::mem;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// Starts a child that dies with this thread, in a process group of its own (the terminal's Ctrl-C is ours to handle),
+/// and that inherits `files` under the numbers they have here.
+pub(crate) fn spawn_bound(command: &mut Command, files: &[BorrowedFd<'_>]) -> io::Result<Child> {
+    let files: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+    command.process_group(0);
+    // SAFETY: between fork and exec the closure only makes system calls that are async-signal-safe, and allocates nothing.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            for &file in &files {
+                if libc::fcntl(file, libc::F_SETFD, 0) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+    command.spawn()
+}
+
+/// Waits until one of two files is readable or at its end; says which are.
+pub(crate) fn wait_readable(
+    first: BorrowedFd<'_>,
+    second: BorrowedFd<'_>,
+) -> io::Result<(bool, bool)> {
+    let entry = |file: BorrowedFd<'_>| libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let mut entries = [entry(first), entry(second)];
+    loop {
+        // SAFETY: the pointer and the length describe `entries`, which outlives the call.
+        let ready = unsafe { libc::poll(entries.as_mut_ptr(), 2, -1) };
+        if ready >= 0 {
+            return Ok((entries[0].revents != 0, entries[1].revents != 0));
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+/// The last signal that asked this process to end while a [`SignalGuard`] was alive; 0 when none did.
+static PENDING: AtomicI32 = AtomicI32::new(0);
+
+const SIGNALS: [i32; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+extern "C" fn note_signal(signal: i32) {
+    PENDING.store(signal, Ordering::Relaxed);
+}
+
+/// While it lives, Ctrl-C and its like are noted and not obeyed, so that the run can clean up. What was there before
+/// is put back at the end; a signal that was ignored stays ignored.
+pub(crate) struct SignalGuard {
+    before: Vec<(i32, libc::sigaction)>,
+}
+
+impl SignalGuard {
+    pub(crate) fn new() -> Self {
+        PENDING.store(0, Ordering::Relaxed);
+        let mut before = Vec::new();
+        for signal in SIGNALS {
+            // SAFETY: all zeroes is a valid `sigaction`: default action, empty mask, no flags.
+            let mut old: libc::sigaction = unsafe { mem::zeroed() };
+            // SAFETY: a null new action only reads the present one into `old`.
+            unsafe { libc::sigaction(signal, ptr::null(), &raw mut old) };
+            if old.sa_sigaction == libc::SIG_IGN {
+                continue;
+            }
+            let handler: extern "C" fn(i32) = note_signal;
+            // SAFETY: as above, all zeroes is valid.
+            let mut new: libc::sigaction = unsafe { mem::zeroed() };
+            new.sa_sigaction = handler as libc::sighandler_t;
+            new.sa_flags = libc::SA_RESTART;
+            // SAFETY: the handler stores to an atomic and does nothing else, so it may run at any time.
+            unsafe { libc::sigaction(signal, &raw const new, ptr::null_mut()) };
+            before.push((signal, old));
+        }
+        Self { before }
+    }
+
+    /// The signal that came, if one did.
+    pub(crate) fn pending(&self) -> Option<i32> {
+        match PENDING.load(Ordering::Relaxed) {
+            0 => None,
+            signal => Some(signal),
+        }
+    }
+}
+
+impl Drop for SignalGuard {
+    fn drop(&mut self) {
+        for (signal, old) in &self.before {
+            // SAFETY: `old` is what the kernel gave for this signal, handler and flags included.
+            unsafe { libc::sigaction(*signal, &raw const *old, ptr::null_mut()) };
+        }
+    }
+}
+
+/// Whether this process is root.
+pub(crate) fn is_root() -> bool {
+    // SAFETY: the call has no arguments and cannot fail.
+    unsafe { libc::geteuid() == 0 }
+}
