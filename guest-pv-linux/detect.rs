@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Detection: CPUID block, boot-info page, facilities.
+//!
+//! # How it works
+//!
+//! The block may start at any base `0x4000_0000 + n * 0x100`. Bases are tried in order and the
+//! first hit ends the search: behind a host every CPUID is an exit. The boot-info page has all
+//! that leaf base + 1 has, so that leaf is not read.
+//!
+//! What the host says is checked here and then copied; nothing reads the page again.
+
+use crate::{
+    abi::{boot_info::*, call::CallResult, clock::ClockInfo, console::ConsoleInfo, registry::*},
+    call::Doorbell,
+    clock, console, kernel_c,
+    once::Once,
+    shared_page::SharedRange,
+};
+use core::mem::{offset_of, size_of};
+use kernel::prelude::*;
+
+/// Bases that are tried. The specification allows more, but a host that hides its block so far
+/// back has no reason to, and each base costs an exit.
+const BASES: u32 = 16;
+
+/// The host, as detection found it.
+pub(crate) struct Host {
+    doorbell: Doorbell,
+    /// The boot-info page, checked; parts beyond its `size` are zero.
+    pub(crate) info: BootInfo,
+}
+
+static HOST: Once<Host> = Once::new();
+
+/// The host, `None` where there is no Paravane host.
+pub(crate) fn host() -> Option<&'static Host> {
+    HOST.get()
+}
+
+impl Host {
+    /// Makes a call, see [`Doorbell::call`].
+    ///
+    /// # Safety
+    ///
+    /// As for [`Doorbell::call`].
+    pub(crate) unsafe fn call(&self, id: u32, arguments: [u64; 3]) -> CallResult {
+        // SAFETY: The requirement is the same.
+        unsafe { self.doorbell.call(id, arguments) }
+    }
+}
+
+/// CPUID leaf `leaf`.
+fn cpuid(leaf: u32) -> [u32; 4] {
+    let mut registers = [0; 4];
+    // SAFETY: `registers` has room for the four.
+    unsafe { kernel_c::paravane_cpuid(leaf, registers.as_mut_ptr()) };
+    registers
+}
+
+/// The base of the Paravane block.
+fn cpuid_base() -> Option<u32> {
+    (0..BASES)
+        .map(|n| CPUID_BASE_FIRST + n * CPUID_BASE_STEP)
+        .find(|base| {
+            let [last, ebx, ecx, edx] = cpuid(base + CPUID_LEAF_SIGNATURE);
+            [ebx, ecx, edx] == [CPUID_SIGNATURE_EBX, CPUID_SIGNATURE_ECX, CPUID_SIGNATURE_EDX]
+                && last >= base + CPUID_LEAF_BOOT
+        })
+}
+
+/// Reads and checks the boot-info page; the doorbell port is in its low 16 bits.
+#[link_section = ".init.text"]
+fn read_boot_info(address: u64, port: u32) -> Option<BootInfo> {
+    let Some(page) = SharedRange::new(address, PAGE_SIZE as u64) else {
+        pr_warn!("boot-info page at {address:#x} is not in reserved memory below 1 MiB\n");
+        return None;
+    };
+    // SAFETY: Any bytes make a valid `BootInfo`: it has integers only.
+    let mut info: BootInfo = unsafe { page.read(0) };
+    let size = info.size as usize;
+
+    if info.magic != BOOT_INFO_MAGIC || size < offset_of!(BootInfo, clock) || size > PAGE_SIZE {
+        pr_warn!("boot-info page: magic {:#x}, size {size}\n", info.magic);
+        return None;
+    }
+    if info.doorbell_port != port || port > 0xffff || info.transports & TRANSPORT_DOORBELL == 0 {
+        pr_warn!(
+            "doorbell port {port:#x} in CPUID, {:#x} in the boot-info page, transports {:#x}\n",
+            info.doorbell_port,
+            info.transports
+        );
+        return None;
+    }
+    if !info.has(FACILITY_BASE) {
+        pr_warn!("facility base is missing: {:#x}\n", info.facilities);
+        return None;
+    }
+    if size < offset_of!(BootInfo, clock) + size_of::<ClockInfo>() {
+        info.clock = ClockInfo::default();
+    }
+    if size < offset_of!(BootInfo, console) + size_of::<ConsoleInfo>() {
+        info.console = ConsoleInfo::default();
+    }
+    Some(info)
+}
+
+/// Looks for a Paravane host: the base of its CPUID block, or 0.
+///
+/// Called once, by the boot processor, from `x86_hyper_paravane.detect`.
+#[no_mangle]
+#[link_section = ".init.text"]
+extern "C" fn paravane_detect() -> u32 {
+    let Some(base) = cpuid_base() else {
+        return 0;
+    };
+    let [low, high, port, _] = cpuid(base + CPUID_LEAF_BOOT);
+    let Some(info) = read_boot_info(u64::from(high) << 32 | u64::from(low), port) else {
+        pr_err!("found a Paravane host that cannot be used; booting as on bare hardware\n");
+        return 0;
+    };
+    // SAFETY: The signature is there, and CPUID and the boot-info page agree about the port,
+    // which is at most 0xffff.
+    let doorbell = unsafe { Doorbell::new(port as u16) };
+    // SAFETY: Only the boot processor runs, and it calls this function once.
+    unsafe { HOST.set(Host { doorbell, info }) };
+    // SAFETY: As above.
+    unsafe {
+        clock::init(&info);
+        console::init(&info);
+    }
+    base
+}
+
+/// Processors of the machine, at least one.
+#[no_mangle]
+extern "C" fn paravane_vcpu_count() -> u32 {
+    host().map_or(1, |host| host.info.vcpu_count.max(1))
+}

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What `paravane.ko` shows, as numbers. `helpers.c` exports the two functions.
+
+use crate::{call, console, detect::host};
+
+/// Value number `which` for `paravane.ko`: 0 whether there is a Paravane host, 1 ABI version,
+/// 2 facility word, 3 transport bits, 4 generation, 5 doorbells saved.
+#[no_mangle]
+extern "C" fn paravane_rust_value(which: u32) -> u64 {
+    let Some(host) = host() else {
+        return 0;
+    };
+    match which {
+        0 => 1,
+        1 => u64::from(host.info.version),
+        2 => host.info.facilities,
+        3 => u64::from(host.info.transports),
+        4 => host.info.generation,
+        5 => console::doorbells_saved(),
+        _ => 0,
+    }
+}
+
+/// How often call number `index` of `abi::call::CALLS` was made.
+#[no_mangle]
+extern "C" fn paravane_rust_call_count(index: u32) -> u64 {
+    call::count(index as usize)
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The C functions that this crate calls; prototypes and reasons are in `paravane.h` and
+//! `helpers.c`. All structures stay on the C side.
+
+use core::ffi::c_void;
+
+extern "C" {
+    /// CPUID leaf `leaf`, subleaf 0: EAX, EBX, ECX, EDX.
+    pub(crate) fn paravane_cpuid(leaf: u32, registers: *mut u32);
+    /// The time stamp counter.
+    pub(crate) fn paravane_rdtsc() -> u64;
+    /// Kernel virtual address of a guest physical address below 1 MiB.
+    pub(crate) fn paravane_va(address: u64) -> *mut c_void;
+    /// Guest physical address of a static object of the kernel.
+    pub(crate) fn paravane_pa(pointer: *const c_void) -> u64;
+    /// Whether the memory map reports the whole range as reserved. Only during boot.
+    pub(crate) fn paravane_is_reserved(address: u64, size: u64) -> bool;
+    /// Takes the lock of the output ring, interrupts off; false where a dying kernel must not wait
+    /// for it.
+    pub(crate) fn paravane_lock_output(flags: *mut usize) -> bool;
+    /// Releases the lock of the output ring.
+    pub(crate) fn paravane_unlock_output(flags: usize);
+    /// APIC id of this processor.
+    pub(crate) fn paravane_apic_id() -> u32;
+    /// RIP, RSP, CR2 and CR3 of what failed.
+    pub(crate) fn paravane_crash_registers(registers: *mut u64);
+    /// Return addresses of what failed, innermost first; how many.
+    pub(crate) fn paravane_crash_backtrace(entries: *mut u64, max: u32) -> u32;
+    /// The newest messages of the kernel log that fit; how many bytes.
+    pub(crate) fn paravane_crash_log(buffer: *mut u8, size: u32) -> u32;
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What helpers.c and the Rust files of this folder call of each other. The
+ * Rust declarations of the same functions are in kernel_c.rs.
+ */
+#ifndef PARAVANE_H
+#define PARAVANE_H
+
+#include <linux/types.h>
+
+struct dentry;
+struct seq_file;
+
+/* Implemented in Rust. */
+
+u32 paravane_detect(void);
+bool paravane_has_clock(void);
+bool paravane_has_console(void);
+u32 paravane_vcpu_count(void);
+
+void paravane_power_off(void);
+void paravane_restart(char *command);
+void paravane_emergency_restart(void);
+
+unsigned long paravane_tsc_khz(void);
+u64 paravane_apic_timer_hz(void);
+bool paravane_tsc_reliable(void);
+u64 paravane_wall_ns(void);
+
+void paravane_console_print(const char *bytes, unsigned int count);
+ssize_t paravane_console_put(u32 vtermno, const u8 *bytes, size_t count);
+ssize_t paravane_console_get(u32 vtermno, u8 *bytes, size_t count);
+bool paravane_console_listen(u32 vector, u32 apic_id);
+
+void paravane_crash(const char *message);
+
+u64 paravane_rust_value(u32 which);
+u64 paravane_rust_call_count(u32 index);
+
+/* Implemented in helpers.c. */
+
+void paravane_cpuid(u32 leaf, u32 registers[4]);
+u64 paravane_rdtsc(void);
+void *paravane_va(u64 address);
+u64 paravane_pa(const void *pointer);
+bool paravane_is_reserved(u64 address, u64 size);
+bool paravane_lock_output(unsigned long *flags);
+void paravane_unlock_output(unsigned long flags);
+u32 paravane_apic_id(void);
+void paravane_crash_registers(u64 registers[4]);
+u32 paravane_crash_backtrace(u64 *entries, u32 max);
+u32 paravane_crash_log(char *buffer, u32 size);
+
+/* Exported to paravane.ko. */
+
+u64 paravane_value(u32 which);
+u64 paravane_call_count(u32 index);
+struct dentry *paravane_debugfs_dir(void);
+bool paravane_debugfs_file(struct dentry *dir, const char *name,
+			   void (*show)(struct seq_file *file));
+void paravane_debugfs_remove(struct dentry *dir);
+void paravane_seq_write(struct seq_file *file, const void *bytes, size_t count);
+
+#endif
