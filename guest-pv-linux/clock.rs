@@ -38,7 +38,10 @@ pub(crate) unsafe fn init(info: &BootInfo) {
     }
     // The kernel has it per tick in 32 bits, and finds it out by itself where it is zero.
     if clock.apic_timer_hz > u64::from(u32::MAX) {
-        pr_warn!("clock: LAPIC timer of {} Hz is ignored\n", clock.apic_timer_hz);
+        pr_warn!(
+            "clock: LAPIC timer of {} Hz is ignored\n",
+            clock.apic_timer_hz
+        );
         clock.apic_timer_hz = 0;
     }
     // SAFETY: By the function's requirement.
@@ -54,7 +57,9 @@ extern "C" fn paravane_has_clock() -> bool {
 /// TSC frequency in kHz, 0 without the facility.
 #[no_mangle]
 extern "C" fn paravane_tsc_khz() -> usize {
-    CLOCK.get().map_or(0, |clock| (clock.tsc_hz / 1000) as usize)
+    CLOCK
+        .get()
+        .map_or(0, |clock| (clock.tsc_hz / 1000) as usize)
 }
 
 /// Frequency of the LAPIC timer with divide configuration 1, Hz; 0 where it is not known.

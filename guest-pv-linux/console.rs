@@ -264,11 +264,7 @@ unsafe extern "C" fn paravane_console_print(bytes: *const u8, count: u32) {
 ///
 /// `bytes` points to `count` bytes.
 #[no_mangle]
-unsafe extern "C" fn paravane_console_put(
-    _vtermno: u32,
-    bytes: *const u8,
-    count: usize,
-) -> isize {
+unsafe extern "C" fn paravane_console_put(_vtermno: u32, bytes: *const u8, count: usize) -> isize {
     let Some(console) = CONSOLE.get() else {
         return 0;
     };
@@ -287,11 +283,7 @@ unsafe extern "C" fn paravane_console_put(
 ///
 /// `bytes` points to `count` bytes that nobody else uses.
 #[no_mangle]
-unsafe extern "C" fn paravane_console_get(
-    _vtermno: u32,
-    bytes: *mut u8,
-    count: usize,
-) -> isize {
+unsafe extern "C" fn paravane_console_get(_vtermno: u32, bytes: *mut u8, count: usize) -> isize {
     let Some(console) = CONSOLE.get() else {
         return 0;
     };

@@ -51,8 +51,7 @@ fn fill(record: &mut CrashRecord, message: &[u8]) {
 
     let entries = record.backtrace.as_mut_ptr();
     // SAFETY: `entries` has room for that many.
-    let count =
-        unsafe { kernel_c::paravane_crash_backtrace(entries, CRASH_BACKTRACE_MAX as u32) };
+    let count = unsafe { kernel_c::paravane_crash_backtrace(entries, CRASH_BACKTRACE_MAX as u32) };
     record.backtrace_len = count.min(CRASH_BACKTRACE_MAX as u32);
 
     let length = message.len().min(CRASH_MESSAGE_MAX);

@@ -64,7 +64,12 @@ fn cpuid_base() -> Option<u32> {
         .map(|n| CPUID_BASE_FIRST + n * CPUID_BASE_STEP)
         .find(|base| {
             let [last, ebx, ecx, edx] = cpuid(base + CPUID_LEAF_SIGNATURE);
-            [ebx, ecx, edx] == [CPUID_SIGNATURE_EBX, CPUID_SIGNATURE_ECX, CPUID_SIGNATURE_EDX]
+            [ebx, ecx, edx]
+                == [
+                    CPUID_SIGNATURE_EBX,
+                    CPUID_SIGNATURE_ECX,
+                    CPUID_SIGNATURE_EDX,
+                ]
                 && last >= base + CPUID_LEAF_BOOT
         })
 }
