@@ -1,0 +1,57 @@
+//! The record of the machine on which a result was taken: what a reader needs to judge the numbers.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::sample::SUITE;
+
+/// The first value of `key` in a file of `key : value` lines.
+fn field(file: &str, key: &str) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?;
+    let line = text
+        .lines()
+        .find(|line| line.split(':').next().map(str::trim) == Some(key))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+fn content(file: &str) -> Option<String> {
+    fs::read_to_string(file)
+        .ok()
+        .map(|text| text.trim().to_owned())
+}
+
+/// Describes this machine. `host` is its class; `kernels` are the guests' kernels, whose manifests are taken over.
+#[must_use]
+pub fn record(host: &str, seed: u64, kernels: &[&Path]) -> Value {
+    let manifests: Vec<Value> = kernels
+        .iter()
+        .map(|kernel| {
+            let manifest = kernel.parent().map(|folder| folder.join("manifest.json"));
+            let manifest = manifest.and_then(|path| fs::read(path).ok());
+            let manifest: Option<Value> = manifest.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let bytes = fs::metadata(kernel).map(|meta| meta.len()).ok();
+            json!({ "kernel": kernel.file_name().map(|name| name.to_string_lossy()), "bytes": bytes, "manifest": manifest })
+        })
+        .collect();
+    let seconds = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs());
+    json!({
+        "suite": SUITE,
+        "record": "machine",
+        "host": host,
+        "seed": seed,
+        "unix_time": seconds,
+        "cpu": field("/proc/cpuinfo", "model name"),
+        "microcode": field("/proc/cpuinfo", "microcode"),
+        "cpus": std::thread::available_parallelism().ok().map(std::num::NonZero::get),
+        "memory": field("/proc/meminfo", "MemTotal"),
+        "kernel": content("/proc/sys/kernel/osrelease"),
+        "clocksource": content("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        "governor": content("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "paravane": env!("CARGO_PKG_VERSION"),
+        "guest_kernels": manifests,
+    })
+}

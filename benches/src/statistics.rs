@@ -1,0 +1,138 @@
+//! Medians, and the interval of a paired ratio.
+
+/// How often the bootstrap draws the launches anew.
+const RESAMPLES: usize = 10_000;
+
+/// The launches that an interval needs before it means anything.
+pub const MEANINGFUL_LAUNCHES: usize = 5;
+
+/// The middle of the values: the mean of the two middle ones of an even number, `None` of none.
+#[must_use]
+pub fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let upper = *sorted.get(sorted.len() / 2)?;
+    if sorted.len() % 2 == 1 {
+        return Some(upper);
+    }
+    let lower = *sorted.get(sorted.len() / 2 - 1)?;
+    Some(f64::midpoint(lower, upper))
+}
+
+/// A ratio of two medians, with its 95 % interval.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ratio {
+    /// Median of the arm by median of the base.
+    pub value: f64,
+    /// The 2.5 % quantile of the bootstrap.
+    pub low: f64,
+    /// The 97.5 % quantile of the bootstrap.
+    pub high: f64,
+    /// How many pairs there were.
+    pub pairs: usize,
+}
+
+/// The ratio of the medians of `(base, arm)` pairs, and its interval by the percentile bootstrap: the *pairs* are
+/// drawn anew with replacement, so that what two launches of one pair have in common stays in common.
+///
+/// `None` without a pair, or when the base's median is zero.
+#[must_use]
+pub fn paired_ratio(pairs: &[(f64, f64)], seed: u64) -> Option<Ratio> {
+    let of = |pairs: &[(f64, f64)]| {
+        let base: Vec<f64> = pairs.iter().map(|(base, _)| *base).collect();
+        let arm: Vec<f64> = pairs.iter().map(|(_, arm)| *arm).collect();
+        let base = median(&base).filter(|base| *base != 0.0)?;
+        Some(median(&arm)? / base)
+    };
+    let value = of(pairs)?;
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut drawn = Vec::with_capacity(pairs.len());
+    // A draw of zeroes only has no ratio; it can come when most pairs have a base of zero.
+    let mut ratios: Vec<f64> = (0..RESAMPLES)
+        .filter_map(|_| {
+            drawn.clear();
+            drawn.extend(pairs.iter().filter_map(|_| random.choice(pairs)));
+            of(&drawn)
+        })
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    let quantile = |per_mille: usize| {
+        ratios
+            .get(ratios.len().saturating_sub(1) * per_mille / 1000)
+            .copied()
+    };
+    Some(Ratio {
+        value,
+        low: quantile(25)?,
+        high: quantile(975)?,
+        pairs: pairs.len(),
+    })
+}
+
+/// A count or a time as a number to reckon with.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "statistics: 53 bits are 104 days in nanoseconds"
+)]
+#[must_use]
+pub const fn float(value: u64) -> f64 {
+    value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_of_odd_even_and_none() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 3.0, 2.0]), Some(2.5));
+        assert_eq!(median(&[]), None);
+    }
+
+    #[test]
+    fn ratio_of_pairs_without_spread_has_an_interval_without_width() {
+        let ratio = paired_ratio(&[(10.0, 5.0); 6], 1).unwrap();
+        assert_eq!(
+            ratio,
+            Ratio {
+                value: 0.5,
+                low: 0.5,
+                high: 0.5,
+                pairs: 6
+            }
+        );
+    }
+
+    /// For two pairs the bootstrap can be reckoned by hand: both draws the first pair (a quarter), both the second (a
+    /// quarter), one of each (a half). The extremes have a quarter each, so that both quantiles lie on them.
+    #[test]
+    fn two_pairs_give_the_extremes() {
+        let ratio = paired_ratio(&[(1.0, 1.0), (1.0, 3.0)], 7).unwrap();
+        assert_eq!((ratio.value, ratio.low, ratio.high), (2.0, 1.0, 3.0));
+    }
+
+    /// The bootstrap of a median needs no drawing to be known (Efron): the median of nine draws from nine values is at
+    /// most the k-th when at least five draws are, which is binomial. P(Bin(9, 1/9) >= 5) is 0.001 and
+    /// P(Bin(9, 2/9) >= 5) is 0.030, so that the 2.5 % quantile is the second value, and the 97.5 % one the eighth.
+    #[test]
+    fn nine_pairs_give_the_order_statistics_of_the_binomial() {
+        let pairs: Vec<(f64, f64)> = (1..=9_u32).map(|n| (1.0, f64::from(n))).collect();
+        let ratio = paired_ratio(&pairs, 42).unwrap();
+        assert_eq!((ratio.value, ratio.low, ratio.high), (5.0, 2.0, 8.0));
+    }
+
+    #[test]
+    fn the_seed_decides() {
+        let pairs: Vec<(f64, f64)> = (1..=20_u32)
+            .map(|n| (f64::from(n), f64::from(40 - n)))
+            .collect();
+        assert_eq!(paired_ratio(&pairs, 3), paired_ratio(&pairs, 3));
+    }
+
+    #[test]
+    fn no_pairs_or_a_base_of_zero_have_no_ratio() {
+        assert_eq!(paired_ratio(&[], 1), None);
+        assert_eq!(paired_ratio(&[(0.0, 1.0)], 1), None);
+    }
+}

@@ -1,0 +1,601 @@
+//! The paired table, made from raw samples alone.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, LineStyle, Table, TableStyle, presets};
+
+use crate::sample::Samples;
+use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, median, paired_ratio};
+
+/// How a table looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Lines for a terminal.
+    Terminal,
+    /// Markdown, for a report.
+    Markdown,
+}
+
+/// What the table is about.
+#[derive(Clone, Debug)]
+pub struct Heading {
+    /// The arms; ratios are to the first.
+    pub arms: Vec<String>,
+    /// The class of the host.
+    pub host: String,
+    /// The seed of the order.
+    pub seed: u64,
+    /// What one exit to the VMM costs on this host, if known.
+    pub exit_cost_ns: Option<u64>,
+}
+
+/// How a number is written.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Time,
+    Count,
+}
+
+/// The numbers of one row: by arm, then by launch.
+type Numbers = BTreeMap<String, BTreeMap<u32, f64>>;
+
+struct Row {
+    label: String,
+    kind: Kind,
+    numbers: Numbers,
+}
+
+/// A row's label and metric.
+type Line = (&'static str, &'static str, Kind);
+
+/// A line above, below, and under the heading.
+const TERMINAL: TableStyle = TableStyle::new()
+    .top_border(LineStyle::none().fill('─').junction('─'))
+    .header_separator(LineStyle::none().fill('─').junction('─'))
+    .bottom_border(LineStyle::none().fill('─').junction('─'));
+
+const BOOT_ROWS: [Line; 10] = [
+    ("boot to init", "boot_to_init_ns", Kind::Time),
+    (
+        "· before the kernel's clock",
+        "phase_before_clock_ns",
+        Kind::Time,
+    ),
+    ("· memory, first interrupts", "phase_setup_ns", Kind::Time),
+    ("· APIC, CPUs", "phase_cpu_ns", Kind::Time),
+    ("· drivers, initramfs", "phase_drivers_ns", Kind::Time),
+    ("· last steps", "phase_last_ns", Kind::Time),
+    ("exits to init", "exits_to_init", Kind::Count),
+    ("· of these to the VMM", "user_exits_to_init", Kind::Count),
+    ("console bytes to init", "console_out_bytes", Kind::Count),
+    ("the VMM's own set-up", "setup_ns", Kind::Time),
+];
+
+/// Rows of the whole run by reason: the prefix of their metrics and what stands before the reason.
+const REASONS: [(&str, &str); 3] = [
+    ("user_exits_", "exits to the VMM: "),
+    ("kvm_", "KVM counts: "),
+    ("hypercalls_", "calls: "),
+];
+
+/// Draws everything: a table a job, then what it means.
+#[must_use]
+pub fn draw(samples: &Samples, heading: &Heading, look: Look) -> String {
+    let mut out = String::new();
+    let jobs: [(&str, &str); 4] = [
+        (
+            "boot",
+            "Boot with the kernel's normal messages on the console",
+        ),
+        ("boot-quiet", "Boot with `quiet`"),
+        ("console", "Console workload"),
+        ("syscall", "System-call workload"),
+    ];
+    for (job, title) in jobs.into_iter().filter(|(job, _)| samples.has(job)) {
+        let mark = if look == Look::Markdown { "## " } else { "" };
+        let _ = writeln!(out, "{mark}{title}\n");
+        let rows = rows(samples, job);
+        let _ = writeln!(out, "{}\n", job_table(&rows, samples, job, heading, look));
+        if job.starts_with("boot") {
+            for line in accounts(samples, job, heading) {
+                let _ = writeln!(out, "{line}\n");
+            }
+        }
+    }
+    let launches = launches(samples);
+    let _ = writeln!(
+        out,
+        "Medians; ratios to `{}` with their 95 % interval (paired bootstrap over launches). Host class `{}`, seed {}.",
+        heading.arms.first().map_or("", String::as_str),
+        heading.host,
+        heading.seed,
+    );
+    if launches.values().any(|count| *count < MEANINGFUL_LAUNCHES) {
+        let _ = writeln!(
+            out,
+            "With fewer than {MEANINGFUL_LAUNCHES} pairs an interval is not meaningful and is not given."
+        );
+    }
+    out
+}
+
+/// How many launches the best-served arm of each job has.
+fn launches(samples: &Samples) -> BTreeMap<&'static str, usize> {
+    let metrics = [
+        ("boot", "boot_to_init_ns"),
+        ("boot-quiet", "boot_to_init_ns"),
+        ("console", "console_ns"),
+        ("syscall", "syscall_ns"),
+    ];
+    let count = |job, metric| {
+        samples
+            .values(job, metric)
+            .map(|by_arm| by_arm.values().map(BTreeMap::len).max().unwrap_or(0))
+    };
+    metrics
+        .into_iter()
+        .filter_map(|(job, metric)| Some((job, count(job, metric)?)))
+        .collect()
+}
+
+fn numbers(samples: &Samples, job: &str, metric: &str) -> Option<Numbers> {
+    let values = samples.values(job, metric)?;
+    let floats = |launches: &BTreeMap<u32, u64>| {
+        launches
+            .iter()
+            .map(|(n, value)| (*n, float(*value)))
+            .collect()
+    };
+    Some(
+        values
+            .iter()
+            .map(|(arm, launches)| (arm.clone(), floats(launches)))
+            .collect(),
+    )
+}
+
+/// One metric by another, launch by launch; launches where the other is zero are left out.
+fn quotient(samples: &Samples, job: &str, above: &str, below: &str) -> Option<Numbers> {
+    let (above, below) = (numbers(samples, job, above)?, numbers(samples, job, below)?);
+    let quotients = above.into_iter().filter_map(|(arm, above)| {
+        let below = below.get(&arm)?;
+        let of = |n: &u32, above: f64| {
+            below
+                .get(n)
+                .filter(|below| **below != 0.0)
+                .map(|below| above / below)
+        };
+        let by_launch: BTreeMap<u32, f64> = above
+            .iter()
+            .filter_map(|(n, above)| Some((*n, of(n, *above)?)))
+            .collect();
+        Some((arm, by_launch))
+    });
+    Some(quotients.collect())
+}
+
+fn rows(samples: &Samples, job: &str) -> Vec<Row> {
+    let mut rows = Vec::new();
+    let mut push = |label: String, kind, numbers: Option<Numbers>| {
+        if let Some(numbers) = numbers {
+            rows.push(Row {
+                label,
+                kind,
+                numbers,
+            });
+        }
+    };
+    match job {
+        "boot" | "boot-quiet" => {
+            for (label, metric, kind) in BOOT_ROWS {
+                push(label.to_owned(), kind, numbers(samples, job, metric));
+            }
+            if job == "boot" {
+                push(
+                    "whole run, to power off: exits".to_owned(),
+                    Kind::Count,
+                    numbers(samples, job, "exits_whole_run"),
+                );
+                for (prefix, before) in REASONS {
+                    for metric in samples.metrics(job, prefix) {
+                        let reason = metric.trim_start_matches(prefix);
+                        push(
+                            format!("· {before}{reason}"),
+                            Kind::Count,
+                            numbers(samples, job, metric),
+                        );
+                    }
+                }
+            }
+        }
+        "console" => {
+            push(
+                "bytes that arrived".into(),
+                Kind::Count,
+                numbers(samples, job, "console_out_bytes"),
+            );
+            push(
+                "time".into(),
+                Kind::Time,
+                numbers(samples, job, "console_ns"),
+            );
+            push(
+                "exits".into(),
+                Kind::Count,
+                numbers(samples, job, "console_exits"),
+            );
+            push(
+                "· of these to the VMM".into(),
+                Kind::Count,
+                numbers(samples, job, "console_user_exits"),
+            );
+            push(
+                "bytes per exit".into(),
+                Kind::Count,
+                quotient(samples, job, "console_out_bytes", "console_exits"),
+            );
+        }
+        _ => {
+            push(
+                "time".into(),
+                Kind::Time,
+                numbers(samples, job, "syscall_ns"),
+            );
+            push(
+                "time per call".into(),
+                Kind::Time,
+                quotient(samples, job, "syscall_ns", "syscall_count"),
+            );
+            push(
+                "exits".into(),
+                Kind::Count,
+                numbers(samples, job, "syscall_exits"),
+            );
+        }
+    }
+    rows
+}
+
+/// The ratio of an arm to the base over the launches that both have.
+fn ratio(numbers: &Numbers, base: &str, arm: &str, seed: u64) -> Option<Ratio> {
+    let (base, arm) = (numbers.get(base)?, numbers.get(arm)?);
+    let pairs: Vec<(f64, f64)> = base
+        .iter()
+        .filter_map(|(launch, base)| Some((*base, *arm.get(launch)?)))
+        .collect();
+    paired_ratio(&pairs, seed)
+}
+
+fn middle(numbers: &Numbers, arm: &str) -> Option<f64> {
+    median(&numbers.get(arm)?.values().copied().collect::<Vec<_>>())
+}
+
+fn job_table(rows: &[Row], samples: &Samples, job: &str, heading: &Heading, look: Look) -> String {
+    let mut table = Table::new();
+    table.load_style(match look {
+        Look::Terminal => TERMINAL,
+        Look::Markdown => presets::ASCII_MARKDOWN,
+    });
+    let Some((base, others)) = heading.arms.split_first() else {
+        return String::new();
+    };
+    let mut header = vec![String::new(), base.clone()];
+    for arm in others {
+        header.extend([arm.clone(), format!("{arm}/{base}"), "95 %".to_owned()]);
+    }
+    let columns = header.len();
+    table.set_header(header);
+    for row in rows {
+        let cell = |arm: &str| {
+            middle(&row.numbers, arm).map_or_else(|| "–".to_owned(), |value| write(value, row.kind))
+        };
+        let mut cells = vec![row.label.clone(), cell(base)];
+        for arm in others {
+            let ratio = ratio(&row.numbers, base, arm, heading.seed);
+            cells.push(cell(arm));
+            cells.push(ratio.map_or_else(|| "–".to_owned(), |ratio| significant(ratio.value)));
+            cells.push(match ratio {
+                Some(r) if r.pairs >= MEANINGFUL_LAUNCHES => {
+                    format!("{}–{}", significant(r.low), significant(r.high))
+                }
+                Some(r) => format!("n = {}", r.pairs),
+                None => "–".to_owned(),
+            });
+        }
+        table.add_row(cells);
+    }
+    let main = rows.first();
+    let mut cells = vec!["launches".to_owned()];
+    for (index, arm) in heading.arms.iter().enumerate() {
+        let count = main
+            .and_then(|row| row.numbers.get(arm))
+            .map_or(0, BTreeMap::len);
+        cells.push(count.to_string());
+        if index > 0 {
+            cells.extend([String::new(), String::new()]);
+        }
+    }
+    table.add_row(cells);
+    for column in 1..columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let mut out = table.trim_fmt();
+    for arm in &heading.arms {
+        let failures = samples.failures(job, arm);
+        if let Some(reason) = failures.first() {
+            let _ = write!(
+                out,
+                "\n\n{arm}: failed in {} launches: {reason}",
+                failures.len()
+            );
+        }
+    }
+    out
+}
+
+/// What the exits explain of a boot, and what they cannot.
+fn accounts(samples: &Samples, job: &str, heading: &Heading) -> Vec<String> {
+    let (Some(times), Some(exits)) = (
+        numbers(samples, job, "boot_to_init_ns"),
+        numbers(samples, job, "user_exits_to_init"),
+    ) else {
+        return Vec::new();
+    };
+    let Some((base, others)) = heading.arms.split_first() else {
+        return Vec::new();
+    };
+    let of = |arm: &str| Some((middle(&times, arm)?, middle(&exits, arm)?));
+    let mut lines = Vec::new();
+    for arm in others {
+        let (Some((base_time, base_exits)), Some((time, count))) = (of(base), of(arm)) else {
+            continue;
+        };
+        let (saved_time, saved_exits) = (base_time - time, base_exits - count);
+        if saved_exits <= 0.0 || saved_time <= 0.0 {
+            lines.push(format!(
+                "{arm} saves no exits to the VMM or no time against {base} here."
+            ));
+            continue;
+        }
+        let saved = format!(
+            "{arm} saves {} exits to the VMM and {} against {base}: {} an exit saved",
+            write(saved_exits, Kind::Count),
+            write(saved_time, Kind::Time),
+            write(saved_time / saved_exits, Kind::Time),
+        );
+        let Some(cost) = heading.exit_cost_ns.map(float) else {
+            lines.push(format!("{saved}."));
+            continue;
+        };
+        let predicted = saved_exits * cost;
+        let rest = (time - count * cost).max(0.0);
+        lines.push(format!(
+            "{saved}. One exit to the VMM costs {} on this host, so that these predict {} ({:.0} % of what was saved; \
+             the rest are exits that KVM answers itself and work that the guest no longer does). Of {arm}'s {}, {} \
+             ({:.0} %) are not exits to the VMM: guest instructions, and KVM's own exits.",
+            write(cost, Kind::Time),
+            write(predicted, Kind::Time),
+            100.0 * predicted / saved_time,
+            write(time, Kind::Time),
+            write(rest, Kind::Time),
+            100.0 * rest / time,
+        ));
+    }
+    lines
+}
+
+fn write(value: f64, kind: Kind) -> String {
+    match kind {
+        Kind::Time => {
+            let (scale, unit) = match value {
+                ns if ns >= 1e9 => (1e9, "s"),
+                ns if ns >= 1e6 => (1e6, "ms"),
+                ns if ns >= 1e3 => (1e3, "µs"),
+                _ => (1.0, "ns"),
+            };
+            format!("{} {unit}", significant(value / scale))
+        }
+        Kind::Count if value >= 1000.0 => thousands(&format!("{value:.0}")),
+        Kind::Count if value.fract() == 0.0 => format!("{value:.0}"),
+        Kind::Count => significant(value),
+    }
+}
+
+/// Three significant digits.
+fn significant(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1000.0 => thousands(&format!("{value:.0}")),
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        v if v >= 1.0 => format!("{value:.2}"),
+        v if v >= 0.1 => format!("{value:.3}"),
+        v if v >= 0.01 => format!("{value:.4}"),
+        v if v >= 0.001 => format!("{value:.5}"),
+        0.0 => "0".to_owned(),
+        _ => format!("{value:.2e}"),
+    }
+}
+
+fn thousands(digits: &str) -> String {
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0
+            && (digits.len() - index).is_multiple_of(3)
+            && digit.is_ascii_digit()
+            && !out.ends_with('-')
+        {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample::{Origin, Outcome, Sample};
+
+    fn add(samples: &mut Samples, job: &str, arm: &str, launch: u32, outcome: Outcome) {
+        let origin = Origin {
+            job: job.into(),
+            arm: arm.into(),
+            launch,
+            ..Origin::default()
+        };
+        samples.add(Sample { origin, outcome });
+    }
+
+    fn value(metric: &str, value: u64) -> Outcome {
+        Outcome::Value {
+            metric: metric.into(),
+            unit: String::new(),
+            value,
+        }
+    }
+
+    fn heading(exit_cost_ns: Option<u64>) -> Heading {
+        Heading {
+            arms: vec!["full".into(), "para".into()],
+            host: "reference".into(),
+            seed: 1,
+            exit_cost_ns,
+        }
+    }
+
+    fn boots(launches: u32) -> Samples {
+        let mut samples = Samples::default();
+        for launch in 1..=launches {
+            for (arm, time, exits) in [
+                ("full", 5_000_000_000, 20_000),
+                ("para", 2_000_000_000, 500),
+            ] {
+                add(
+                    &mut samples,
+                    "boot",
+                    arm,
+                    launch,
+                    value("boot_to_init_ns", time),
+                );
+                add(
+                    &mut samples,
+                    "boot",
+                    arm,
+                    launch,
+                    value("user_exits_to_init", exits),
+                );
+            }
+        }
+        samples
+    }
+
+    #[test]
+    fn a_row_has_both_medians_the_ratio_and_its_interval() {
+        let text = draw(&boots(6), &heading(None), Look::Markdown);
+        let row = text
+            .lines()
+            .find(|line| line.contains("boot to init"))
+            .unwrap();
+        let cells: Vec<&str> = row
+            .split('|')
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty())
+            .collect();
+        assert_eq!(
+            cells,
+            ["boot to init", "5.00 s", "2.00 s", "0.400", "0.400–0.400"]
+        );
+        assert!(text.contains("154 µs an exit saved"), "{text}");
+        assert!(!text.contains("not meaningful"), "{text}");
+    }
+
+    #[test]
+    fn few_launches_have_no_interval() {
+        let text = draw(&boots(2), &heading(None), Look::Markdown);
+        let row = text
+            .lines()
+            .find(|line| line.contains("boot to init"))
+            .unwrap();
+        assert!(row.contains("n = 2"), "{row}");
+        assert!(text.contains("not meaningful"), "{text}");
+    }
+
+    #[test]
+    fn the_cost_of_an_exit_predicts_and_leaves_a_rest() {
+        let text = draw(&boots(5), &heading(Some(100_000)), Look::Terminal);
+        // 19,500 exits of 100 µs are 1.95 s of 3 s; para's 500 exits are 0.05 s of 2 s.
+        for part in ["1.95 s (65 % of what was saved", "1.95 s (98 %)"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_failed_arm_is_a_reason_and_never_a_number() {
+        let mut samples = Samples::default();
+        add(&mut samples, "boot", "full", 1, value("boot_to_init_ns", 5));
+        add(
+            &mut samples,
+            "boot",
+            "para",
+            1,
+            Outcome::Failed {
+                failed: "outcome watchdog".into(),
+            },
+        );
+        let text = draw(&samples, &heading(None), Look::Markdown);
+        let row = text
+            .lines()
+            .find(|line| line.contains("boot to init"))
+            .unwrap();
+        let cells: Vec<&str> = row
+            .split('|')
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty())
+            .collect();
+        assert_eq!(cells, ["boot to init", "5.00 ns", "–", "–", "–"]);
+        assert!(
+            text.contains("para: failed in 1 launches: outcome watchdog"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn bytes_per_exit_leave_out_launches_without_exits() {
+        let mut samples = Samples::default();
+        for (launch, bytes, exits) in [(1, 1000, 10), (2, 1000, 0)] {
+            add(
+                &mut samples,
+                "console",
+                "para",
+                launch,
+                value("console_out_bytes", bytes),
+            );
+            add(
+                &mut samples,
+                "console",
+                "para",
+                launch,
+                value("console_exits", exits),
+            );
+        }
+        let quotients =
+            quotient(&samples, "console", "console_out_bytes", "console_exits").unwrap();
+        assert_eq!(quotients["para"], BTreeMap::from([(1, 100.0)]));
+    }
+
+    #[test]
+    fn numbers_have_three_digits_and_units() {
+        for (number, kind, text) in [
+            (5.4321e9, Kind::Time, "5.43 s"),
+            (82_000.0, Kind::Time, "82.0 µs"),
+            (1_234_567.0, Kind::Count, "1,234,567"),
+            (12.0, Kind::Count, "12"),
+            (0.12345, Kind::Count, "0.123"),
+        ] {
+            assert_eq!(write(number, kind), text);
+        }
+    }
+}
