@@ -1,2 +1,173 @@
-//! `paravane`: the command line.
-fn main() {}
+//! `paravane`: the command line. All that it does is in the library.
+
+mod cli;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Parser;
+
+use cli::{BenchCommand, Cli, Command, CpuidArgs, Host, RunArgs, StatsForm};
+use paravane::config::{Config, FacilitySet, Profile};
+use paravane::console::Console;
+use paravane::event_loop::Signals;
+use paravane::kvm::cpuid::GuestCpuid;
+use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
+use paravane::stats::{Outcome, Stats};
+use paravane::terminal::{self, Raw};
+use paravane::vm::{RunOptions, Vm};
+
+/// Set inside the reference host, so that results name the class of the host they were taken on.
+const HOST_CLASS: &str = "PARAVANE_HOST_CLASS";
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    let result = match Cli::parse().command {
+        Command::Run(args) => run(&args, started),
+        Command::Doctor(args) => paravane::doctor::run(&args)
+            .map(|_| ExitCode::SUCCESS)
+            .map_err(Into::into),
+        Command::Bench(BenchCommand::Boot(args)) => bench_boot(args),
+        Command::Cpuid(args) => cpuid(&args),
+    };
+    terminal::restore();
+    result.unwrap_or_else(|e| {
+        eprintln!("paravane: {e:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn host_class() -> String {
+    std::env::var(HOST_CLASS).unwrap_or_else(|_| "kvm".to_owned())
+}
+
+/// Whether `profile` has to go to the reference host; then why.
+fn needs_reference(host: Host, profile: Profile) -> Option<String> {
+    if host_class() != "kvm" {
+        return None;
+    }
+    match host {
+        Host::Kvm => None,
+        Host::Reference => Some("--host reference was given".to_owned()),
+        Host::Auto => paravane::doctor::can_run(profile).err(),
+    }
+}
+
+/// Runs this very command line inside the reference host.
+fn in_reference_host(what: &str, why: &str) -> anyhow::Result<ExitCode> {
+    eprintln!("paravane: {what} runs in the reference host: {why}");
+    let _raw = terminal::is_terminal().then(Raw::enter).transpose()?;
+    let finished = paravane_reference_host::Command::this_process()?
+        .env(HOST_CLASS, "reference")
+        .run()?;
+    let code = u8::try_from(finished.code).unwrap_or(1);
+    Ok(ExitCode::from(code))
+}
+
+fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
+    let config = args.config()?;
+    if let Some(why) = needs_reference(args.host, config.profile) {
+        return in_reference_host(&format!("the {} guest", config.profile), &why);
+    }
+    let mut started = started;
+    loop {
+        let stats = run_once(args, &config, started)?;
+        report(args, &stats)?;
+        if stats.outcome == Outcome::Reboot && args.reboot {
+            started = Instant::now();
+            continue;
+        }
+        return Ok(ExitCode::from(match stats.outcome {
+            Outcome::PowerOff | Outcome::Reboot => 0,
+            Outcome::Error => 1,
+            Outcome::Crash | Outcome::TripleFault => 2,
+            Outcome::Watchdog => 3,
+            Outcome::Interrupted => 130,
+        }));
+    }
+}
+
+fn run_once(args: &RunArgs, config: &Config, started: Instant) -> anyhow::Result<Stats> {
+    let console = match &args.console_log {
+        Some(path) => Console::file(path)
+            .with_context(|| format!("the console log `{}` cannot be written", path.display()))?,
+        None => Console::stdout()?,
+    };
+    let signals = Signals::block().context("signals cannot be watched")?;
+    let mut vm = Vm::new(config.clone(), console, started)?;
+    vm.boot()?;
+    let stdin = args.console_log.is_none();
+    // From here on every way out restores the terminal: drop, `main`, and the panic hook.
+    let _raw = (stdin && terminal::is_terminal())
+        .then(Raw::enter)
+        .transpose()?;
+    Ok(vm.run(RunOptions {
+        stdin,
+        signals: Some(signals),
+        host: host_class(),
+    })?)
+}
+
+fn report(args: &RunArgs, stats: &Stats) -> anyhow::Result<()> {
+    if let Some(message) = &stats.message {
+        eprintln!("paravane: {message}");
+    }
+    let text = match args.stats {
+        None => return Ok(()),
+        Some(StatsForm::Text) => stats.to_string(),
+        Some(StatsForm::Json) => format!("{}\n", serde_json::to_string(stats)?),
+    };
+    match &args.stats_file {
+        None => eprint!("{text}"),
+        Some(path) => std::fs::write(path, text)
+            .with_context(|| format!("the statistics `{}` cannot be written", path.display()))?,
+    }
+    Ok(())
+}
+
+fn bench_boot(args: paravane_benches::BootArgs) -> anyhow::Result<ExitCode> {
+    let cannot = |profile| paravane::doctor::can_run(profile).err();
+    let reason = if host_class() == "kvm" {
+        cannot(Profile::Full).or_else(|| cannot(Profile::Para))
+    } else {
+        None
+    };
+    paravane_benches::boot(args, reason)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn cpuid(args: &CpuidArgs) -> anyhow::Result<ExitCode> {
+    let facilities = FacilitySet::parse(&args.pv)?;
+    let kvm = paravane::kvm::open()?;
+    let table = GuestCpuid::new(&kvm, args.guest, facilities, BOOT_INFO, DOORBELL_PORT)?;
+    let mut out = std::io::stdout().lock();
+    let entries = table.for_vcpu(0, args.cpus);
+    if args.json {
+        let rows: Vec<_> = entries
+            .iter()
+            .map(|e| {
+                serde_json::json!({
+                    "leaf": format!("{:#010x}", e.function), "index": e.index,
+                    "eax": format!("{:#010x}", e.eax), "ebx": format!("{:#010x}", e.ebx),
+                    "ecx": format!("{:#010x}", e.ecx), "edx": format!("{:#010x}", e.edx),
+                })
+            })
+            .collect();
+        writeln!(out, "{}", serde_json::to_string_pretty(&rows)?)?;
+    } else {
+        writeln!(
+            out,
+            "leaf       index  eax        ebx        ecx        edx"
+        )?;
+        for e in entries {
+            writeln!(
+                out,
+                "{:#010x} {:>5}  {:#010x} {:#010x} {:#010x} {:#010x}",
+                e.function, e.index, e.eax, e.ebx, e.ecx, e.edx
+            )?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,175 @@
+//! The command line of `paravane`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use paravane::config::{Config, ConfigError, Entry, FacilitySet, Profile};
+
+/// Paravane: a paravirtualization toolkit for Linux on KVM.
+///
+/// Runs one Linux kernel tree fully virtualized (`--guest full`: unmodified, on a legacy PC) and
+/// paravirtualized (`--guest para`: patched to call the VMM), and measures what the change buys.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true)]
+#[command(
+    after_help = "Start with `paravane doctor`: it tells what this host's KVM can run.\n\
+    Kernels and an initramfs come from `cargo ci kernel full`, `cargo ci kernel para` and `cargo ci initramfs`."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Boot a guest and run it until it switches itself off.
+    Run(RunArgs),
+    /// Tell what this host's KVM can do, what each crossing costs and which guests can run.
+    Doctor(paravane::doctor::DoctorArgs),
+    /// Compare guests in pairs.
+    #[command(subcommand)]
+    Bench(BenchCommand),
+    /// Print the CPUID table that a guest would get, without running it.
+    Cpuid(CpuidArgs),
+}
+
+/// Suites.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Boot full and para guests in turn: time, exits and console traffic, with their ratios.
+    Boot(paravane_benches::BootArgs),
+}
+
+/// Where a guest runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Host {
+    /// This host's /dev/kvm where it can run the guest, the reference host otherwise.
+    #[default]
+    Auto,
+    /// This host's /dev/kvm, or an error.
+    Kvm,
+    /// The reference host: an emulated machine with a stock KVM (slow, the same everywhere).
+    Reference,
+}
+
+/// Form of the statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StatsForm {
+    /// For people.
+    Text,
+    /// One JSON object.
+    Json,
+}
+
+/// Options of `paravane run`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Keys on an interactive console: Ctrl-A x leaves the guest, Ctrl-A Ctrl-A sends Ctrl-A.\n\
+    Exit status: 0 the guest switched off or restarted; 1 it could not run; 2 its kernel crashed;\n\
+    3 the watchdog ended it; 130 you did."
+)]
+pub(crate) struct RunArgs {
+    /// How the guest is virtualized.
+    #[arg(long, value_enum, default_value = "full")]
+    guest: Profile,
+    /// Kernel: an ELF `vmlinux` or a bzImage.
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+    /// Initial RAM file system.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+    /// More for the kernel command line; after `--` come arguments for init.
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    cmdline: String,
+    /// Guest memory.
+    #[arg(long, value_name = "MIB", default_value_t = 128)]
+    memory: u64,
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    cpus: u8,
+    /// Facilities of a para guest: `-clock,-crash` leaves these out, `console` has only that one.
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pv: String,
+    /// How the kernel is entered.
+    #[arg(long, value_enum, default_value = "linux64")]
+    entry: Entry,
+    /// Where the guest runs.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) host: Host,
+    /// Print statistics on standard error when the guest has ended.
+    #[arg(long, value_enum, value_name = "FORM")]
+    pub(crate) stats: Option<StatsForm>,
+    /// Write the statistics to a file instead.
+    #[arg(long, value_name = "FILE", requires = "stats")]
+    pub(crate) stats_file: Option<PathBuf>,
+    /// Write the guest's console to a file instead of the terminal; it then has no input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) console_log: Option<PathBuf>,
+    /// Start the guest again when it restarts itself.
+    #[arg(long)]
+    pub(crate) reboot: bool,
+    /// Stop the guest after so many seconds; 0: never. [default: 0 on a terminal, else 600]
+    #[arg(long, value_name = "SECONDS")]
+    watchdog: Option<u64>,
+}
+
+/// Seconds after which a run without a person in front of it is stopped.
+const UNATTENDED_WATCHDOG: u64 = 600;
+
+impl RunArgs {
+    /// The run that was asked for.
+    pub(crate) fn config(&self) -> Result<Config, ConfigError> {
+        let attended = self.console_log.is_none() && paravane::terminal::is_terminal();
+        let seconds = self
+            .watchdog
+            .unwrap_or(if attended { 0 } else { UNATTENDED_WATCHDOG });
+        let config = Config {
+            profile: self.guest,
+            kernel: self.kernel.clone(),
+            initrd: self.initrd.clone(),
+            cmdline: self.cmdline.clone(),
+            memory_mib: self.memory,
+            vcpus: self.cpus,
+            facilities: FacilitySet::parse(&self.pv)?,
+            entry: self.entry,
+            watchdog: (seconds > 0).then(|| Duration::from_secs(seconds)),
+        };
+        config.validate()?;
+        Ok(config)
+    }
+}
+
+/// Options of `paravane cpuid`.
+#[derive(Debug, Args)]
+pub(crate) struct CpuidArgs {
+    /// How the guest is virtualized.
+    #[arg(long, value_enum, default_value = "para")]
+    pub(crate) guest: Profile,
+    /// Number of vCPUs; the table is the first one's.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) cpus: u8,
+    /// Facilities of a para guest, as for `run`.
+    #[arg(
+        long,
+        value_name = "LIST",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub(crate) pv: String,
+    /// Print JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+}

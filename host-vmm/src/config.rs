@@ -1,0 +1,302 @@
+//! What a run is: the guest's profile, its kernel and its size.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use paravane_abi::registry as reg;
+
+use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
+
+/// The most vCPUs of one guest.
+pub const MAX_VCPUS: u8 = 64;
+
+/// How a guest is virtualized.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+#[value(rename_all = "kebab-case")]
+pub enum Profile {
+    /// Full virtualization: an unmodified kernel on a legacy PC, no paravirtual CPUID leaf at all.
+    Full,
+    /// An unmodified kernel that finds KVM's own paravirtual features: what clouds run.
+    KvmPv,
+    /// Paravirtualization: a patched kernel that finds Paravane.
+    Para,
+}
+
+impl Profile {
+    /// The name on the command line and in results.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::KvmPv => "kvm-pv",
+            Self::Para => "para",
+        }
+    }
+
+    /// Whether the guest has the legacy PC's devices (PIC, IOAPIC, PIT, UART, RTC, i8042).
+    #[must_use]
+    pub const fn has_legacy_devices(self) -> bool {
+        !matches!(self, Self::Para)
+    }
+
+    /// What the profile puts before the user's part of the kernel command line.
+    #[must_use]
+    pub const fn default_cmdline(self) -> &'static str {
+        match self {
+            // No ACPI and no BIOS: the keyboard controller is this PC's way to restart.
+            Self::Full | Self::KvmPv => "console=ttyS0 reboot=k panic=-1",
+            Self::Para => "console=hvc0 panic=-1",
+        }
+    }
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// The facilities that a para guest finds: a bit each, as in the ABI's facility word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FacilitySet(u64);
+
+/// Name and id of each facility that this VMM implements.
+pub const FACILITIES: [(&str, u32); 4] = [
+    ("base", reg::FACILITY_BASE),
+    ("console", reg::FACILITY_CONSOLE),
+    ("clock", reg::FACILITY_CLOCK),
+    ("crash", reg::FACILITY_CRASH),
+];
+
+impl Default for FacilitySet {
+    fn default() -> Self {
+        Self(FACILITIES.iter().fold(0, |word, (_, id)| word | 1 << id))
+    }
+}
+
+impl FacilitySet {
+    /// No facility, as for guests that are not para.
+    pub const NONE: Self = Self(0);
+
+    /// The facility word of the ABI.
+    #[must_use]
+    pub const fn word(self) -> u64 {
+        self.0
+    }
+
+    /// Whether facility `id` is on.
+    #[must_use]
+    pub const fn has(self, id: u32) -> bool {
+        id < 64 && self.0 & (1 << id) != 0
+    }
+
+    /// Parses `--pv`: `console,clock` means just these (and `base`, which is mandatory);
+    /// `-clock,-crash` means all but these.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::UnknownFacility`], [`ConfigError::MandatoryFacility`].
+    pub fn parse(list: &str) -> Result<Self, ConfigError> {
+        let words: Vec<&str> = list
+            .split(',')
+            .map(str::trim)
+            .filter(|w| !w.is_empty())
+            .collect();
+        let base = 1 << reg::FACILITY_BASE;
+        let only_removals = words.iter().all(|w| w.starts_with('-'));
+        let mut set = if only_removals {
+            Self::default().0
+        } else {
+            base
+        };
+        for word in words {
+            let name = word.trim_start_matches(['-', '+']);
+            let bit = FACILITIES
+                .iter()
+                .find(|(known, _)| *known == name)
+                .map(|(_, id)| 1 << id)
+                .ok_or_else(|| ConfigError::UnknownFacility {
+                    name: name.to_owned(),
+                    known: FACILITIES.map(|(n, _)| n).join(", "),
+                })?;
+            if word.starts_with('-') {
+                if bit == base {
+                    return Err(ConfigError::MandatoryFacility);
+                }
+                set &= !bit;
+            } else {
+                set |= bit;
+            }
+        }
+        Ok(Self(set))
+    }
+}
+
+/// How the kernel is entered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Entry {
+    /// The 64-bit entry of Linux's boot protocol: page tables and long mode are set up already.
+    #[default]
+    Linux64,
+    /// The PVH entry of an ELF kernel: 32-bit protected mode, `hvm_start_info`.
+    Pvh,
+}
+
+/// One run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How the guest is virtualized.
+    pub profile: Profile,
+    /// ELF `vmlinux` or `bzImage`.
+    pub kernel: PathBuf,
+    /// Initial RAM file system.
+    pub initrd: Option<PathBuf>,
+    /// The user's part of the kernel command line; the profile's own comes before it.
+    pub cmdline: String,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Facilities of a para guest; ignored otherwise.
+    pub facilities: FacilitySet,
+    /// How the kernel is entered.
+    pub entry: Entry,
+    /// Stop the guest after this long.
+    pub watchdog: Option<Duration>,
+}
+
+/// A run that makes no sense, found before anything is started.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Too little or too much memory.
+    #[error(
+        "{mib} MiB of guest memory cannot be: use {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} MiB (--memory)"
+    )]
+    Memory {
+        /// What was asked for.
+        mib: u64,
+    },
+    /// Too few or too many vCPUs.
+    #[error("{vcpus} vCPUs cannot be: use 1 to {MAX_VCPUS} (--cpus)")]
+    Vcpus {
+        /// What was asked for.
+        vcpus: u8,
+    },
+    /// A facility nobody has heard of.
+    #[error("there is no facility `{name}`; --pv knows {known}")]
+    UnknownFacility {
+        /// What was asked for.
+        name: String,
+        /// The names that exist.
+        known: String,
+    },
+    /// `--pv=-base`.
+    #[error(
+        "facility `base` cannot be switched off: without it there is no Paravane; use --guest full"
+    )]
+    MandatoryFacility,
+    /// A file that cannot be read.
+    #[error("the {what} `{}` cannot be read: {source}; {mend}", path.display())]
+    File {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+        /// What to do about it.
+        mend: &'static str,
+    },
+    /// A file without content.
+    #[error("the {what} `{}` is empty: its build was probably interrupted; build it again", path.display())]
+    Empty {
+        /// `kernel` or `initrd`.
+        what: &'static str,
+        /// Where.
+        path: PathBuf,
+    },
+}
+
+fn check_file(what: &'static str, path: &Path, mend: &'static str) -> Result<(), ConfigError> {
+    let fail = |source| ConfigError::File {
+        what,
+        path: path.to_owned(),
+        source,
+        mend,
+    };
+    let file = std::fs::File::open(path).map_err(fail)?;
+    let meta = file.metadata().map_err(fail)?;
+    if meta.is_dir() {
+        return Err(fail(std::io::ErrorKind::IsADirectory.into()));
+    }
+    if meta.is_file() && meta.len() == 0 {
+        return Err(ConfigError::Empty {
+            what,
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+impl Config {
+    /// Checks what can be checked without KVM.
+    ///
+    /// # Errors
+    ///
+    /// The first thing that is wrong.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.memory_mib) {
+            return Err(ConfigError::Memory {
+                mib: self.memory_mib,
+            });
+        }
+        if !(1..=MAX_VCPUS).contains(&self.vcpus) {
+            return Err(ConfigError::Vcpus { vcpus: self.vcpus });
+        }
+        check_file(
+            "kernel",
+            &self.kernel,
+            "build one with `cargo ci kernel full` or `cargo ci kernel para`",
+        )?;
+        if let Some(initrd) = &self.initrd {
+            check_file("initrd", initrd, "build one with `cargo ci initramfs`")?;
+        }
+        Ok(())
+    }
+
+    /// The whole kernel command line. What follows `--` in the user's part goes to init.
+    #[must_use]
+    pub fn full_cmdline(&self) -> String {
+        format!("{} {}", self.profile.default_cmdline(), self.cmdline)
+            .trim_end()
+            .to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pv_list_adds_or_removes() {
+        let all = FacilitySet::default();
+        assert_eq!(FacilitySet::parse("").unwrap(), all);
+        let no_clock = FacilitySet::parse("-clock").unwrap();
+        assert_eq!(no_clock.word(), all.word() & !(1 << reg::FACILITY_CLOCK));
+        let only_console = FacilitySet::parse("console").unwrap();
+        assert_eq!(
+            only_console.word(),
+            1 << reg::FACILITY_BASE | 1 << reg::FACILITY_CONSOLE
+        );
+        assert!(matches!(
+            FacilitySet::parse("-base"),
+            Err(ConfigError::MandatoryFacility)
+        ));
+        assert!(matches!(
+            FacilitySet::parse("konsole"),
+            Err(ConfigError::UnknownFacility { .. })
+        ));
+    }
+}

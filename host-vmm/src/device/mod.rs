@@ -1,0 +1,112 @@
+//! The legacy PC's devices: registers on ports, an exit for each access.
+//!
+//! PIC, IOAPIC, LAPIC and PIT are KVM's own; what is here is what KVM leaves to the VMM. A port that
+//! nobody claims reads as all ones and swallows writes, as on a bus without a device.
+
+pub mod i8042;
+pub mod mark;
+pub mod rtc;
+pub mod uart;
+
+use std::sync::{Mutex, PoisonError};
+
+use self::i8042::I8042;
+use self::rtc::Rtc;
+use self::uart::Uart;
+
+/// What a port access asks of the run loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortAction {
+    /// Nothing more.
+    Done,
+    /// The guest pulled the reset line.
+    Reset,
+    /// The guest passed a milestone of its boot (see [`mark`]).
+    Mark(u8),
+    /// Nobody is there.
+    Unclaimed,
+}
+
+/// The devices of one guest. A para guest has only the mark port.
+#[derive(Debug, Default)]
+pub struct Ports {
+    uart: Option<Mutex<Uart>>,
+    rtc: Option<Mutex<Rtc>>,
+}
+
+fn lock<T>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A device whose thread panicked is in some state that a device may be in: the guest's problem.
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Ports {
+    /// A legacy PC around `uart`.
+    #[must_use]
+    pub fn legacy(uart: Uart) -> Self {
+        Self {
+            uart: Some(Mutex::new(uart)),
+            rtc: Some(Mutex::new(Rtc::default())),
+        }
+    }
+
+    /// The UART, for input from the terminal.
+    pub fn with_uart<R>(&self, f: impl FnOnce(&mut Uart) -> R) -> Option<R> {
+        self.uart.as_ref().map(|uart| f(&mut lock(uart)))
+    }
+
+    /// The guest wrote `data` to `port`.
+    pub fn write(&self, port: u16, data: &[u8]) -> PortAction {
+        let [value] = *data else {
+            return if port == mark::PORT {
+                PortAction::Done
+            } else {
+                PortAction::Unclaimed
+            };
+        };
+        match port {
+            mark::PORT => PortAction::Mark(value),
+            uart::FIRST..=uart::LAST if self.uart.is_some() => {
+                self.with_uart(|uart| uart.write(port, value));
+                PortAction::Done
+            }
+            i8042::DATA | i8042::COMMAND if self.uart.is_some() => {
+                if I8042::is_reset(port, value) {
+                    PortAction::Reset
+                } else {
+                    PortAction::Done
+                }
+            }
+            rtc::INDEX | rtc::DATA => match &self.rtc {
+                Some(rtc) => {
+                    lock(rtc).write(port, value);
+                    PortAction::Done
+                }
+                None => PortAction::Unclaimed,
+            },
+            _ => PortAction::Unclaimed,
+        }
+    }
+
+    /// The guest reads `data.len()` bytes from `port`.
+    pub fn read(&self, port: u16, data: &mut [u8]) -> PortAction {
+        data.fill(0xff);
+        let [value] = data else {
+            return PortAction::Unclaimed;
+        };
+        match port {
+            uart::FIRST..=uart::LAST => {
+                let Some(byte) = self.with_uart(|uart| uart.read(port)) else {
+                    return PortAction::Unclaimed;
+                };
+                *value = byte;
+            }
+            i8042::DATA | i8042::COMMAND if self.uart.is_some() => *value = I8042::read(port),
+            rtc::INDEX | rtc::DATA => match &self.rtc {
+                Some(rtc) => *value = lock(rtc).read(port),
+                None => return PortAction::Unclaimed,
+            },
+            _ => return PortAction::Unclaimed,
+        }
+        PortAction::Done
+    }
+}

@@ -1,0 +1,326 @@
+//! `paravane doctor`: what this host's KVM can do, what a crossing costs, which guests can run.
+//!
+//! # Background
+//!
+//! KVM on VMX or SVM behaves as the CPU's manual says. A software KVM does not: it interprets the
+//! guest's kernel, knows a part of the instruction set, and may never come back from the rest.
+//! Nobody should find out by a kernel that dies in its first second.
+//!
+//! # How it works
+//!
+//! [`probes`] lists what is tried. Each probe is a symbol of the bare-metal guest ([`image`]), run
+//! in a [`machine`] of its own by [`probe`], in another process ([`worker`]) that can be killed.
+//! [`profiles`] judges by the outcomes, not by the host's name; only VMCALL and VMMCALL depend on
+//! the [`host`], because there a wrong guess costs a CPU of the host. [`table`] prints.
+
+pub mod capabilities;
+pub mod host;
+pub mod image;
+pub mod machine;
+pub mod probe;
+pub mod probes;
+pub mod profiles;
+pub mod table;
+pub mod worker;
+
+use std::io;
+use std::time::Duration;
+
+use kvm_ioctls::Kvm;
+use serde::{Serialize, Serializer};
+use thiserror::Error;
+
+use self::host::Host;
+use self::probe::{Finished, Outcome};
+use self::probes::{CROSSINGS, INSTRUCTIONS};
+use self::profiles::{Profile, Verdict};
+
+/// What the command line says.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DoctorArgs {
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Leave out the costs of crossings
+    #[arg(long)]
+    pub quick: bool,
+    /// Be the process that runs these probes (numbers with commas)
+    #[arg(long, hide = true, value_delimiter = ',')]
+    pub worker: Option<Vec<usize>>,
+}
+
+/// Doctor itself fails; an unfit host is no failure.
+#[derive(Debug, Error)]
+pub enum DoctorError {
+    /// The probes cannot run.
+    #[error(transparent)]
+    Worker(#[from] worker::WorkerError),
+    /// The report cannot be printed.
+    #[error("the report cannot be printed: {0}")]
+    Print(#[from] io::Error),
+}
+
+/// One instruction or behaviour.
+#[derive(Clone, Debug, Serialize)]
+pub struct Instruction {
+    /// Whether the CPU did what its manual says; `null` if that was not tried.
+    pub as_manual: Option<bool>,
+    /// What came of it, in words.
+    pub text: String,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What one crossing costs, or why that is not known. Nanoseconds for one crossing; percentiles
+/// are over batches.
+#[derive(Clone, Debug, Serialize)]
+pub struct Crossing {
+    /// What crosses.
+    #[serde(skip)]
+    pub what: &'static str,
+    /// Half of the batches took less.
+    pub median_ns: Option<f64>,
+    /// A tenth of the batches took less.
+    pub p10_ns: Option<f64>,
+    /// Nine tenths of the batches took less.
+    pub p90_ns: Option<f64>,
+    /// Batches taken.
+    pub batches: usize,
+    /// Crossings in each.
+    pub batch: u32,
+    /// Why there is no number.
+    pub failed: Option<String>,
+}
+
+/// All that doctor finds out.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The host.
+    pub host: Host,
+    /// Why `/dev/kvm` cannot be used, and the mend.
+    pub problem: Option<String>,
+    /// `KVM_CAP_…`.
+    #[serde(serialize_with = "as_map")]
+    pub capabilities: Vec<(String, i32)>,
+    /// By name, `cpl0.…` and `cpl3.…`.
+    #[serde(serialize_with = "as_map")]
+    pub instructions: Vec<(String, Instruction)>,
+    /// By name; empty with `--quick`.
+    #[serde(serialize_with = "as_map")]
+    pub crossings: Vec<(String, Crossing)>,
+    /// By name.
+    #[serde(serialize_with = "as_map")]
+    pub profiles: Vec<(String, Verdict)>,
+}
+
+fn as_map<T: Serialize, S: Serializer>(
+    rows: &[(String, T)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(rows.iter().map(|(name, value)| (name, value)))
+}
+
+/// Examines this host and prints the report on standard output.
+///
+/// # Errors
+///
+/// When the probes cannot be started or the report cannot be printed. A host without KVM is no
+/// error but a report.
+pub fn run(args: &DoctorArgs) -> Result<Option<Report>, DoctorError> {
+    if let Some(jobs) = &args.worker {
+        worker::work(jobs)?;
+        return Ok(None);
+    }
+    let report = examine(args.quick)?;
+    if args.json {
+        let mut out = io::stdout().lock();
+        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from)?;
+        io::Write::write_all(&mut out, b"\n")?;
+    } else {
+        table::print(&report)?;
+    }
+    Ok(Some(report))
+}
+
+/// Examines this host.
+///
+/// # Errors
+///
+/// When the probes cannot be started.
+pub fn examine(quick: bool) -> Result<Report, DoctorError> {
+    let kvm = match open_kvm() {
+        Ok(kvm) => kvm,
+        Err(problem) => {
+            let verdict = Verdict {
+                runs: false,
+                why: problem.clone(),
+            };
+            return Ok(Report {
+                host: Host::examine(false),
+                problem: Some(problem),
+                capabilities: Vec::new(),
+                instructions: Vec::new(),
+                crossings: Vec::new(),
+                profiles: Profile::ALL
+                    .map(|profile| (profile.name().to_owned(), verdict.clone()))
+                    .into(),
+            });
+        }
+    };
+    let capabilities = capabilities::examine(&kvm);
+    let jobs = INSTRUCTIONS.len() + if quick { 0 } else { CROSSINGS.len() };
+    let finished = worker::employ(&(0..jobs).collect::<Vec<_>>())?;
+    let (instructions, crossings) = finished.split_at(INSTRUCTIONS.len());
+    let instructions: Vec<_> = INSTRUCTIONS
+        .iter()
+        .zip(instructions)
+        .map(|(probe, finished)| (probe.name.to_owned(), instruction(probe, finished)))
+        .collect();
+    let failed: Vec<_> = instructions
+        .iter()
+        .filter(|(_, instruction)| instruction.as_manual == Some(false))
+        .map(|(name, instruction)| (name.as_str(), &instruction.outcome))
+        .collect();
+    let profiles = Profile::ALL
+        .map(|profile| {
+            (
+                profile.name().to_owned(),
+                profiles::judge(profile, &capabilities, &failed),
+            )
+        })
+        .into();
+    Ok(Report {
+        host: Host::examine(true),
+        problem: None,
+        profiles,
+        crossings: costs(crossings),
+        capabilities,
+        instructions,
+    })
+}
+
+/// Whether a guest of this profile can run here, as far as a few milliseconds tell.
+///
+/// # Errors
+///
+/// The reason why not, in words for a user.
+pub fn can_run(profile: Profile) -> Result<(), String> {
+    let kvm = open_kvm()?;
+    let capabilities = capabilities::examine(&kvm);
+    let outcomes: Vec<_> = INSTRUCTIONS
+        .iter()
+        .filter(|probe| profile.essential().contains(&probe.name))
+        .map(|probe| {
+            (
+                probe,
+                probe::run(probe.setup, 1, Duration::from_millis(500)).outcome,
+            )
+        })
+        .collect();
+    let failed: Vec<_> = outcomes
+        .iter()
+        .filter(|(probe, outcome)| !probe.expected.is(outcome))
+        .map(|(probe, outcome)| (probe.name, outcome))
+        .collect();
+    let verdict = profiles::judge(profile, &capabilities, &failed);
+    if verdict.runs {
+        Ok(())
+    } else {
+        Err(verdict.why)
+    }
+}
+
+/// Opens `/dev/kvm`, or says what to do.
+fn open_kvm() -> Result<Kvm, String> {
+    let kvm = Kvm::new().map_err(|error| match error.errno() {
+        libc::ENOENT => {
+            "/dev/kvm does not exist; load the module kvm_intel or kvm_amd, and enable virtualization in the firmware"
+                .to_owned()
+        }
+        libc::EACCES | libc::EPERM => {
+            "/dev/kvm cannot be opened: permission denied; add yourself to the group kvm".to_owned()
+        }
+        libc::ENODEV | libc::ENXIO => {
+            "/dev/kvm is there, but no KVM module serves it; load kvm_intel or kvm_amd".to_owned()
+        }
+        _ => format!("/dev/kvm cannot be opened: {error}"),
+    })?;
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        version => Err(format!(
+            "/dev/kvm speaks version {version} of its interface, not 12; use a newer kernel"
+        )),
+    }
+}
+
+/// Puts an outcome beside what the manual says.
+fn instruction(probe: &probes::InstructionProbe, finished: &Finished) -> Instruction {
+    let outcome = finished.outcome.clone();
+    let as_manual = match outcome {
+        Outcome::NotProbed { .. } => None,
+        _ => Some(probe.expected.is(&outcome)),
+    };
+    Instruction {
+        as_manual,
+        text: outcome.text(),
+        outcome,
+    }
+}
+
+/// Makes costs of stamps: percentiles of the batches, less the median of an empty one.
+fn costs(finished: &[Finished]) -> Vec<(String, Crossing)> {
+    let median = |index: usize| {
+        finished
+            .get(index)
+            .and_then(|empty| percentile(&empty.batches_ns, 50))
+            .unwrap_or(0)
+    };
+    let (kernel, user) = (median(0), median(1));
+    CROSSINGS
+        .iter()
+        .zip(finished)
+        .enumerate()
+        .map(|(index, (probe, finished))| {
+            let (base, cs) = match (index, probe.setup.privilege) {
+                (0, _) => (0, image::layout::KERNEL_CS),
+                (1, _) => (0, image::layout::USER_CS),
+                (_, machine::Privilege::Kernel) => (kernel, image::layout::KERNEL_CS),
+                (_, machine::Privilege::User) => (user, image::layout::USER_CS),
+            };
+            let failed = match &finished.outcome {
+                Outcome::Result { value } if *value == u32::from(cs) => None,
+                // Stopped by the deadline, but with numbers.
+                Outcome::Hang { killed: false } if finished.batches_ns.len() >= 8 => None,
+                Outcome::Result { .. } => Some("ends at another privilege".to_owned()),
+                other => Some(other.text()),
+            };
+            let one = |percent| {
+                let batch =
+                    percentile(&finished.batches_ns, percent).filter(|_| failed.is_none())?;
+                Some(
+                    (f64::from(batch.saturating_sub(base)) / f64::from(probe.batch) * 10.0).round()
+                        / 10.0,
+                )
+            };
+            let crossing = Crossing {
+                what: probe.what,
+                median_ns: one(50),
+                p10_ns: one(10),
+                p90_ns: one(90),
+                batches: finished.batches_ns.len(),
+                batch: probe.batch,
+                failed,
+            };
+            (probe.name.to_owned(), crossing)
+        })
+        .collect()
+}
+
+/// The value below which `percent` of the values lie; the first is left out, it warms up.
+fn percentile(values: &[u32], percent: usize) -> Option<u32> {
+    let mut sorted = values.get(1..)?.to_vec();
+    sorted.sort_unstable();
+    sorted
+        .get(sorted.len().saturating_sub(1) * percent / 100)
+        .copied()
+}

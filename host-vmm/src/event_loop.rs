@@ -1,0 +1,216 @@
+//! The event loop: terminal input, signals, the watchdog, the looks at the console ring.
+//!
+//! One thread for all that is not a vCPU. It sleeps without a timeout unless something is under way.
+
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::pv::console::LOOK_INTERVAL;
+use crate::stats::Outcome;
+use crate::terminal;
+use crate::vm::Machine;
+
+/// How long console output may stay in the buffer.
+const FLUSH_AFTER: Duration = Duration::from_millis(4);
+/// How often input that found no room is tried again.
+const RETRY_INPUT: Duration = Duration::from_millis(10);
+/// The key that leaves an interactive guest, after Ctrl-A, as in QEMU.
+const ESCAPE: u8 = 0x01;
+
+const STDIN: u64 = 0;
+const WAKE: u64 = 1;
+const STOPPED: u64 = 2;
+const SIGNAL: u64 = 3;
+
+/// A descriptor that becomes readable on SIGINT, SIGTERM, SIGHUP or SIGQUIT.
+#[derive(Debug)]
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// Blocks the signals in this thread, and in all that it starts, and watches for them.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor left.
+    pub fn block() -> io::Result<Self> {
+        // SAFETY: `sigset_t` is plain data that sigemptyset initialises; the calls read and write
+        // only that set, and signalfd gives a descriptor that is ours alone.
+        unsafe {
+            let mut set = std::mem::zeroed();
+            libc::sigemptyset(&raw mut set);
+            for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
+                libc::sigaddset(&raw mut set, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
+            let fd = libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+            if fd < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(Self(OwnedFd::from_raw_fd(fd)))
+        }
+    }
+}
+
+/// What the loop watches.
+#[derive(Debug)]
+pub struct EventLoop<'a> {
+    machine: &'a Machine,
+    epoll: Epoll,
+    wake: EventFd,
+    console_wake: EventFd,
+    stdin: bool,
+    escaped: bool,
+    looking: bool,
+    dirty: bool,
+    backlog: bool,
+    deadline: Option<Instant>,
+}
+
+fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    epoll.ctl(
+        ControlOperation::Add,
+        fd,
+        EpollEvent::new(EventSet::IN, token),
+    )
+}
+
+impl<'a> EventLoop<'a> {
+    /// Prepares to watch over `machine`; `stdin`: terminal input goes to the guest.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor left.
+    pub fn new(
+        machine: &'a Machine,
+        signals: Option<&Signals>,
+        stdin: bool,
+        watchdog: Option<Duration>,
+    ) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let wake = machine.wake_fd()?;
+        let console_wake = machine.console().wake_fd()?;
+        watch(&epoll, wake.as_raw_fd(), WAKE)?;
+        watch(&epoll, console_wake.as_raw_fd(), WAKE)?;
+        watch(&epoll, machine.stopped_fd(), STOPPED)?;
+        if let Some(signals) = signals {
+            watch(&epoll, signals.0.as_raw_fd(), SIGNAL)?;
+        }
+        // A regular file or /dev/null cannot be watched, and has nothing to say that could wait.
+        let stdin = stdin && watch(&epoll, libc::STDIN_FILENO, STDIN).is_ok();
+        Ok(Self {
+            machine,
+            epoll,
+            wake,
+            console_wake,
+            stdin,
+            escaped: false,
+            looking: false,
+            dirty: false,
+            backlog: false,
+            deadline: watchdog.map(|limit| Instant::now() + limit),
+        })
+    }
+
+    fn timeout(&self, now: Instant) -> Option<Duration> {
+        [
+            self.looking.then_some(LOOK_INTERVAL),
+            self.dirty.then_some(FLUSH_AFTER),
+            self.backlog.then_some(RETRY_INPUT),
+            self.deadline.map(|at| at.saturating_duration_since(now)),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Runs until the machine has stopped.
+    pub fn run(mut self) {
+        let mut next = Instant::now();
+        loop {
+            let timeout = self.timeout(Instant::now());
+            let milliseconds = timeout.map_or(-1, |t| {
+                i32::try_from(t.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+            });
+            let mut events = [EpollEvent::default(); 4];
+            let count = match self.epoll.wait(milliseconds, &mut events) {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+                Err(_) => return,
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    STDIN => self.input(),
+                    WAKE => {
+                        // Emptied so that the next byte wakes us again; nothing to do on failure.
+                        let _ = self.wake.read();
+                        let _ = self.console_wake.read();
+                        self.looking = true;
+                        self.dirty = true;
+                        next = Instant::now() + LOOK_INTERVAL;
+                    }
+                    SIGNAL => self.machine.stop(Outcome::Interrupted, None),
+                    _ => return,
+                }
+            }
+            let now = Instant::now();
+            if now >= next && (self.looking || self.dirty) {
+                self.looking = self.machine.look_at_console();
+                self.dirty = self.machine.console().flush_now();
+                next = now + LOOK_INTERVAL;
+            }
+            if self.backlog {
+                self.backlog = self.machine.input(&[]);
+            }
+            if self.deadline.is_some_and(|at| now >= at) {
+                self.machine.stop(
+                    Outcome::Watchdog,
+                    Some("the watchdog's time is over (--watchdog)".to_owned()),
+                );
+                return;
+            }
+        }
+    }
+
+    fn input(&mut self) {
+        let mut buffer = [0; 256];
+        let count = match io::stdin().lock().read(&mut buffer) {
+            Ok(count) if count > 0 => count,
+            _ => {
+                // End of input: stop watching, or epoll would report it for ever.
+                let _ = self.epoll.ctl(
+                    ControlOperation::Delete,
+                    libc::STDIN_FILENO,
+                    EpollEvent::default(),
+                );
+                self.stdin = false;
+                return;
+            }
+        };
+        let mut bytes = Vec::with_capacity(count);
+        for byte in &buffer[..count] {
+            match (self.escaped, byte) {
+                (false, &ESCAPE) if terminal::is_terminal() => self.escaped = true,
+                (true, b'x' | b'X') => {
+                    self.machine.stop(
+                        Outcome::Interrupted,
+                        Some("Ctrl-A x was pressed".to_owned()),
+                    );
+                    return;
+                }
+                (true, &ESCAPE) => {
+                    self.escaped = false;
+                    bytes.push(ESCAPE);
+                }
+                (_, byte) => {
+                    self.escaped = false;
+                    bytes.push(*byte);
+                }
+            }
+        }
+        self.backlog = self.machine.input(&bytes);
+    }
+}

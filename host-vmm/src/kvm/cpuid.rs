@@ -1,0 +1,208 @@
+//! What CPUID tells a guest.
+//!
+//! All profiles start from the same table, what this host's KVM supports; they differ in the
+//! hypervisor bit and the hypervisor leaves alone:
+//!
+//! | profile | leaf 1, ECX bit 31 | `0x4000_0000` | `0x4000_0100` |
+//! |---|---|---|---|
+//! | `full` | 0 | - | - |
+//! | `kvm-pv` | 1 | KVM's, with its features | - |
+//! | `para` | 1 | KVM's signature without features | Paravane's |
+//!
+//! The featureless KVM leaf of `para` is there because an unpatched `kvm_detect()` would look at 256
+//! leaves, each an exit, before it gave up.
+
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
+use kvm_ioctls::Kvm;
+use paravane_abi::registry as reg;
+
+use super::{KvmError, refused};
+use crate::config::{FacilitySet, Profile};
+
+/// Where the Paravane block starts for a para guest.
+pub const PARAVANE_BASE: u32 = reg::CPUID_BASE_FIRST + reg::CPUID_BASE_STEP;
+const KVM_BASE: u32 = reg::CPUID_BASE_FIRST;
+const KVM_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
+const KVM_FEATURES: u32 = KVM_BASE + 1;
+/// Leaf 1, ECX: TSC-deadline timer, hypervisor present.
+const TSC_DEADLINE: u32 = 1 << 24;
+const HYPERVISOR: u32 = 1 << 31;
+/// Leaf 1, EDX: more than one APIC id in the package.
+const HTT: u32 = 1 << 28;
+
+fn leaf(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
+    kvm_cpuid_entry2 {
+        function,
+        eax,
+        ebx,
+        ecx,
+        edx,
+        ..Default::default()
+    }
+}
+
+/// Paravane's block. Spec: PV-DISC-2 to PV-DISC-4
+fn paravane_block(facilities: FacilitySet, boot_info: u64, port: u16) -> [kvm_cpuid_entry2; 3] {
+    let word = facilities.word().to_le_bytes();
+    let half = |at: usize| u32::from_le_bytes([word[at], word[at + 1], word[at + 2], word[at + 3]]);
+    let address = boot_info.to_le_bytes();
+    let part = |at: usize| {
+        u32::from_le_bytes([
+            address[at],
+            address[at + 1],
+            address[at + 2],
+            address[at + 3],
+        ])
+    };
+    [
+        leaf(
+            PARAVANE_BASE + reg::CPUID_LEAF_SIGNATURE,
+            [
+                PARAVANE_BASE + reg::CPUID_LEAF_COUNT - 1,
+                reg::CPUID_SIGNATURE_EBX,
+                reg::CPUID_SIGNATURE_ECX,
+                reg::CPUID_SIGNATURE_EDX,
+            ],
+        ),
+        leaf(
+            PARAVANE_BASE + reg::CPUID_LEAF_FEATURES,
+            [reg::ABI_VERSION, half(0), half(4), reg::TRANSPORT_DOORBELL],
+        ),
+        leaf(
+            PARAVANE_BASE + reg::CPUID_LEAF_BOOT,
+            [part(0), part(4), u32::from(port), 0],
+        ),
+    ]
+}
+
+/// The table for one vCPU: topology is one package of `vcpus` cores, APIC id = vCPU number.
+fn place_vcpu(entries: &mut [kvm_cpuid_entry2], vcpu: u8, vcpus: u8) {
+    let id = u32::from(vcpu);
+    let bits = u32::from(vcpus).next_power_of_two().trailing_zeros();
+    for e in entries {
+        match (e.function, e.index) {
+            (1, _) => {
+                e.ebx = e.ebx & 0xffff | u32::from(vcpus) << 16 | id << 24;
+                e.edx = if vcpus > 1 { e.edx | HTT } else { e.edx & !HTT };
+            }
+            // Cores that share the package, and threads that share a cache: one.
+            (4, _) => e.eax = e.eax & 0x3fff | (u32::from(vcpus) - 1) << 26,
+            (0xb | 0x1f, 0) => (e.eax, e.ebx, e.ecx, e.edx) = (0, 1, 0x100, id),
+            (0xb | 0x1f, 1) => (e.eax, e.ebx, e.ecx, e.edx) = (bits, u32::from(vcpus), 0x201, id),
+            (0xb | 0x1f, n) => (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, n, id),
+            (0x8000_0008, _) => e.ecx = e.ecx & !0xf0ff | bits << 12 | (u32::from(vcpus) - 1),
+            (0x8000_001e, _) => (e.eax, e.ebx, e.ecx) = (id, id, 0),
+            _ => {}
+        }
+    }
+}
+
+/// A guest's whole CPUID, before it is placed on a vCPU.
+#[derive(Clone, Debug)]
+pub struct GuestCpuid {
+    entries: Vec<kvm_cpuid_entry2>,
+}
+
+impl GuestCpuid {
+    /// The table for `profile` on this host.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Ioctl`] where KVM does not give its supported table.
+    pub fn new(
+        kvm: &Kvm,
+        profile: Profile,
+        facilities: FacilitySet,
+        boot_info: u64,
+        port: u16,
+    ) -> Result<Self, KvmError> {
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(refused("tell the CPUID table it supports"))?;
+        let mut entries: Vec<kvm_cpuid_entry2> = supported
+            .as_slice()
+            .iter()
+            .filter(|e| {
+                profile == Profile::KvmPv || !(KVM_BASE..reg::CPUID_BASE_END).contains(&e.function)
+            })
+            .copied()
+            .collect();
+        // The in-kernel LAPIC has the TSC-deadline mode whatever the table says (api.rst, 4.46).
+        let deadline = kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
+        for e in entries.iter_mut().filter(|e| e.function == 1) {
+            e.ecx &= !(HYPERVISOR | TSC_DEADLINE);
+            if profile != Profile::Full {
+                e.ecx |= HYPERVISOR;
+            }
+            if deadline {
+                e.ecx |= TSC_DEADLINE;
+            }
+        }
+        if profile == Profile::Para {
+            let [b, c, d] = KVM_SIGNATURE;
+            entries.push(leaf(KVM_BASE, [KVM_FEATURES, b, c, d]));
+            entries.push(leaf(KVM_FEATURES, [0; 4]));
+            entries.extend(paravane_block(facilities, boot_info, port));
+        }
+        Ok(Self { entries })
+    }
+
+    /// The table as vCPU number `vcpu` of `vcpus` gets it.
+    #[must_use]
+    pub fn for_vcpu(&self, vcpu: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
+        let mut entries = self.entries.clone();
+        place_vcpu(&mut entries, vcpu, vcpus);
+        entries
+    }
+
+    /// The same in KVM's form.
+    ///
+    /// # Errors
+    ///
+    /// [`KvmError::Capability`] where the table is larger than KVM takes.
+    pub fn to_kvm(&self, vcpu: u8, vcpus: u8) -> Result<CpuId, KvmError> {
+        CpuId::from_entries(&self.for_vcpu(vcpu, vcpus))
+            .map_err(|_| KvmError::Capability("room for the CPUID table"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pv_disc_2_block_carries_the_signature_as_text() {
+        let block = paravane_block(FacilitySet::default(), 0xe_0000, 0x5650);
+        let text: Vec<u8> = [block[0].ebx, block[0].ecx, block[0].edx]
+            .iter()
+            .flat_map(|r| r.to_le_bytes())
+            .collect();
+        assert_eq!(text, b"ParavaneHype");
+        assert_eq!(block[0].eax, PARAVANE_BASE + 2);
+        assert_eq!(
+            u64::from(block[1].ebx) | u64::from(block[1].ecx) << 32,
+            FacilitySet::default().word()
+        );
+        assert_eq!(
+            (block[2].eax, block[2].ebx, block[2].ecx),
+            (0xe_0000, 0, 0x5650)
+        );
+    }
+
+    #[test]
+    fn apic_ids_are_vcpu_numbers() {
+        let table = GuestCpuid {
+            entries: vec![
+                leaf(1, [0; 4]),
+                leaf(0xb, [0; 4]),
+                leaf(0x8000_0008, [0; 4]),
+            ],
+        };
+        for vcpus in [1_u8, 2, 3, 64] {
+            let e = table.for_vcpu(vcpus - 1, vcpus);
+            assert_eq!(e[0].ebx >> 24, u32::from(vcpus - 1));
+            assert_eq!(e[1].edx, u32::from(vcpus - 1));
+            assert!(1_u32 << (e[2].ecx >> 12 & 0xf) >= u32::from(vcpus));
+        }
+    }
+}

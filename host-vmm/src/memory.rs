@@ -1,0 +1,292 @@
+//! Guest memory: the address map, and the only ways in.
+//!
+//! A guest address that reaches this module is a number that somebody hostile chose. It leaves as
+//! bytes that have been copied, or as an error; never as a reference or a pointer.
+
+use std::sync::atomic::Ordering;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Least guest memory, MiB: a kernel and a small initrd.
+pub const MIN_MEMORY_MIB: u64 = 32;
+/// Most guest memory, MiB.
+pub const MAX_MEMORY_MIB: u64 = 1 << 20;
+
+/// The GDT of the boot environment.
+pub const GDT: u64 = 0x500;
+/// `hvm_start_info` of the PVH entry; its memory map and module list follow.
+pub const PVH_INFO: u64 = 0x6000;
+/// `boot_params` of the 64-bit entry ("zero page").
+pub const ZERO_PAGE: u64 = 0x7000;
+/// Boot stack of the 64-bit entry, growing down.
+pub const BOOT_STACK: u64 = 0x8ff0;
+/// Identity page tables of the 64-bit entry: PML4, PDPT and four page directories.
+pub const PAGE_TABLES: u64 = 0x9000;
+/// The kernel command line.
+pub const CMDLINE: u64 = 0x2_0000;
+/// Room for the kernel command line, bytes.
+pub const CMDLINE_MAX: usize = 2048;
+/// End of base memory, where the MP table begins on a legacy PC (EBDA).
+pub const EBDA: u64 = 0x9_fc00;
+/// First byte of what a BIOS would occupy; a para guest has its shared pages here, in the low
+/// 1 MiB that Linux always maps.
+pub const PV_AREA: u64 = 0xe_0000;
+/// First byte after base memory, video memory and BIOS.
+pub const HIGH_RAM: u64 = 0x10_0000;
+/// Where a kernel that may be loaded anywhere is loaded.
+pub const KERNEL_MIN: u64 = 0x10_0000;
+/// Where the hole for device registers begins (IOAPIC, LAPIC, KVM's own pages).
+pub const MMIO_HOLE: u64 = 0xc000_0000;
+/// Where memory goes on above the hole.
+pub const ABOVE_4G: u64 = 0x1_0000_0000;
+/// Three pages that KVM needs on some Intel CPUs, inside the hole.
+pub const KVM_TSS: usize = 0xfffb_d000;
+/// One page that KVM needs on some Intel CPUs, inside the hole.
+pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
+
+/// Why guest memory could not be made or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host has not enough address space or memory.
+    #[error("{mib} MiB of guest memory cannot be mapped: {reason}; use less (--memory)")]
+    Map {
+        /// What was asked for.
+        mib: u64,
+        /// What the system says.
+        reason: String,
+    },
+    /// KVM refused a memory slot.
+    #[error("KVM does not take guest memory at {address:#x}: {source}")]
+    Slot {
+        /// Guest physical address.
+        address: u64,
+        /// What KVM says.
+        source: kvm_ioctls::Error,
+    },
+    /// A range that is not wholly in guest memory.
+    #[error("{length} bytes at guest address {address:#x} are not in guest memory")]
+    Range {
+        /// Guest physical address.
+        address: u64,
+        /// Bytes.
+        length: usize,
+    },
+}
+
+/// A guest's RAM.
+#[derive(Clone, Debug)]
+pub struct Memory {
+    mmap: GuestMemoryMmap<()>,
+    bytes: u64,
+}
+
+impl Memory {
+    /// Maps `mib` MiB of zeroed RAM, asking the host for huge pages.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Map`].
+    pub fn new(mib: u64) -> Result<Self, MemoryError> {
+        let bytes = mib << 20;
+        let fail = |reason: String| MemoryError::Map { mib, reason };
+        let size = |n: u64| usize::try_from(n).map_err(|e| fail(e.to_string()));
+        let low = bytes.min(MMIO_HOLE);
+        let mut ranges = vec![(GuestAddress(0), size(low)?)];
+        if bytes > low {
+            ranges.push((GuestAddress(ABOVE_4G), size(bytes - low)?));
+        }
+        let mmap = GuestMemoryMmap::from_ranges(&ranges).map_err(|e| fail(e.to_string()))?;
+        for region in mmap.iter() {
+            // SAFETY: the range is the region's own fresh anonymous mapping, alive as long as
+            // `mmap`; MADV_HUGEPAGE changes how it is backed, never its content. A refusal
+            // (no transparent huge pages) costs speed only, so the result is not looked at.
+            unsafe {
+                libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE);
+            }
+        }
+        Ok(Self { mmap, bytes })
+    }
+
+    /// Gives every region to KVM as a memory slot.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Slot`].
+    pub fn register(&self, vm: &VmFd) -> Result<(), MemoryError> {
+        for (slot, region) in (0u32..).zip(self.mmap.iter()) {
+            let region_bytes = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the slot is a live anonymous mapping of `memory_size` bytes that belongs to
+            // this guest alone. `vm::Vm` keeps a clone of `Memory` for as long as the VM's
+            // descriptor is open, so it is not unmapped under KVM.
+            unsafe { vm.set_user_memory_region(region_bytes) }.map_err(|e| MemoryError::Slot {
+                address: region.start_addr().0,
+                source: e,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The `vm-memory` object, for the kernel loader.
+    #[must_use]
+    pub fn mmap(&self) -> &GuestMemoryMmap<()> {
+        &self.mmap
+    }
+
+    /// Bytes of RAM in all.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// End of the RAM below 4 GiB.
+    #[must_use]
+    pub fn low_end(&self) -> u64 {
+        self.bytes.min(MMIO_HOLE)
+    }
+
+    /// Bytes of RAM above 4 GiB.
+    #[must_use]
+    pub fn high_bytes(&self) -> u64 {
+        self.bytes - self.low_end()
+    }
+
+    /// Whether `length` bytes from `address` are all RAM. Zero bytes are everywhere.
+    #[must_use]
+    pub fn contains(&self, address: u64, length: usize) -> bool {
+        length == 0
+            || address.checked_add(length as u64).is_some()
+                && self.mmap.check_range(GuestAddress(address), length)
+    }
+
+    fn checked(&self, address: u64, length: usize) -> Result<GuestAddress, MemoryError> {
+        if self.contains(address, length) {
+            Ok(GuestAddress(address))
+        } else {
+            Err(MemoryError::Range { address, length })
+        }
+    }
+
+    /// Copies guest memory out.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`]; then `into` is unchanged.
+    pub fn read(&self, address: u64, into: &mut [u8]) -> Result<(), MemoryError> {
+        let at = self.checked(address, into.len())?;
+        let length = into.len();
+        self.mmap
+            .read_slice(into, at)
+            .map_err(|_| MemoryError::Range { address, length })
+    }
+
+    /// Copies into guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`]; then nothing is written.
+    pub fn write(&self, address: u64, from: &[u8]) -> Result<(), MemoryError> {
+        let at = self.checked(address, from.len())?;
+        self.mmap
+            .write_slice(from, at)
+            .map_err(|_| MemoryError::Range {
+                address,
+                length: from.len(),
+            })
+    }
+
+    /// Copies a plain structure out.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`].
+    pub fn read_obj<T: FromBytes + IntoBytes>(&self, address: u64) -> Result<T, MemoryError> {
+        let mut value = T::new_zeroed();
+        self.read(address, value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Copies a plain structure in.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`].
+    pub fn write_obj<T: IntoBytes + Immutable>(
+        &self,
+        address: u64,
+        value: &T,
+    ) -> Result<(), MemoryError> {
+        self.write(address, value.as_bytes())
+    }
+
+    /// Loads a shared index. `address` must be 4-aligned RAM (the VMM chose it).
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`].
+    pub fn load_u32(&self, address: u64, order: Ordering) -> Result<u32, MemoryError> {
+        self.mmap
+            .load(GuestAddress(address), order)
+            .map_err(|_| MemoryError::Range { address, length: 4 })
+    }
+
+    /// Stores a shared index. `address` must be 4-aligned RAM (the VMM chose it).
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`].
+    pub fn store_u32(&self, address: u64, value: u32, order: Ordering) -> Result<(), MemoryError> {
+        self.mmap
+            .store(value, GuestAddress(address), order)
+            .map_err(|_| MemoryError::Range { address, length: 4 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_that_leave_memory_are_refused_whole() {
+        let memory = Memory::new(32).unwrap();
+        let end = 32 << 20;
+        assert!(memory.contains(end - 1, 1));
+        assert!(memory.contains(u64::MAX, 0));
+        for (address, length) in [
+            (end - 1, 2),
+            (end, 1),
+            (u64::MAX, 1),
+            (u64::MAX - 1, 4),
+            (0, usize::MAX),
+        ] {
+            assert!(
+                !memory.contains(address, length),
+                "{address:#x}+{length:#x}"
+            );
+        }
+        let before = [0xaa; 4];
+        memory.write(end - 4, &before).unwrap();
+        assert!(memory.write(end - 4, &[0x55; 5]).is_err());
+        let mut after = [0; 4];
+        memory.read(end - 4, &mut after).unwrap();
+        assert_eq!(before, after);
+    }
+
+    #[test]
+    fn memory_beyond_the_hole_goes_on_above_4_gib() {
+        let memory = Memory::new(3072 + 64).unwrap();
+        assert_eq!(memory.low_end(), MMIO_HOLE);
+        assert_eq!(memory.high_bytes(), 64 << 20);
+        assert!(!memory.contains(MMIO_HOLE, 1));
+        assert!(memory.contains(ABOVE_4G, 64 << 20));
+        assert!(!memory.contains(ABOVE_4G, (64 << 20) + 1));
+    }
+}

@@ -1,0 +1,282 @@
+//! Facility `console`, host side: the rings. ABI: `hypercall-abi/src/abi/console.rs`.
+//!
+//! # How it works
+//!
+//! A vCPU that notifies drains the output ring itself, then promises that the event loop will look
+//! for a while (`host_looks`), so that a guest that keeps printing does not cross again. The loop
+//! looks every [`LOOK_INTERVAL`]; after [`IDLE_LOOKS`] looks in a row that find nothing it takes the
+//! promise back, with a last look after a full barrier. A ring that is full makes the guest notify
+//! again, and the vCPU drains it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use paravane_abi::boot_info::BootInfo;
+use paravane_abi::call::{CallResult, Status};
+use paravane_abi::console::{ConsoleInfo, ConsolePage, ring_used};
+use paravane_abi::registry as reg;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Args, CONSOLE_PAGE, Facility, Reply, take};
+use crate::console::Console;
+use crate::memory::{Memory, MemoryError};
+
+/// How often the event loop looks at the output ring while it has promised to.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(4);
+/// Looks without a byte after which the promise ends.
+const IDLE_LOOKS: u32 = 2;
+/// Bytes of the output buffer.
+pub const OUT_SIZE: u32 = 0x1_0000;
+/// Bytes of the input buffer.
+pub const IN_SIZE: u32 = 0x1000;
+/// Terminal input that waits for room in the ring; more is left to the terminal.
+const BACKLOG_MAX: usize = 0x1_0000;
+
+const PAGE: u64 = reg::PAGE_SIZE as u64;
+const OUT_BUFFER: u64 = CONSOLE_PAGE + PAGE;
+const IN_BUFFER: u64 = OUT_BUFFER + OUT_SIZE as u64;
+const OUT_HEAD: u64 = CONSOLE_PAGE + std::mem::offset_of!(ConsolePage, out_head) as u64;
+const OUT_TAIL: u64 = CONSOLE_PAGE + std::mem::offset_of!(ConsolePage, out_tail) as u64;
+const HOST_LOOKS: u64 = CONSOLE_PAGE + std::mem::offset_of!(ConsolePage, host_looks) as u64;
+const IN_HEAD: u64 = CONSOLE_PAGE + std::mem::offset_of!(ConsolePage, in_head) as u64;
+const IN_TAIL: u64 = CONSOLE_PAGE + std::mem::offset_of!(ConsolePage, in_tail) as u64;
+
+/// Where input events go: a vector on a vCPU. Packed into one word so that setting it is atomic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventTarget {
+    /// Interrupt vector.
+    pub vector: u8,
+    /// APIC id.
+    pub apic_id: u8,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Host's own copies: the page's are for the guest to read, and it may write what it likes.
+    out_tail: u32,
+    in_head: u32,
+    backlog: VecDeque<u8>,
+    idle_looks: u32,
+    looking: bool,
+    in_bytes: u64,
+}
+
+/// The facility.
+#[derive(Debug)]
+pub struct RingConsole {
+    memory: Memory,
+    console: Console,
+    state: Mutex<State>,
+    event: AtomicU64,
+    vcpus: u8,
+    wake: EventFd,
+}
+
+impl RingConsole {
+    /// Rings in `memory` that print on `console`; `wake` wakes the event loop.
+    #[must_use]
+    pub fn new(memory: Memory, console: Console, vcpus: u8, wake: EventFd) -> Self {
+        Self {
+            memory,
+            console,
+            state: Mutex::default(),
+            event: AtomicU64::new(0),
+            vcpus,
+            wake,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes all bytes from the output ring; returns how many. Spec: PV-CONSOLE-4
+    fn drain(&self, state: &mut State) -> Result<u32, MemoryError> {
+        let head = self.memory.load_u32(OUT_HEAD, Ordering::Acquire)?;
+        // A head that cannot be true empties the ring: nothing of it is printed.
+        let used = ring_used(head, state.out_tail, OUT_SIZE).unwrap_or(0);
+        let start = state.out_tail & (OUT_SIZE - 1);
+        let first = used.min(OUT_SIZE - start);
+        let mut chunk = [0; 4096];
+        for (at, length) in [(start, first), (0, used - first)] {
+            let mut done = 0;
+            while done < length {
+                let part = (length - done).min(4096);
+                let bytes = &mut chunk[..part as usize];
+                self.memory.read(OUT_BUFFER + u64::from(at + done), bytes)?;
+                self.console.put(bytes);
+                done += part;
+            }
+        }
+        state.out_tail = head;
+        self.memory.store_u32(OUT_TAIL, head, Ordering::Release)?;
+        Ok(used)
+    }
+
+    /// Spec: PV-CONSOLE-5
+    fn notify(&self) -> Result<u64, MemoryError> {
+        let mut state = self.lock();
+        self.drain(&mut state)?;
+        if !state.looking {
+            state.looking = true;
+            state.idle_looks = 0;
+            self.memory.store_u32(HOST_LOOKS, 1, Ordering::Relaxed)?;
+            // A full event counter means that the loop is awake anyway.
+            let _ = self.wake.write(1);
+        }
+        Ok(0)
+    }
+
+    /// The event loop's look. Returns whether it wants to look again. Spec: PV-CONSOLE-6
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`]: never, for a guest that has the page.
+    pub fn look(&self) -> Result<bool, MemoryError> {
+        let mut state = self.lock();
+        if !state.looking {
+            return Ok(false);
+        }
+        if self.drain(&mut state)? > 0 {
+            state.idle_looks = 0;
+            return Ok(true);
+        }
+        state.idle_looks += 1;
+        if state.idle_looks < IDLE_LOOKS {
+            return Ok(true);
+        }
+        self.memory.store_u32(HOST_LOOKS, 0, Ordering::Relaxed)?;
+        // Pairs with the guest's barrier between its head and its look at the flag: one of the two
+        // sees the other's store.
+        fence(Ordering::SeqCst);
+        if self.drain(&mut state)? > 0 {
+            self.memory.store_u32(HOST_LOOKS, 1, Ordering::Relaxed)?;
+            state.idle_looks = 0;
+            return Ok(true);
+        }
+        state.looking = false;
+        Ok(false)
+    }
+
+    /// Takes what is left when the guest has stopped.
+    pub fn last_look(&self) {
+        let _ = self.drain(&mut self.lock());
+    }
+
+    /// Room for terminal input.
+    #[must_use]
+    pub fn wants_input(&self) -> bool {
+        self.lock().backlog.len() < BACKLOG_MAX
+    }
+
+    /// Puts terminal input into the ring. Returns the event to raise, and whether some input still
+    /// waits for room. Spec: PV-CONSOLE-7
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`]: never, for a guest that has the page.
+    pub fn input(&self, bytes: &[u8]) -> Result<(Option<EventTarget>, bool), MemoryError> {
+        let mut state = self.lock();
+        state.backlog.extend(bytes);
+        let tail = self.memory.load_u32(IN_TAIL, Ordering::Acquire)?;
+        // A tail that cannot be true: the guest has spoilt its own input; the ring counts as full.
+        let room = ring_used(state.in_head, tail, IN_SIZE).map_or(0, |used| IN_SIZE - used);
+        let mut written = 0;
+        while written < room {
+            let Some(byte) = state.backlog.pop_front() else {
+                break;
+            };
+            let at = state.in_head.wrapping_add(written) & (IN_SIZE - 1);
+            self.memory.write(IN_BUFFER + u64::from(at), &[byte])?;
+            written += 1;
+        }
+        if written > 0 {
+            state.in_head = state.in_head.wrapping_add(written);
+            state.in_bytes += u64::from(written);
+            self.memory
+                .store_u32(IN_HEAD, state.in_head, Ordering::Release)?;
+        }
+        let target = (written > 0).then(|| self.event_target()).flatten();
+        Ok((target, !state.backlog.is_empty()))
+    }
+
+    /// Bytes that have gone to the guest.
+    #[must_use]
+    pub fn in_bytes(&self) -> u64 {
+        self.lock().in_bytes
+    }
+
+    fn event_target(&self) -> Option<EventTarget> {
+        let [vector, apic_id, ..] = self.event.load(Ordering::Relaxed).to_le_bytes();
+        (vector != 0).then_some(EventTarget { vector, apic_id })
+    }
+
+    /// Spec: PV-CONSOLE-1
+    fn write(&self, args: &Args) -> CallResult {
+        let [address, length] = take(args)?;
+        if length > reg::CONSOLE_WRITE_MAX {
+            return Err(Status::InvalidParam);
+        }
+        let bytes = usize::try_from(length).map_err(|_| Status::InvalidParam)?;
+        if !self.memory.contains(address, bytes) {
+            return Err(Status::BadAddress);
+        }
+        let mut chunk = [0; 4096];
+        let mut at = address;
+        let mut left = bytes;
+        // Bytes in the ring came first.
+        self.drain(&mut self.lock())
+            .map_err(|_| Status::HostError)?;
+        while left > 0 {
+            let part = left.min(chunk.len());
+            self.memory
+                .read(at, &mut chunk[..part])
+                .map_err(|_| Status::BadAddress)?;
+            self.console.put(&chunk[..part]);
+            at += part as u64;
+            left -= part;
+        }
+        Ok(length)
+    }
+
+    /// Spec: PV-CONSOLE-7
+    fn set_event(&self, args: &Args) -> CallResult {
+        let [vector, apic_id] = take(args)?;
+        let known =
+            vector == 0 || (reg::EVENT_VECTOR_FIRST..=reg::EVENT_VECTOR_LAST).contains(&vector);
+        if !known || apic_id >= u64::from(self.vcpus) {
+            return Err(Status::InvalidParam);
+        }
+        self.event.store(vector | apic_id << 8, Ordering::Relaxed);
+        Ok(0)
+    }
+}
+
+impl Facility for std::sync::Arc<RingConsole> {
+    fn id(&self) -> u32 {
+        reg::FACILITY_CONSOLE
+    }
+
+    fn describe(&self, info: &mut BootInfo) {
+        info.console = ConsoleInfo {
+            address: CONSOLE_PAGE,
+            out_size: OUT_SIZE,
+            in_size: IN_SIZE,
+            reserved: [0; 2],
+        };
+    }
+
+    fn call(&self, function: u32, args: &Args) -> Reply {
+        const FIRST: u32 = reg::FACILITY_CONSOLE << 16;
+        Reply::Resume(match FIRST | function {
+            reg::CALL_CONSOLE_WRITE => self.write(args),
+            reg::CALL_CONSOLE_NOTIFY => {
+                take(args).and_then(|[]| self.notify().map_err(|_| Status::HostError))
+            }
+            reg::CALL_CONSOLE_EVENT => self.set_event(args),
+            _ => Err(Status::NotSupported),
+        })
+    }
+}

@@ -1,0 +1,227 @@
+//! What a run cost: exits by reason, calls by id, bytes and times.
+//!
+//! Each vCPU counts for itself; nothing on the exit path is shared between vCPUs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use paravane_abi::call::{CALLS, CallId};
+use serde::Serialize;
+
+/// Reasons for which a vCPU comes out to the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Exit {
+    /// IN on a UART port.
+    UartIn,
+    /// OUT on a UART port.
+    UartOut,
+    /// IN on any other port.
+    IoIn,
+    /// OUT on any other port.
+    IoOut,
+    /// A call through the doorbell.
+    Hypercall,
+    /// Memory-mapped registers.
+    Mmio,
+    /// A milestone (see [`crate::device::mark`]).
+    Mark,
+    /// A signal of ours.
+    Interrupted,
+    /// Whatever else.
+    Other,
+}
+
+impl Exit {
+    /// All reasons and their names in results.
+    pub const ALL: [(Self, &'static str); 9] = [
+        (Self::UartIn, "uart_in"),
+        (Self::UartOut, "uart_out"),
+        (Self::IoIn, "io_in"),
+        (Self::IoOut, "io_out"),
+        (Self::Hypercall, "hypercall"),
+        (Self::Mmio, "mmio"),
+        (Self::Mark, "mark"),
+        (Self::Interrupted, "interrupted"),
+        (Self::Other, "other"),
+    ];
+}
+
+/// One vCPU's counters. Written by its thread, read by anybody.
+#[derive(Debug, Default)]
+pub struct VcpuCounts {
+    exits: [AtomicU64; Exit::ALL.len()],
+    calls: [AtomicU64; CALLS.len()],
+    unknown_calls: AtomicU64,
+}
+
+/// One more. There is one writer, so a load and a store do, without a locked instruction.
+fn bump(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+impl VcpuCounts {
+    /// Counts an exit.
+    pub fn exit(&self, reason: Exit) {
+        bump(&self.exits[reason as usize]);
+    }
+
+    /// Counts a call.
+    pub fn call(&self, id: CallId) {
+        bump(
+            CALLS
+                .iter()
+                .position(|known| *known == id)
+                .map_or(&self.unknown_calls, |i| &self.calls[i]),
+        );
+    }
+
+    /// Exits to the VMM so far.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.exits.iter().map(|c| c.load(Ordering::Relaxed)).sum()
+    }
+
+    fn add_to(
+        &self,
+        exits: &mut BTreeMap<&'static str, u64>,
+        calls: &mut BTreeMap<&'static str, u64>,
+    ) {
+        for (reason, name) in Exit::ALL {
+            *exits.entry(name).or_default() += self.exits[reason as usize].load(Ordering::Relaxed);
+        }
+        for (id, count) in CALLS.iter().zip(&self.calls) {
+            let count = count.load(Ordering::Relaxed);
+            if count > 0 {
+                *calls.entry(id.name().unwrap_or("unknown")).or_default() += count;
+            }
+        }
+        let unknown = self.unknown_calls.load(Ordering::Relaxed);
+        if unknown > 0 {
+            *calls.entry("unknown").or_default() += unknown;
+        }
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked to start again.
+    Reboot,
+    /// The guest's kernel reported that it has failed.
+    Crash,
+    /// The guest's processor shut down.
+    TripleFault,
+    /// The watchdog ended the run.
+    Watchdog,
+    /// KVM or the VMM could not go on.
+    Error,
+    /// Somebody pressed Ctrl-C or sent a signal.
+    Interrupted,
+}
+
+/// One milestone.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Mark {
+    /// What the guest wrote.
+    pub code: u8,
+    /// Nanoseconds since the first instruction.
+    pub t_ns: u64,
+    /// Exits of all vCPUs so far, by KVM's count.
+    pub exits: u64,
+    /// Exits of all vCPUs to the VMM so far.
+    pub user_exits: u64,
+    /// Console bytes so far.
+    pub console_out_bytes: u64,
+}
+
+/// Bytes over the console.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct ConsoleBytes {
+    /// From the guest.
+    pub out_bytes: u64,
+    /// To the guest.
+    pub in_bytes: u64,
+}
+
+/// The whole account of a run; serialised, this is `--stats json`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Stats {
+    /// Profile.
+    pub guest: &'static str,
+    /// Class of the host that it ran on: `kvm` or `reference`.
+    pub host: String,
+    /// Number of vCPUs.
+    pub vcpus: u8,
+    /// Guest memory, MiB.
+    pub mem_mib: u64,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// More about the end.
+    pub message: Option<String>,
+    /// From the start of the process to the first instruction, ns.
+    pub setup_ns: u64,
+    /// From the first instruction to the end, ns.
+    pub run_ns: u64,
+    /// Exits of all vCPUs by KVM's count; 0 where the host has no binary statistics.
+    pub exits: u64,
+    /// Exits to the VMM, by reason.
+    pub user_exits: BTreeMap<&'static str, u64>,
+    /// Every counter that KVM keeps of the vCPUs, summed.
+    pub kvm_stats: BTreeMap<String, u64>,
+    /// Calls by name.
+    pub hypercalls: BTreeMap<&'static str, u64>,
+    /// Console traffic.
+    pub console: ConsoleBytes,
+    /// Milestones.
+    pub marks: Vec<Mark>,
+}
+
+impl Stats {
+    /// Fills in what the vCPUs have counted.
+    pub fn add_vcpu(&mut self, counts: &VcpuCounts) {
+        counts.add_to(&mut self.user_exits, &mut self.hypercalls);
+    }
+}
+
+impl std::fmt::Display for Stats {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ms = |ns: u64| format!("{}.{:03} ms", ns / 1_000_000, ns / 1_000 % 1_000);
+        writeln!(
+            f,
+            "guest {} on host {}: {:?}",
+            self.guest, self.host, self.outcome
+        )?;
+        writeln!(
+            f,
+            "  setup {:>14}   run {:>14}",
+            ms(self.setup_ns),
+            ms(self.run_ns)
+        )?;
+        writeln!(f, "  exits {:>14}   (all, by KVM's count)", self.exits)?;
+        for (name, count) in self.user_exits.iter().filter(|(_, count)| **count > 0) {
+            writeln!(f, "    to the VMM, {name:<16} {count:>10}")?;
+        }
+        for (name, count) in &self.hypercalls {
+            writeln!(f, "    call {name:<23} {count:>10}")?;
+        }
+        writeln!(
+            f,
+            "  console bytes out {}, in {}",
+            self.console.out_bytes, self.console.in_bytes
+        )?;
+        for mark in &self.marks {
+            writeln!(
+                f,
+                "  mark {:<3} at {:>14}   exits {:>8}",
+                mark.code,
+                ms(mark.t_ns),
+                mark.exits
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,226 @@
+//! A vCPU: its thread, and the run loop where every exit arrives.
+//!
+//! # The life of a call
+//!
+//! 1. the guest executes `out dx, eax` on the doorbell; KVM exits with `KVM_EXIT_IO`;
+//! 2. [`Vcpu::io_out`] sees the port, and takes the registers out of the shared run page
+//!    (`KVM_CAP_SYNC_REGS`: no ioctl);
+//! 3. [`crate::pv::Paravirt::call`] finds the facility, which checks the arguments and acts;
+//! 4. status and value go back into RAX and RDX of the run page, marked dirty; KVM loads them on
+//!    the next entry.
+
+use std::sync::Arc;
+
+use kvm_bindings::{kvm_regs, kvm_sregs};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use paravane_abi::call::{CallId, Status};
+
+use crate::device::{PortAction, uart};
+use crate::pv::{DOORBELL_PORT, Reply};
+use crate::stats::{Exit, Outcome, VcpuCounts};
+use crate::vm::Machine;
+
+/// A vCPU that is about to run, or runs.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+    machine: Arc<Machine>,
+    counts: Arc<VcpuCounts>,
+}
+
+/// What an exit asks for, once the borrow of the run page has ended.
+enum Then {
+    Resume,
+    Call(CallId),
+    Stop(Outcome, Option<String>),
+    Mark(u8),
+    /// The vCPU's own registers belong into the message.
+    Die(Outcome, String),
+}
+
+impl Vcpu {
+    /// Takes a vCPU whose registers are set.
+    #[must_use]
+    pub fn new(mut fd: VcpuFd, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
+        if machine.pv().is_present() {
+            fd.set_sync_valid_reg(SyncReg::Register);
+        }
+        Self {
+            fd,
+            machine,
+            counts,
+        }
+    }
+
+    /// Runs until the machine stops.
+    pub fn run(mut self) {
+        while !self.machine.is_stopping() {
+            let then = match self.fd.run() {
+                Ok(exit) => Self::handle(exit, &self.machine, &self.counts),
+                // EINTR: somebody wants us to look at the stop flag. EAGAIN: KVM wants another go.
+                Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
+                    self.counts.exit(Exit::Interrupted);
+                    Then::Resume
+                }
+                Err(e) => Then::Die(Outcome::Error, format!("KVM_RUN failed: {e}")),
+            };
+            match then {
+                Then::Resume => {}
+                Then::Call(id) => self.call(id),
+                Then::Stop(outcome, message) => self.machine.stop(outcome, message),
+                Then::Mark(code) => self.machine.mark(code),
+                Then::Die(outcome, message) => {
+                    let registers = self.describe();
+                    self.machine
+                        .stop(outcome, Some(format!("{message}\n{registers}")));
+                }
+            }
+        }
+    }
+
+    fn handle(exit: VcpuExit<'_>, machine: &Machine, counts: &VcpuCounts) -> Then {
+        match exit {
+            VcpuExit::IoOut(port, data) => Self::io_out(port, data, machine, counts),
+            VcpuExit::IoIn(port, data) => {
+                let is_uart = (uart::FIRST..=uart::LAST).contains(&port);
+                counts.exit(if is_uart { Exit::UartIn } else { Exit::IoIn });
+                machine.ports().read(port, data);
+                Then::Resume
+            }
+            VcpuExit::MmioRead(_, data) => {
+                counts.exit(Exit::Mmio);
+                data.fill(0xff);
+                Then::Resume
+            }
+            VcpuExit::MmioWrite(..) => {
+                counts.exit(Exit::Mmio);
+                Then::Resume
+            }
+            VcpuExit::Shutdown => {
+                counts.exit(Exit::Other);
+                Then::Die(
+                    Outcome::TripleFault,
+                    "the guest's processor shut down (triple fault)".to_owned(),
+                )
+            }
+            VcpuExit::InternalError => {
+                counts.exit(Exit::Other);
+                Then::Die(
+                    Outcome::Error,
+                    "KVM cannot emulate an instruction of this guest (KVM_EXIT_INTERNAL_ERROR); \
+                     `paravane doctor` tells which profiles this KVM can run"
+                        .to_owned(),
+                )
+            }
+            VcpuExit::FailEntry(reason, cpu) => {
+                counts.exit(Exit::Other);
+                Then::Die(
+                    Outcome::Error,
+                    format!(
+                        "the processor refused to enter the guest (reason {reason:#x} on CPU {cpu})"
+                    ),
+                )
+            }
+            VcpuExit::SystemEvent(kind, _) => {
+                counts.exit(Exit::Other);
+                Then::Stop(
+                    Outcome::Error,
+                    Some(format!("KVM reports system event {kind}")),
+                )
+            }
+            VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {
+                counts.exit(Exit::Other);
+                Then::Resume
+            }
+            other => {
+                counts.exit(Exit::Other);
+                let message = format!("an exit that this VMM does not serve: {other:?}");
+                Then::Die(Outcome::Error, message)
+            }
+        }
+    }
+
+    fn io_out(port: u16, data: &[u8], machine: &Machine, counts: &VcpuCounts) -> Then {
+        if port == DOORBELL_PORT
+            && machine.pv().is_present()
+            && let Ok(id) = data.try_into()
+        {
+            counts.exit(Exit::Hypercall);
+            return Then::Call(CallId(u32::from_le_bytes(id)));
+        }
+        let is_uart = (uart::FIRST..=uart::LAST).contains(&port);
+        let action = machine.ports().write(port, data);
+        counts.exit(match action {
+            PortAction::Mark(_) => Exit::Mark,
+            _ if is_uart => Exit::UartOut,
+            _ => Exit::IoOut,
+        });
+        match action {
+            PortAction::Done | PortAction::Unclaimed => Then::Resume,
+            PortAction::Reset => Then::Stop(Outcome::Reboot, None),
+            PortAction::Mark(code) => Then::Mark(code),
+        }
+    }
+
+    /// Steps 2 to 4 of a call's life. Spec: PV-CALL-1 to PV-CALL-4
+    fn call(&mut self, id: CallId) {
+        self.counts.call(id);
+        let regs = self.fd.sync_regs().regs;
+        let args = [regs.rdi, regs.rsi, regs.r8, regs.r9, regs.r10, regs.r11];
+        match self.machine.pv().call(id, &args) {
+            Reply::Resume(result) => {
+                let (status, value) = Status::encode(result);
+                let regs = &mut self.fd.sync_regs_mut().regs;
+                regs.rax = status.cast_unsigned();
+                regs.rdx = value;
+                self.fd.set_sync_dirty_reg(SyncReg::Register);
+            }
+            Reply::Stop(outcome) => self.machine.stop(outcome, None),
+        }
+    }
+
+    fn describe(&self) -> String {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => self.machine.describe_registers(&regs, &sregs),
+            _ => "its registers cannot be read".to_owned(),
+        }
+    }
+}
+
+/// Registers as text, for people.
+#[must_use]
+pub fn registers(r: &kvm_regs, s: &kvm_sregs) -> String {
+    format!(
+        "  rip {:016x}  rsp {:016x}  rflags {:08x}\n  \
+           rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}\n  \
+           rsi {:016x}  rdi {:016x}  rbp {:016x}  r8  {:016x}\n  \
+           r9  {:016x}  r10 {:016x}  r11 {:016x}  r12 {:016x}\n  \
+           r13 {:016x}  r14 {:016x}  r15 {:016x}\n  \
+           cr0 {:08x}  cr2 {:016x}  cr3 {:016x}  cr4 {:08x}  efer {:x}  cs {:x} (CPL {})",
+        r.rip,
+        r.rsp,
+        r.rflags,
+        r.rax,
+        r.rbx,
+        r.rcx,
+        r.rdx,
+        r.rsi,
+        r.rdi,
+        r.rbp,
+        r.r8,
+        r.r9,
+        r.r10,
+        r.r11,
+        r.r12,
+        r.r13,
+        r.r14,
+        r.r15,
+        s.cr0,
+        s.cr2,
+        s.cr3,
+        s.cr4,
+        s.efer,
+        s.cs.selector,
+        s.cs.dpl
+    )
+}

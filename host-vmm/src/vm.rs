@@ -1,0 +1,573 @@
+//! The machine: built, booted, run, stopped.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::thread::JoinHandleExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::{
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_TSC_STABLE,
+    KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_enable_cap, kvm_msi, kvm_msr_entry, kvm_pit_config, kvm_regs,
+    kvm_sregs,
+};
+use kvm_ioctls::{VcpuFd, VmFd};
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use crate::boot::{self, BootError, Loaded};
+use crate::config::{Config, FacilitySet, Profile};
+use crate::console::Console;
+use crate::crash::{self, Symbols};
+use crate::device::Ports;
+use crate::device::mark::MARKS_MAX;
+use crate::device::uart::{self, Uart};
+use crate::event_loop::{EventLoop, Signals};
+use crate::kvm::counters::Counters;
+use crate::kvm::cpuid::GuestCpuid;
+use crate::kvm::{self, KvmError, refused};
+use crate::memory::{self, Memory, MemoryError};
+use crate::pv::base::Base;
+use crate::pv::clock::Clock;
+use crate::pv::console::RingConsole;
+use crate::pv::crash::{Crash, LastWords};
+use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
+use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
+use crate::vcpu::{self, Vcpu};
+
+/// How long vCPU threads get to come out of KVM once the machine stops.
+const JOIN_LIMIT: Duration = Duration::from_secs(3);
+const MSR_TSC: u32 = 0x10;
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// Fast string operations.
+const MISC_FAST_STRINGS: u64 = 1;
+/// MTRRs on, default type write-back.
+const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// Why a machine could not be built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// Guest memory.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Kernel or initrd.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The host's descriptors or threads.
+    #[error("the host has no {what} left: {source}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
+    move |source| VmError::Host { what, source }
+}
+
+/// What all threads of a machine share.
+#[derive(Debug)]
+pub struct Machine {
+    vm: VmFd,
+    console: Console,
+    ports: Ports,
+    pv: Paravirt,
+    rings: Option<Arc<RingConsole>>,
+    kernel: PathBuf,
+    wake: EventFd,
+    stopped: EventFd,
+    stopping: AtomicBool,
+    end: Mutex<Option<(Outcome, Option<String>)>>,
+    started: OnceLock<Instant>,
+    counters: Vec<Counters>,
+    counts: Vec<Arc<VcpuCounts>>,
+    marks: Mutex<Vec<Mark>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Machine {
+    /// The console.
+    #[must_use]
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    /// Port devices.
+    #[must_use]
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    /// Paravane's facilities.
+    #[must_use]
+    pub fn pv(&self) -> &Paravirt {
+        &self.pv
+    }
+
+    /// Whether vCPUs should come out for good.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Ends the run; the first to say so is the one who is believed.
+    pub fn stop(&self, outcome: Outcome, message: Option<String>) {
+        lock(&self.end).get_or_insert((outcome, message));
+        self.stopping.store(true, Ordering::Release);
+        // A full event counter means that it has been signalled already.
+        let _ = self.stopped.write(1);
+    }
+
+    /// Becomes readable when the machine stops.
+    #[must_use]
+    pub fn stopped_fd(&self) -> RawFd {
+        self.stopped.as_raw_fd()
+    }
+
+    /// Becomes readable when the event loop should look at the console ring.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor left.
+    pub fn wake_fd(&self) -> io::Result<EventFd> {
+        self.wake.try_clone()
+    }
+
+    /// The event loop's look at the output ring; returns whether it should look again.
+    pub fn look_at_console(&self) -> bool {
+        self.rings
+            .as_ref()
+            .is_some_and(|rings| rings.look().unwrap_or(false))
+    }
+
+    /// Gives terminal input to the guest; returns whether some of it still waits for room.
+    pub fn input(&self, bytes: &[u8]) -> bool {
+        let Some(rings) = &self.rings else {
+            self.ports.with_uart(|uart| uart.input(bytes));
+            return false;
+        };
+        let Ok((event, waits)) = rings.input(bytes) else {
+            return false;
+        };
+        if let Some(target) = event {
+            let msi = kvm_msi {
+                address_lo: 0xfee0_0000 | u32::from(target.apic_id) << 12,
+                data: u32::from(target.vector),
+                ..Default::default()
+            };
+            // A guest that has switched its LAPIC off does not get the event: as on hardware.
+            let _ = self.vm.signal_msi(msi);
+        }
+        waits
+    }
+
+    /// Exits of all vCPUs so far, by KVM's count.
+    fn exits(&self) -> u64 {
+        self.counters.iter().map(Counters::exits).sum()
+    }
+
+    /// Nanoseconds since the first instruction.
+    fn elapsed_ns(&self) -> u64 {
+        self.started.get().map_or(0, |at| {
+            u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX)
+        })
+    }
+
+    /// Stamps a milestone.
+    pub fn mark(&self, code: u8) {
+        let mark = Mark {
+            code,
+            t_ns: self.elapsed_ns(),
+            exits: self.exits(),
+            user_exits: self.counts.iter().map(|c| c.total()).sum(),
+            console_out_bytes: self.console.bytes(),
+        };
+        let mut marks = lock(&self.marks);
+        if marks.len() < MARKS_MAX {
+            marks.push(mark);
+        }
+    }
+
+    /// Registers with the instruction's symbol.
+    #[must_use]
+    pub fn describe_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> String {
+        let symbols = Symbols::read(&self.kernel);
+        format!(
+            "{}\n  at {}",
+            vcpu::registers(regs, sregs),
+            symbols.name(regs.rip)
+        )
+    }
+}
+
+/// A machine that has not run yet.
+#[derive(Debug)]
+pub struct Vm {
+    machine: Arc<Machine>,
+    memory: Memory,
+    vcpus: Vec<VcpuFd>,
+    config: Config,
+    last_words: LastWords,
+    setup_started: Instant,
+}
+
+/// How a run is watched.
+#[derive(Debug, Default)]
+pub struct RunOptions {
+    /// Standard input goes to the guest.
+    pub stdin: bool,
+    /// Signals that end the run.
+    pub signals: Option<Signals>,
+    /// Class of this host, for the statistics.
+    pub host: String,
+}
+
+impl Vm {
+    /// Builds the machine for `config`, without a kernel. `setup_started`: when the process began.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`]; each says what to do about it.
+    pub fn new(config: Config, console: Console, setup_started: Instant) -> Result<Self, VmError> {
+        let kvm = kvm::open()?;
+        let vm = kvm.create_vm().map_err(refused("create a VM"))?;
+        let memory = Memory::new(config.memory_mib)?;
+        memory.register(&vm)?;
+        vm.set_tss_address(memory::KVM_TSS)
+            .map_err(refused("set the TSS address"))?;
+        vm.set_identity_map_address(memory::KVM_IDENTITY_MAP)
+            .map_err(refused("set the identity map"))?;
+
+        let legacy = config.profile.has_legacy_devices();
+        let ports = if legacy {
+            Ports::legacy(create_pc(&vm, &console)?)
+        } else {
+            create_split_irqchip(&vm)?
+        };
+
+        let set = if config.profile == Profile::Para {
+            config.facilities
+        } else {
+            FacilitySet::NONE
+        };
+        let cpuid = GuestCpuid::new(&kvm, config.profile, set, BOOT_INFO, DOORBELL_PORT)?;
+        let mut vcpus = Vec::new();
+        for id in 0..config.vcpus {
+            let fd = vm
+                .create_vcpu(u64::from(id))
+                .map_err(refused("create a vCPU"))?;
+            fd.set_cpuid2(&cpuid.to_kvm(id, config.vcpus)?)
+                .map_err(refused("set a vCPU's CPUID"))?;
+            // Without it a masked KVM feature still works, and a full guest is not full.
+            let enforce = kvm_enable_cap {
+                cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+                args: [1, 0, 0, 0],
+                ..Default::default()
+            };
+            fd.enable_cap(&enforce)
+                .map_err(refused("enforce the paravirtual features in CPUID"))?;
+            set_msrs(&fd)?;
+            vcpus.push(fd);
+        }
+
+        let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
+        let last_words = LastWords::default();
+        let (pv, rings) = paravirt(
+            set,
+            &config,
+            &vm,
+            &vcpus,
+            &memory,
+            &console,
+            &wake,
+            &last_words,
+        )?;
+        let counters = vcpus.iter().filter_map(Counters::open).collect();
+        let machine = Machine {
+            vm,
+            console,
+            ports,
+            pv,
+            rings,
+            kernel: config.kernel.clone(),
+            wake,
+            stopped: EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?,
+            stopping: AtomicBool::new(false),
+            end: Mutex::new(None),
+            started: OnceLock::new(),
+            counters,
+            counts: vcpus.iter().map(|_| Arc::default()).collect(),
+            marks: Mutex::default(),
+        };
+        Ok(Self {
+            machine: Arc::new(machine),
+            memory,
+            vcpus,
+            config,
+            last_words,
+            setup_started,
+        })
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Loads the kernel of the configuration and points the boot vCPU at it.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Boot`].
+    pub fn boot(&mut self) -> Result<(), VmError> {
+        let loaded = boot::load(&self.config, &self.memory)?;
+        self.enter(&loaded)
+    }
+
+    /// Points the boot vCPU at something that is in memory already.
+    ///
+    /// # Errors
+    ///
+    /// KVM refused the registers.
+    pub fn enter(&mut self, loaded: &Loaded) -> Result<(), VmError> {
+        let Some(boot_cpu) = self.vcpus.first() else {
+            return Ok(());
+        };
+        let mut sregs = boot_cpu
+            .get_sregs()
+            .map_err(refused("tell a vCPU's registers"))?;
+        boot::regs::special(&mut sregs, loaded);
+        boot_cpu
+            .set_sregs(&sregs)
+            .map_err(refused("set a vCPU's special registers"))?;
+        boot_cpu
+            .set_regs(&boot::regs::general(loaded))
+            .map_err(refused("set a vCPU's registers"))?;
+        Ok(())
+    }
+
+    /// Runs the guest to its end.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Host`] where there are no threads or descriptors left. A guest that fails is not an
+    /// error: [`Stats::outcome`] says how it ended.
+    pub fn run(self, options: RunOptions) -> Result<Stats, VmError> {
+        let machine = &self.machine;
+        register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| host("signal")(e.into()))?;
+        machine
+            .pv
+            .write_boot_info(&self.memory, self.config.vcpus)?;
+        let events = EventLoop::new(
+            machine,
+            options.signals.as_ref(),
+            options.stdin,
+            self.config.watchdog,
+        )
+        .map_err(host("event descriptor"))?;
+        let started = *machine.started.get_or_init(Instant::now);
+        let mut threads = Vec::new();
+        for ((id, fd), counts) in self.vcpus.into_iter().enumerate().zip(&machine.counts) {
+            let vcpu = Vcpu::new(fd, Arc::clone(machine), Arc::clone(counts));
+            let spawned = std::thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .spawn(move || vcpu.run());
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(e) => {
+                    machine.stop(Outcome::Error, None);
+                    join(threads);
+                    return Err(host("thread")(e));
+                }
+            }
+        }
+        events.run();
+        let run_ns = machine.elapsed_ns();
+        let stuck = join(threads);
+        if let Some(rings) = &machine.rings {
+            rings.last_look();
+        }
+        machine.console.flush_now();
+
+        let (outcome, mut message) = lock(&machine.end).take().unwrap_or((Outcome::Error, None));
+        if let Some(record) = lock(&self.last_words).as_deref() {
+            message = Some(crash::report(record, &Symbols::read(&self.config.kernel)));
+        }
+        if stuck > 0 {
+            let note = format!("{stuck} vCPU(s) did not come out of KVM and were left behind");
+            message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
+        }
+        let mut kvm_stats = BTreeMap::new();
+        machine
+            .counters
+            .iter()
+            .for_each(|c| c.add_to(&mut kvm_stats));
+        let setup = started.saturating_duration_since(self.setup_started);
+        let mut stats = Stats {
+            guest: self.config.profile.name(),
+            host: options.host,
+            vcpus: self.config.vcpus,
+            mem_mib: self.config.memory_mib,
+            outcome,
+            message,
+            setup_ns: u64::try_from(setup.as_nanos()).unwrap_or(u64::MAX),
+            run_ns,
+            exits: machine.exits(),
+            user_exits: BTreeMap::new(),
+            kvm_stats,
+            hypercalls: BTreeMap::new(),
+            console: ConsoleBytes {
+                out_bytes: machine.console.bytes(),
+                in_bytes: machine.rings.as_ref().map_or(0, |rings| rings.in_bytes()),
+            },
+            marks: lock(&machine.marks).clone(),
+        };
+        machine
+            .counts
+            .iter()
+            .for_each(|counts| stats.add_vcpu(counts));
+        Ok(stats)
+    }
+}
+
+/// The kick only has to interrupt `KVM_RUN`.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Kicks the vCPU threads until they have ended. A signal that arrives just before `KVM_RUN` is lost,
+/// hence again and again. Returns how many would not come.
+fn join(threads: Vec<JoinHandle<()>>) -> usize {
+    let deadline = Instant::now() + JOIN_LIMIT;
+    let mut left = threads;
+    loop {
+        left.retain(|thread| !thread.is_finished());
+        if left.is_empty() || Instant::now() >= deadline {
+            return left.len();
+        }
+        for thread in &left {
+            // SAFETY: the handle is held, so the thread's id is still valid; the signal has a
+            // handler that does nothing.
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// PIC, IOAPIC, LAPICs and PIT in KVM; the UART on top.
+fn create_pc(vm: &VmFd, console: &Console) -> Result<Uart, VmError> {
+    vm.create_irq_chip()
+        .map_err(refused("create an interrupt controller"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit)
+        .map_err(refused("create a timer chip"))?;
+    let irq = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
+    vm.register_irqfd(&irq, uart::IRQ)
+        .map_err(refused("connect the UART's interrupt"))?;
+    Ok(Uart::new(irq, console.clone()))
+}
+
+/// LAPICs in KVM and nothing else.
+fn create_split_irqchip(vm: &VmFd) -> Result<Ports, VmError> {
+    let split = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        args: [0, 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&split)
+        .map_err(refused("create LAPICs without an IOAPIC"))?;
+    Ok(Ports::default())
+}
+
+fn set_msrs(fd: &VcpuFd) -> Result<(), VmError> {
+    for (index, data) in [
+        (MSR_MISC_ENABLE, MISC_FAST_STRINGS),
+        (MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK),
+    ] {
+        let entry = kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| KvmError::Capability("MSR lists"))?;
+        // A host that does not know one of them has nothing to set.
+        let _ = fd.set_msrs(&msrs).map_err(refused("set a vCPU's MSRs"))?;
+    }
+    Ok(())
+}
+
+/// The guest's TSC now; 0 where KVM does not tell.
+fn guest_tsc(fd: &VcpuFd) -> u64 {
+    let entry = kvm_msr_entry {
+        index: MSR_TSC,
+        ..Default::default()
+    };
+    let Ok(mut msrs) = Msrs::from_entries(&[entry]) else {
+        return 0;
+    };
+    match fd.get_msrs(&mut msrs) {
+        Ok(1) => msrs.as_slice()[0].data,
+        _ => 0,
+    }
+}
+
+#[expect(
+    clippy::too_many_arguments,
+    reason = "called once, from Vm::new, whose locals these are"
+)]
+fn paravirt(
+    set: FacilitySet,
+    config: &Config,
+    vm: &VmFd,
+    vcpus: &[VcpuFd],
+    memory: &Memory,
+    console: &Console,
+    wake: &EventFd,
+    last_words: &LastWords,
+) -> Result<(Paravirt, Option<Arc<RingConsole>>), VmError> {
+    if set == FacilitySet::NONE {
+        return Ok((Paravirt::none(), None));
+    }
+    let wake = wake.try_clone().map_err(host("event descriptor"))?;
+    let rings = Arc::new(RingConsole::new(
+        memory.clone(),
+        console.clone(),
+        config.vcpus,
+        wake,
+    ));
+    let boot_cpu = vcpus.first();
+    let tsc_khz = boot_cpu
+        .map_or(Ok(0), VcpuFd::get_tsc_khz)
+        .map_err(refused("tell the TSC's frequency"))?;
+    let reliable = vm
+        .get_clock()
+        .is_ok_and(|clock| clock.flags & KVM_CLOCK_TSC_STABLE != 0);
+    let clock = Clock::new(
+        u64::from(tsc_khz) * 1000,
+        boot_cpu.map_or(0, guest_tsc),
+        reliable,
+    );
+    let facilities: Vec<Box<dyn Facility>> = vec![
+        Box::new(Base::new(set)),
+        Box::new(Arc::clone(&rings)),
+        Box::new(clock),
+        Box::new(Crash::new(memory.clone(), Arc::clone(last_words))),
+    ];
+    let has_console = set.has(paravane_abi::registry::FACILITY_CONSOLE);
+    Ok((Paravirt::new(set, facilities), has_console.then_some(rings)))
+}
