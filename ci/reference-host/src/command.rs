@@ -12,6 +12,15 @@ use std::time::Duration;
 use crate::appliance::Appliance;
 use crate::run::{Finished, RunError, run};
 
+/// The variable that is set in the environment of every command on the reference host.
+const INSIDE: &str = "PARAVANE_REFERENCE_HOST";
+
+/// Whether this process runs on the reference host: it must not start another one in there.
+#[must_use]
+pub fn is_inside() -> bool {
+    env::var_os(INSIDE).is_some()
+}
+
 /// Where the command's output or errors go while it runs.
 pub type Sink = Box<dyn Write + Send>;
 
@@ -173,7 +182,9 @@ impl Command {
     pub(crate) fn script(&self) -> Vec<u8> {
         let mut script = b"cd -- ".to_vec();
         quote(&mut script, self.folder.as_os_str());
-        script.extend_from_slice(b" || exit 126\nexec env -i");
+        script.extend_from_slice(b" || exit 126\nexec env -i ");
+        script.extend_from_slice(INSIDE.as_bytes());
+        script.extend_from_slice(b"=1");
         for (name, value) in &self.environment {
             let mut assignment = name.clone();
             assignment.push("=");

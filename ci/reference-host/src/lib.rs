@@ -31,5 +31,5 @@ mod streams;
 mod sys;
 
 pub use appliance::{Appliance, ApplianceError, build};
-pub use command::{Command, Input, Sink};
+pub use command::{Command, Input, Sink, is_inside};
 pub use run::{Finished, RunError};

@@ -133,18 +133,17 @@ impl Machine {
         Ok(self.files.try_wait()?.map(|status| ("virtiofsd", status)))
     }
 
-    /// The last lines of the machine's logs, for an error message.
-    pub(crate) fn log_tail(&self) -> String {
+    /// What the machine's logs say for an error message: from the first sign of a crash on, or else the last lines.
+    pub(crate) fn log_tail(&mut self) -> String {
+        let served = matches!(self.files.try_wait(), Ok(status) if status.is_none_or(|status| status.success()));
         let mut text = String::new();
         for name in ["files.log", "qemu.log", "console.log"] {
+            // The file server grumbles when QEMU ends, which explains nothing.
+            if name == "files.log" && served {
+                continue;
+            }
             let bytes = fs::read(self.folder.join(name)).unwrap_or_default();
-            let log = String::from_utf8_lossy(&bytes);
-            let lines: Vec<&str> = log
-                .lines()
-                .map(str::trim_end)
-                .filter(|line| !line.is_empty())
-                .collect();
-            for line in &lines[lines.len().saturating_sub(25)..] {
+            for line in telling_lines(&String::from_utf8_lossy(&bytes)) {
                 text.push_str("\n  ");
                 text.extend(line.chars().filter(|character| !character.is_control()));
             }
@@ -167,6 +166,23 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// The lines of a log that tell most, at most 30.
+fn telling_lines(log: &str) -> Vec<&str> {
+    const SHOWN: usize = 30;
+    const SIGNS: [&str; 4] = ["Kernel panic", "BUG: ", "Oops: ", "Out of memory"];
+    let lines: Vec<&str> = log
+        .lines()
+        .map(str::trim_end)
+        .filter(|line| !line.is_empty())
+        .collect();
+    let sign = |line: &&str| SIGNS.iter().any(|sign| line.contains(sign));
+    let from = lines
+        .iter()
+        .position(sign)
+        .unwrap_or(lines.len().saturating_sub(SHOWN));
+    lines.into_iter().skip(from).take(SHOWN).collect()
 }
 
 /// Kills and reaps; a child that has ended already is no error.
@@ -213,22 +229,25 @@ fn options(memory_mib: u32) -> Vec<String> {
 /// different files never look the same. `sandbox=chroot`: the other sandbox needs a mount namespace, which containers
 /// refuse, and the whole tree is shared anyway.
 fn file_server(listener: &UnixListener, log: &Path) -> Result<Child, RunError> {
-    let program = if sys::is_root() { VIRTIOFSD } else { "unshare" };
-    let mut command = Command::new(program);
-    if !sys::is_root() {
-        // The server switches user for every request; in a user namespace of its own it may.
-        command.args(["--user", "--map-root-user", VIRTIOFSD]);
+    if !Path::new(VIRTIOFSD).exists() {
+        return Err(RunError::MissingProgram { program: VIRTIOFSD });
     }
+    let mut command = if sys::is_root() {
+        Command::new(VIRTIOFSD)
+    } else {
+        // The server switches user for every request; in a user namespace of its own it may.
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", VIRTIOFSD]);
+        command.arg(format!("--rlimit-nofile={}", sys::open_files_limit()));
+        command
+    };
     command
         .arg("-f")
         .arg(format!("--fd={}", listener.as_raw_fd()));
     command.args([
         "-o",
-        "source=/,cache=always,sandbox=chroot,announce_submounts,flock",
+        "source=/,cache=always,sandbox=chroot,announce_submounts,flock,log_level=warn",
     ]);
-    if !Path::new(VIRTIOFSD).exists() {
-        return Err(RunError::MissingProgram { program: VIRTIOFSD });
-    }
     let descriptor: BorrowedFd<'_> = listener.as_fd();
     log_to(&mut command, log)
         .and_then(|command| sys::spawn_bound(command, &[descriptor]))

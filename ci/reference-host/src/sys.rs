@@ -111,6 +111,17 @@ impl Drop for SignalGuard {
     }
 }
 
+/// How many files this process and its children may have open, at the most.
+pub(crate) fn open_files_limit() -> u64 {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the pointer is to a whole `rlimit`, which outlives the call.
+    unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    limit.rlim_max
+}
+
 /// Whether this process is root.
 pub(crate) fn is_root() -> bool {
     // SAFETY: the call has no arguments and cannot fail.
