@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use kvm_bindings::{
     KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_TSC_STABLE,
     KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_enable_cap, kvm_msi, kvm_msr_entry, kvm_pit_config, kvm_regs,
-    kvm_sregs,
+    kvm_sregs, kvm_xcr,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -280,6 +280,7 @@ impl Vm {
             fd.enable_cap(&enforce)
                 .map_err(refused("enforce the paravirtual features in CPUID"))?;
             set_msrs(&fd)?;
+            set_xcr0(&fd, cpuid.supported_xcr0());
             vcpus.push(fd);
         }
 
@@ -509,6 +510,24 @@ fn set_msrs(fd: &VcpuFd) -> Result<(), VmError> {
         let _ = fd.set_msrs(&msrs).map_err(refused("set a vCPU's MSRs"))?;
     }
     Ok(())
+}
+
+/// Switches on all extended state that CPUID reports.
+///
+/// A processor comes out of reset with x87 alone; firmware may have set more. QEMU 7.2's TCG, under
+/// the reference host, does not exit on XSETBV, so that KVM would go on reporting the reset value's
+/// area size (CPUID 0xd) to a kernel that has set XCR0 itself. Best effort: a host without XSAVE has
+/// nothing to set.
+fn set_xcr0(fd: &VcpuFd, value: u64) {
+    if let Ok(mut xcrs) = fd.get_xcrs() {
+        xcrs.nr_xcrs = 1;
+        xcrs.xcrs[0] = kvm_xcr {
+            xcr: 0,
+            reserved: 0,
+            value,
+        };
+        let _ = fd.set_xcrs(&xcrs);
+    }
 }
 
 /// The guest's TSC now; 0 where KVM does not tell.

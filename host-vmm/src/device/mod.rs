@@ -32,6 +32,7 @@ pub enum PortAction {
 pub struct Ports {
     uart: Option<Mutex<Uart>>,
     rtc: Option<Mutex<Rtc>>,
+    keyboard: Option<Mutex<I8042>>,
 }
 
 fn lock<T>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -45,7 +46,8 @@ impl Ports {
     pub fn legacy(uart: Uart) -> Self {
         Self {
             uart: Some(Mutex::new(uart)),
-            rtc: Some(Mutex::new(Rtc::default())),
+            rtc: Some(Mutex::default()),
+            keyboard: Some(Mutex::default()),
         }
     }
 
@@ -69,13 +71,11 @@ impl Ports {
                 self.with_uart(|uart| uart.write(port, value));
                 PortAction::Done
             }
-            i8042::DATA | i8042::COMMAND if self.uart.is_some() => {
-                if I8042::is_reset(port, value) {
-                    PortAction::Reset
-                } else {
-                    PortAction::Done
-                }
-            }
+            i8042::DATA | i8042::COMMAND => match &self.keyboard {
+                Some(keyboard) if lock(keyboard).write(port, value) => PortAction::Reset,
+                Some(_) => PortAction::Done,
+                None => PortAction::Unclaimed,
+            },
             rtc::INDEX | rtc::DATA => match &self.rtc {
                 Some(rtc) => {
                     lock(rtc).write(port, value);
@@ -100,7 +100,10 @@ impl Ports {
                 };
                 *value = byte;
             }
-            i8042::DATA | i8042::COMMAND if self.uart.is_some() => *value = I8042::read(port),
+            i8042::DATA | i8042::COMMAND => match &self.keyboard {
+                Some(keyboard) => *value = lock(keyboard).read(port),
+                None => return PortAction::Unclaimed,
+            },
             rtc::INDEX | rtc::DATA => match &self.rtc {
                 Some(rtc) => *value = lock(rtc).read(port),
                 None => return PortAction::Unclaimed,

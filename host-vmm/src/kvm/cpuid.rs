@@ -147,6 +147,16 @@ impl GuestCpuid {
         Ok(Self { entries })
     }
 
+    /// The extended state that the guest may switch on (leaf 0xd, subleaf 0); x87 at least.
+    #[must_use]
+    pub fn supported_xcr0(&self) -> u64 {
+        let leaf = self
+            .entries
+            .iter()
+            .find(|e| (e.function, e.index) == (0xd, 0));
+        leaf.map_or(0, |e| u64::from(e.eax) | (u64::from(e.edx) << 32)) | 1
+    }
+
     /// The table as vCPU number `vcpu` of `vcpus` gets it.
     #[must_use]
     pub fn for_vcpu(&self, vcpu: u8, vcpus: u8) -> Vec<kvm_cpuid_entry2> {
