@@ -5,20 +5,21 @@
 //! benchmark that is interrupted leaves what it has.
 
 use std::fs::File;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::arm::{Arm, name_twins};
-use crate::launch::{LaunchError, Launcher};
-use crate::plan::{Job, Step, plan};
-use crate::sample::{Origin, Outcome, SUITE, Sample, Samples};
+use crate::collect::{Collector, LineSink, lock};
+use crate::launch::Launcher;
+use crate::plan::{Job, plan};
+use crate::run::Run;
+use crate::sample::Samples;
 use crate::table::{Heading, Look, draw};
-use crate::{launch, machine};
 
 /// Where the guests run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -30,7 +31,7 @@ pub enum Host {
 }
 
 impl Host {
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
             Self::Reference => "reference",
@@ -96,112 +97,109 @@ pub struct BootArgs {
     /// How many seconds one guest may take.
     #[arg(long, default_value_t = 600, value_name = "SECONDS")]
     pub watchdog: u64,
-    /// What one exit to the VMM costs on the host, in ns, to tell what the exits explain.
+    /// What one exit to the VMM costs on the host, in ns, to tell what the exits explain
+    /// [default: what `paravane doctor` measures there].
     #[arg(long, value_name = "NS")]
-    pub exit_cost_ns: Option<u64>,
-    /// Print the samples and nothing else, for this class of host: how the benchmark runs itself elsewhere.
-    #[arg(long, value_enum, hide = true)]
-    pub samples_for: Option<Host>,
+    pub exit_cost_ns: Option<f64>,
+    /// Print the samples and nothing else: how the benchmark runs itself on the reference host.
+    #[arg(long, hide = true)]
+    pub samples_only: bool,
 }
 
-/// Runs the benchmark and prints its table. `can_run` says whether this machine's KVM can run a profile, and if not,
-/// why.
+/// Names the class of the host for what runs on the reference host.
+const HOST_CLASS: &str = "PARAVANE_HOST_CLASS";
+
+/// Runs the benchmark and prints its table. `unfit` is the reason why this machine's KVM cannot run the guests, if it
+/// cannot.
 ///
 /// # Errors
 ///
 /// When the arguments make no sense, a file is missing, the reference host fails, or a launch failed.
-pub fn boot(args: &BootArgs, can_run: impl Fn(&str) -> Result<(), String>) -> anyhow::Result<()> {
-    let mut arms: Vec<Arm> = args
-        .arms
-        .iter()
-        .map(|name| name.parse())
-        .collect::<Result<_, _>>()?;
+pub fn boot(args: BootArgs, unfit: Option<String>) -> anyhow::Result<()> {
+    let arms: Result<Vec<Arm>, _> = args.arms.iter().map(|name| name.parse()).collect();
+    let mut arms = arms?;
     name_twins(&mut arms);
     let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
-    let launcher = launcher(args, &arms)?;
-    let jobs = jobs(args);
-    let steps = plan(&jobs, arms.len(), seed);
+    let launcher = launcher(&args, &arms)?;
+    let steps = plan(&jobs(&args), arms.len(), seed);
     ensure!(
         !steps.is_empty(),
         "there is nothing to launch: give --launches or --workload-launches more than 0"
     );
+    let inside = std::env::var(HOST_CLASS).is_ok_and(|class| class == Host::Reference.name());
+    let class = if inside {
+        Host::Reference
+    } else {
+        choose_host(args.host, unfit.as_deref())
+    };
     let stop = Arc::new(AtomicBool::new(false));
-    let refusal = |arm: &Arm| can_run(arm.guest).err();
-
-    if let Some(class) = args.samples_for {
+    let run = Run {
+        launcher: &launcher,
+        arms: &arms,
+        steps: &steps,
+        class,
+        seed,
+        stop: &stop,
+        doctor: args.exit_cost_ns.is_none(),
+    };
+    if args.samples_only {
         watch_signals(&stop)?;
         let mut out = io::stdout().lock();
-        let run = Run {
-            launcher: &launcher,
-            arms: &arms,
-            steps: &steps,
-            class,
-            seed,
-            stop: &stop,
-        };
-        return run.here(refusal, |line| {
-            Ok(writeln!(out, "{line}").and_then(|()| out.flush())?)
-        });
+        return run.here(|line| Ok(writeln!(out, "{line}").and_then(|()| out.flush())?));
     }
 
-    let class = choose_host(args.host, &arms, &can_run);
     let file = args.json.as_deref().map(|path| {
         File::create(path)
             .with_context(|| format!("the result file `{}` cannot be created", path.display()))
     });
-    let progress = progress_bar(steps.len());
     let collector = Arc::new(Mutex::new(Collector {
         file: file.transpose()?,
         samples: Samples::default(),
-        steps: steps.clone(),
         arms: arms.iter().map(|arm| arm.name.clone()).collect(),
-        progress: progress.clone(),
+        progress: progress_bar(steps.len()),
         position: 0,
-    }));
-    let ended = match class {
-        Host::Kvm => {
-            watch_signals(&stop)?;
-            let run = Run {
-                launcher: &launcher,
-                arms: &arms,
-                steps: &steps,
-                class,
-                seed,
-                stop: &stop,
-            };
-            run.here(refusal, |line| lock(&collector).take(line))
-        }
-        Host::Reference => on_the_reference_host(args, &launcher, seed, &collector),
-    };
-    progress.finish_and_clear();
-    let collector = lock(&collector);
-    let heading = Heading {
-        arms: collector.arms.clone(),
-        host: class.name().to_owned(),
-        seed,
         exit_cost_ns: args.exit_cost_ns,
+        steps: steps.clone(),
+    }));
+    let ended = if class == Host::Kvm || inside {
+        watch_signals(&stop)?;
+        run.here(|line| lock(&collector).take(line))
+    } else {
+        on_the_reference_host(&args, &launcher, seed, &collector)
     };
-    if collector.position > 0 {
-        println!("{}", draw(&collector.samples, &heading, Look::Terminal));
-        if let Some(path) = &args.markdown {
-            std::fs::write(path, draw(&collector.samples, &heading, Look::Markdown))
-                .with_context(|| format!("the table `{}` cannot be written", path.display()))?;
-        }
-    }
+    let collector = lock(&collector);
+    collector.progress.finish_and_clear();
+    show(&collector, class, seed, args.markdown.as_deref())?;
     ended?;
-    let failed: usize = ["boot", "boot-quiet", "console", "syscall"]
-        .iter()
-        .flat_map(|job| {
-            heading
-                .arms
-                .iter()
-                .map(|arm| collector.samples.failures(job, arm).len())
-        })
-        .sum();
+    let failed = collector.samples.failed_launches();
     ensure!(
         failed == 0,
         "{failed} launches failed; their reasons stand below the tables"
     );
+    Ok(())
+}
+
+/// Prints the table, and writes it as Markdown where that is wanted.
+fn show(
+    collector: &Collector,
+    class: Host,
+    seed: u64,
+    markdown: Option<&Path>,
+) -> anyhow::Result<()> {
+    if collector.position == 0 {
+        return Ok(());
+    }
+    let heading = Heading {
+        arms: collector.arms.clone(),
+        host: class.name().to_owned(),
+        seed,
+        exit_cost_ns: collector.exit_cost_ns,
+    };
+    println!("{}", draw(&collector.samples, &heading, Look::Terminal));
+    if let Some(path) = markdown {
+        std::fs::write(path, draw(&collector.samples, &heading, Look::Markdown))
+            .with_context(|| format!("the table `{}` cannot be written", path.display()))?;
+    }
     Ok(())
 }
 
@@ -305,23 +303,14 @@ fn watch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The host that was asked for, or this machine if it can run every arm.
-fn choose_host(
-    asked: Option<Host>,
-    arms: &[Arm],
-    can_run: &impl Fn(&str) -> Result<(), String>,
-) -> Host {
-    if let Some(host) = asked {
-        return host;
-    }
-    match arms
-        .iter()
-        .find_map(|arm| Some((arm.guest, can_run(arm.guest).err()?)))
-    {
-        None => Host::Kvm,
-        Some((guest, why)) => {
+/// The host that was asked for, or this machine if it can run the guests.
+fn choose_host(asked: Option<Host>, unfit: Option<&str>) -> Host {
+    match (asked, unfit) {
+        (Some(host), _) => host,
+        (None, None) => Host::Kvm,
+        (None, Some(why)) => {
             eprintln!(
-                "This machine's KVM cannot run {guest} guests ({why}): the launches run on the reference host."
+                "The launches run on the reference host: this machine's KVM cannot run the guests: {why}"
             );
             Host::Reference
         }
@@ -342,194 +331,6 @@ fn progress_bar(steps: usize) -> ProgressBar {
     bar
 }
 
-/// The launches of one benchmark on the host that this process is on.
-struct Run<'a> {
-    launcher: &'a Launcher,
-    arms: &'a [Arm],
-    steps: &'a [Step],
-    class: Host,
-    seed: u64,
-    stop: &'a AtomicBool,
-}
-
-impl Run<'_> {
-    /// Launches everything and gives each line of the result to `take`.
-    fn here(
-        &self,
-        refusal: impl Fn(&Arm) -> Option<String>,
-        mut take: impl FnMut(&str) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let result = self.all(refusal, &mut take);
-        // The files of the last launch; a folder that stays behind is no reason to fail.
-        let _ = std::fs::remove_dir_all(&self.launcher.scratch);
-        result
-    }
-
-    fn all(
-        &self,
-        refusal: impl Fn(&Arm) -> Option<String>,
-        take: &mut impl FnMut(&str) -> anyhow::Result<()>,
-    ) -> anyhow::Result<()> {
-        let kernels = [
-            self.launcher.kernel_full.as_path(),
-            self.launcher.kernel_para.as_path(),
-        ];
-        let kernels: Vec<&Path> = kernels
-            .into_iter()
-            .filter(|kernel| kernel.exists())
-            .collect();
-        take(&machine::record(self.class.name(), self.seed, &kernels).to_string())?;
-        let refusals: Vec<Option<String>> = self.arms.iter().map(refusal).collect();
-        for step in self.steps {
-            let Some(arm) = self.arms.get(step.arm) else {
-                continue;
-            };
-            let result = match refusals.get(step.arm).cloned().flatten() {
-                Some(why) => Err(LaunchError::Failed(format!(
-                    "this host cannot run it: {why}"
-                ))),
-                None => self.launcher.launch(step.job, arm, self.stop),
-            };
-            for sample in self.samples(step, arm, result)? {
-                take(&serde_json::to_string(&sample)?)?;
-            }
-            if self.stop.load(Ordering::Relaxed) {
-                bail!("interrupted; the samples so far are kept");
-            }
-        }
-        Ok(())
-    }
-
-    fn samples(
-        &self,
-        step: &Step,
-        arm: &Arm,
-        result: Result<Vec<launch::Metric>, LaunchError>,
-    ) -> anyhow::Result<Vec<Sample>> {
-        let origin = |job: &str| Origin {
-            suite: SUITE.to_owned(),
-            job: job.to_owned(),
-            arm: arm.name.clone(),
-            host: self.class.name().to_owned(),
-            launch: step.launch,
-            block: step.block,
-            order: step.order,
-            seed: self.seed,
-        };
-        match result {
-            Ok(metrics) => {
-                let sample = |metric: launch::Metric| Sample {
-                    origin: origin(metric.job),
-                    outcome: Outcome::Value {
-                        metric: metric.name,
-                        unit: metric.unit.to_owned(),
-                        value: metric.value,
-                    },
-                };
-                Ok(metrics.into_iter().map(sample).collect())
-            }
-            Err(LaunchError::Interrupted) => bail!("interrupted; the samples so far are kept"),
-            Err(LaunchError::Failed(failed)) => {
-                let jobs = match step.job {
-                    Job::Workload => vec!["console", "syscall"],
-                    job => vec![job.name()],
-                };
-                let sample = |job| Sample {
-                    origin: origin(job),
-                    outcome: Outcome::Failed {
-                        failed: failed.clone(),
-                    },
-                };
-                Ok(jobs.into_iter().map(sample).collect())
-            }
-        }
-    }
-}
-
-/// Where the result's lines come together.
-struct Collector {
-    file: Option<File>,
-    samples: Samples,
-    steps: Vec<Step>,
-    arms: Vec<String>,
-    progress: ProgressBar,
-    position: usize,
-}
-
-impl Collector {
-    fn take(&mut self, line: &str) -> anyhow::Result<()> {
-        if let Some(file) = &mut self.file {
-            writeln!(file, "{line}").context("the result file cannot be written")?;
-        }
-        let Ok(sample) = serde_json::from_str::<Sample>(line) else {
-            return Ok(());
-        };
-        let position = usize::try_from(sample.origin.order)? + 1;
-        if position > self.position {
-            self.position = position;
-            self.advance(&sample);
-        }
-        self.samples.add(sample);
-        Ok(())
-    }
-
-    fn advance(&self, sample: &Sample) {
-        let (total, position) = (self.steps.len(), self.position);
-        self.progress
-            .set_position(u64::try_from(position).unwrap_or(u64::MAX));
-        let name = |step: &Step| {
-            format!(
-                "{} {}",
-                step.job.name(),
-                self.arms.get(step.arm).map_or("", |arm| arm)
-            )
-        };
-        if let Some(next) = self.steps.get(position) {
-            self.progress.set_message(name(next));
-        }
-        let failed = match &sample.outcome {
-            Outcome::Failed { failed } => format!(" failed: {failed}"),
-            Outcome::Value { .. } => String::new(),
-        };
-        if self.progress.is_hidden() {
-            let step = self.steps.get(position - 1).map(name).unwrap_or_default();
-            eprintln!("{position}/{total} {step}{failed}");
-        }
-    }
-}
-
-fn lock(collector: &Mutex<Collector>) -> std::sync::MutexGuard<'_, Collector> {
-    // A collector is whole after every line: one that a panicking thread held is still good.
-    collector.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The output of the benchmark on the reference host, line by line into the collector.
-struct LineSink {
-    collector: Arc<Mutex<Collector>>,
-    line: Vec<u8>,
-}
-
-impl Write for LineSink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for byte in bytes {
-            if *byte == b'\n' {
-                let line = String::from_utf8_lossy(&self.line).into_owned();
-                self.line.clear();
-                lock(&self.collector)
-                    .take(&line)
-                    .map_err(io::Error::other)?;
-            } else {
-                self.line.push(*byte);
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// Starts this program once on the reference host, with the same arguments, to make every launch there.
 fn on_the_reference_host(
     args: &BootArgs,
@@ -540,7 +341,7 @@ fn on_the_reference_host(
     // The launches' files belong to the other side.
     let _ = std::fs::remove_dir_all(&launcher.scratch);
     let mut arguments: Vec<std::ffi::OsString> = vec![launcher.program.clone().into()];
-    arguments.extend(["bench", "boot", "--samples-for=reference"].map(Into::into));
+    arguments.extend(["bench", "boot", "--samples-only"].map(Into::into));
     let arms = args.arms.join(",");
     for (flag, value) in [
         ("--arms", &arms),
@@ -574,11 +375,9 @@ fn on_the_reference_host(
     lock(collector)
         .progress
         .set_message("the reference host boots");
-    let sink = LineSink {
-        collector: Arc::clone(collector),
-        line: Vec::new(),
-    };
+    let sink = LineSink::new(Arc::clone(collector));
     let finished = paravane_reference_host::Command::new(arguments)?
+        .env(HOST_CLASS, Host::Reference.name())
         .stdout(sink)
         .run()?;
     ensure!(

@@ -17,9 +17,11 @@
 
 pub mod arm;
 pub mod boot;
+mod collect;
 pub mod launch;
 pub mod machine;
 pub mod plan;
+mod run;
 pub mod sample;
 pub mod statistics;
 pub mod table;

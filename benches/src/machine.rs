@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
@@ -54,4 +55,39 @@ pub fn record(host: &str, seed: u64, kernels: &[&Path]) -> Value {
         "paravane": env!("CARGO_PKG_VERSION"),
         "guest_kernels": manifests,
     })
+}
+
+/// What `paravane doctor` says that crossings cost on this host, as a line of the result; `None` if it cannot.
+pub(crate) fn crossings(program: &Path, host: &str) -> Option<Value> {
+    let output = Command::new(program)
+        .args(["doctor", "--json"])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    let report: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let crossings = report.get("crossings")?;
+    Some(json!({ "suite": SUITE, "record": "crossings", "host": host, "crossings": crossings }))
+}
+
+/// The cost of an exit to the VMM (an OUT of the guest's kernel) by such a line.
+pub(crate) fn exit_cost_ns(line: &str) -> Option<f64> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    line.pointer("/crossings/cpl0.out/median_ns")?.as_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cost_of_an_exit_is_that_of_an_out() {
+        let line = r#"{"record":"crossings","crossings":{"cpl0.nop":{"median_ns":1.0},"cpl0.out":{"median_ns":82.5}}}"#;
+        assert_eq!(exit_cost_ns(line), Some(82.5));
+        assert_eq!(exit_cost_ns(r#"{"record":"machine"}"#), None);
+        assert_eq!(
+            exit_cost_ns(r#"{"crossings":{"cpl0.out":{"median_ns":null}}}"#),
+            None
+        );
+    }
 }

@@ -1,6 +1,6 @@
 //! Raw results, one JSON object a line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -69,6 +69,8 @@ pub struct Samples {
     values: BTreeMap<(String, String), Values>,
     /// By job and arm: the reasons.
     failures: BTreeMap<(String, String), Vec<String>>,
+    /// The launches that failed, by their position in the benchmark.
+    failed: BTreeSet<u32>,
 }
 
 impl Samples {
@@ -84,6 +86,7 @@ impl Samples {
                     .insert(origin.launch, value);
             }
             Outcome::Failed { failed } => {
+                self.failed.insert(origin.order);
                 self.failures
                     .entry((origin.job, origin.arm))
                     .or_default()
@@ -125,6 +128,12 @@ impl Samples {
         self.failures
             .get(&(job.to_owned(), arm.to_owned()))
             .map_or(&[], Vec::as_slice)
+    }
+
+    /// How many launches failed.
+    #[must_use]
+    pub fn failed_launches(&self) -> usize {
+        self.failed.len()
     }
 
     /// Whether a job has any line.

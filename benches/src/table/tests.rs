@@ -1,0 +1,163 @@
+//! Tables of made-up samples.
+
+use super::*;
+use crate::sample::{Origin, Outcome, Sample};
+
+fn add(samples: &mut Samples, job: &str, arm: &str, launch: u32, outcome: Outcome) {
+    let origin = Origin {
+        job: job.into(),
+        arm: arm.into(),
+        launch,
+        ..Origin::default()
+    };
+    samples.add(Sample { origin, outcome });
+}
+
+fn value(metric: &str, value: u64) -> Outcome {
+    Outcome::Value {
+        metric: metric.into(),
+        unit: String::new(),
+        value,
+    }
+}
+
+fn heading(exit_cost_ns: Option<f64>) -> Heading {
+    Heading {
+        arms: vec!["full".into(), "para".into()],
+        host: "reference".into(),
+        seed: 1,
+        exit_cost_ns,
+    }
+}
+
+fn boots(launches: u32) -> Samples {
+    let mut samples = Samples::default();
+    for launch in 1..=launches {
+        for (arm, time, exits) in [
+            ("full", 5_000_000_000, 20_000),
+            ("para", 2_000_000_000, 500),
+        ] {
+            add(
+                &mut samples,
+                "boot",
+                arm,
+                launch,
+                value("boot_to_init_ns", time),
+            );
+            add(
+                &mut samples,
+                "boot",
+                arm,
+                launch,
+                value("user_exits_to_init", exits),
+            );
+        }
+    }
+    samples
+}
+
+#[test]
+fn a_row_has_both_medians_the_ratio_and_its_interval() {
+    let text = draw(&boots(6), &heading(None), Look::Markdown);
+    let row = text
+        .lines()
+        .find(|line| line.contains("boot to init"))
+        .unwrap();
+    let cells: Vec<&str> = row
+        .split('|')
+        .map(str::trim)
+        .filter(|cell| !cell.is_empty())
+        .collect();
+    assert_eq!(
+        cells,
+        ["boot to init", "5.00 s", "2.00 s", "0.400", "0.400–0.400"]
+    );
+    assert!(text.contains("154 µs an exit saved"), "{text}");
+    assert!(!text.contains("not meaningful"), "{text}");
+}
+
+#[test]
+fn few_launches_have_no_interval() {
+    let text = draw(&boots(2), &heading(None), Look::Markdown);
+    let row = text
+        .lines()
+        .find(|line| line.contains("boot to init"))
+        .unwrap();
+    assert!(row.contains("n = 2"), "{row}");
+    assert!(text.contains("not meaningful"), "{text}");
+}
+
+#[test]
+fn the_cost_of_an_exit_predicts_and_leaves_a_rest() {
+    let text = draw(&boots(5), &heading(Some(100_000.0)), Look::Terminal);
+    // 19,500 exits of 100 µs are 1.95 s of 3 s; para's 500 exits are 0.05 s of 2 s.
+    for part in ["1.95 s (65 % of what was saved", "1.95 s (98 %)"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn a_failed_arm_is_a_reason_and_never_a_number() {
+    let mut samples = Samples::default();
+    add(&mut samples, "boot", "full", 1, value("boot_to_init_ns", 5));
+    add(
+        &mut samples,
+        "boot",
+        "para",
+        1,
+        Outcome::Failed {
+            failed: "outcome watchdog".into(),
+        },
+    );
+    let text = draw(&samples, &heading(None), Look::Markdown);
+    let row = text
+        .lines()
+        .find(|line| line.contains("boot to init"))
+        .unwrap();
+    let cells: Vec<&str> = row
+        .split('|')
+        .map(str::trim)
+        .filter(|cell| !cell.is_empty())
+        .collect();
+    assert_eq!(cells, ["boot to init", "5.00 ns", "–", "–", "–"]);
+    assert!(
+        text.contains("para: failed in 1 launches: outcome watchdog"),
+        "{text}"
+    );
+}
+
+#[test]
+fn bytes_per_exit_leave_out_launches_without_exits() {
+    let mut samples = Samples::default();
+    for (launch, bytes, exits) in [(1, 1000, 10), (2, 1000, 0)] {
+        add(
+            &mut samples,
+            "console",
+            "para",
+            launch,
+            value("console_out_bytes", bytes),
+        );
+        add(
+            &mut samples,
+            "console",
+            "para",
+            launch,
+            value("console_exits", exits),
+        );
+    }
+    let quotients = quotient(&samples, "console", "console_out_bytes", "console_exits").unwrap();
+    assert_eq!(quotients["para"], BTreeMap::from([(1, 100.0)]));
+}
+
+#[test]
+fn numbers_have_three_digits_and_units() {
+    for (number, kind, text) in [
+        (5.4321e9, Kind::Time, "5.43 s"),
+        (82_000.0, Kind::Time, "82.0 µs"),
+        (1_234_567.0, Kind::Count, "1,234,567"),
+        (12.0, Kind::Count, "12"),
+        (0.12345, Kind::Count, "0.123"),
+    ] {
+        assert_eq!(write(number, kind), text);
+    }
+}
