@@ -23,7 +23,8 @@ pub mod profiles;
 pub mod table;
 pub mod worker;
 
-use std::io;
+use std::io::{self, Write};
+use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
 use kvm_ioctls::Kvm;
@@ -33,7 +34,8 @@ use thiserror::Error;
 use self::host::Host;
 use self::probe::{Finished, Outcome};
 use self::probes::{CROSSINGS, INSTRUCTIONS};
-use self::profiles::{Profile, Verdict};
+use self::profiles::{Needs, Verdict};
+use crate::config::Profile;
 
 /// What the command line says.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -132,14 +134,23 @@ pub fn run(args: &DoctorArgs) -> Result<Option<Report>, DoctorError> {
         return Ok(None);
     }
     let report = examine(args.quick)?;
-    if args.json {
-        let mut out = io::stdout().lock();
-        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from)?;
-        io::Write::write_all(&mut out, b"\n")?;
+    let printed = if args.json {
+        print_json(&report)
     } else {
-        table::print(&report)?;
+        table::print(&report)
+    };
+    match printed {
+        // `| head` has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+        other => other?,
     }
     Ok(Some(report))
+}
+
+fn print_json(report: &Report) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, report)?;
+    writeln!(out)
 }
 
 /// Examines this host.
@@ -161,8 +172,8 @@ pub fn examine(quick: bool) -> Result<Report, DoctorError> {
                 capabilities: Vec::new(),
                 instructions: Vec::new(),
                 crossings: Vec::new(),
-                profiles: Profile::ALL
-                    .map(|profile| (profile.name().to_owned(), verdict.clone()))
+                profiles: profiles::ALL
+                    .map(|needs| (needs.name.to_owned(), verdict.clone()))
                     .into(),
             });
         }
@@ -181,11 +192,11 @@ pub fn examine(quick: bool) -> Result<Report, DoctorError> {
         .filter(|(_, instruction)| instruction.as_manual == Some(false))
         .map(|(name, instruction)| (name.as_str(), &instruction.outcome))
         .collect();
-    let profiles = Profile::ALL
-        .map(|profile| {
+    let profiles = profiles::ALL
+        .map(|needs| {
             (
-                profile.name().to_owned(),
-                profiles::judge(profile, &capabilities, &failed),
+                needs.name.to_owned(),
+                profiles::judge(&needs, &capabilities, &failed),
             )
         })
         .into();
@@ -206,23 +217,33 @@ pub fn examine(quick: bool) -> Result<Report, DoctorError> {
 /// The reason why not, in words for a user.
 pub fn can_run(profile: Profile) -> Result<(), String> {
     let kvm = open_kvm()?;
+    let needs = Needs::of(profile);
     let capabilities = capabilities::examine(&kvm);
-    let outcomes: Vec<_> = INSTRUCTIONS
+    let probes = INSTRUCTIONS
         .iter()
-        .filter(|probe| profile.essential().contains(&probe.name))
-        .map(|probe| {
-            (
-                probe,
-                probe::run(probe.setup, 1, Duration::from_millis(500)).outcome,
-            )
-        })
-        .collect();
+        .filter(|probe| needs.essential.contains(&probe.name));
+    // All at once: most of the time goes into making machines.
+    let outcomes: Vec<_> = thread::scope(|scope| {
+        let started: Vec<_> = probes
+            .map(|probe| {
+                let run = || probe::run(probe.setup, 1, Duration::from_millis(500)).outcome;
+                (probe, scope.spawn(run))
+            })
+            .collect();
+        let hang = Outcome::Hang { killed: true };
+        let join = |(probe, thread): (_, ScopedJoinHandle<'_, _>)| {
+            (probe, thread.join().unwrap_or(hang.clone()))
+        };
+        started.into_iter().map(join).collect()
+    });
     let failed: Vec<_> = outcomes
         .iter()
-        .filter(|(probe, outcome)| !probe.expected.is(outcome))
+        .filter(|(probe, outcome): &&(&probes::InstructionProbe, Outcome)| {
+            !probe.expected.is(outcome)
+        })
         .map(|(probe, outcome)| (probe.name, outcome))
         .collect();
-    let verdict = profiles::judge(profile, &capabilities, &failed);
+    let verdict = profiles::judge(&needs, &capabilities, &failed);
     if verdict.runs {
         Ok(())
     } else {

@@ -1,0 +1,164 @@
+//! Which guests can run here, decided from what the probes saw.
+
+use serde::Serialize;
+
+use super::probe::Outcome;
+use crate::config::Profile;
+
+/// What a profile's kernel and its VMM need of the host.
+#[derive(Clone, Copy, Debug)]
+pub struct Needs {
+    /// The profile, as on the command line.
+    pub name: &'static str,
+    /// The instruction probes without which the kernel does not get to user space.
+    pub instructions: &'static [&'static str],
+    /// The few of them that tell a software KVM from others quickly.
+    pub essential: &'static [&'static str],
+    /// The capabilities that the VMM asks for.
+    pub capabilities: &'static [&'static str],
+}
+
+const KERNEL_IN_RING_0: &[&str] = &[
+    "cpl0.int3",
+    "cpl0.cmpxchg16b",
+    "cpl0.fxrstor",
+    "cpl0.xrstor",
+    "cpl0.swapgs",
+    "cpl0.wrmsr",
+    "cpl0.mov_cr3",
+    "cpl0.invlpg",
+    "cpl0.iretq",
+    "cpl0.sysretq",
+    "cpl3.syscall_raises_privilege",
+];
+
+const ESSENTIAL: &[&str] = &[
+    "cpl0.int3",
+    "cpl0.cmpxchg16b",
+    "cpl3.syscall_raises_privilege",
+];
+
+const LEGACY_PC: &[&str] = &["USER_MEMORY", "IRQCHIP", "PIT2", "IMMEDIATE_EXIT"];
+
+const FULL: Needs = Needs {
+    name: Profile::Full.name(),
+    instructions: KERNEL_IN_RING_0,
+    essential: ESSENTIAL,
+    capabilities: LEGACY_PC,
+};
+
+const KVM_PV: Needs = Needs {
+    name: Profile::KvmPv.name(),
+    ..FULL
+};
+
+const PARA: Needs = Needs {
+    name: Profile::Para.name(),
+    capabilities: &[
+        "USER_MEMORY",
+        "SPLIT_IRQCHIP",
+        "SYNC_REGS",
+        "SIGNAL_MSI",
+        "IMMEDIATE_EXIT",
+    ],
+    ..FULL
+};
+
+/// The kernel in ring 3, with a small switcher in ring 0. Not built in this version.
+const DIRECT: Needs = Needs {
+    name: "direct",
+    instructions: &[
+        "cpl3.int3",
+        "cpl3.page_fault",
+        "cpl3.cli",
+        "cpl0.iretq",
+        "cpl0.mov_cr3",
+    ],
+    essential: &[],
+    capabilities: &["USER_MEMORY", "SYNC_REGS", "IMMEDIATE_EXIT"],
+};
+
+/// All profiles of the design.
+pub const ALL: [Needs; 4] = [FULL, KVM_PV, PARA, DIRECT];
+
+impl Needs {
+    /// Of a profile that this version can run.
+    #[must_use]
+    pub const fn of(profile: Profile) -> Self {
+        match profile {
+            Profile::Full => FULL,
+            Profile::KvmPv => KVM_PV,
+            Profile::Para => PARA,
+        }
+    }
+}
+
+/// Whether a profile can run, and why or why not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verdict {
+    /// Whether it can.
+    pub runs: bool,
+    /// Why, or why not.
+    pub why: String,
+}
+
+/// The verdict from what is missing.
+#[must_use]
+pub fn judge(
+    needs: &Needs,
+    capabilities: &[(String, i32)],
+    failed: &[(&str, &Outcome)],
+) -> Verdict {
+    let missing: Vec<_> = needs
+        .capabilities
+        .iter()
+        .filter(|name| {
+            !capabilities
+                .iter()
+                .any(|(other, value)| other == *name && *value > 0)
+        })
+        .map(|name| format!("KVM_CAP_{name} is missing"))
+        .collect();
+    let failed: Vec<_> = failed
+        .iter()
+        .filter(|(name, _)| needs.instructions.contains(name))
+        .map(|(name, outcome)| complaint(name, outcome))
+        .collect();
+    let problems = [missing, failed].concat();
+    match (needs.name, problems.is_empty()) {
+        ("direct", true) => Verdict {
+            runs: false,
+            why: "this version has no direct guest; this KVM has what one would need".to_owned(),
+        },
+        ("direct", false) => Verdict {
+            runs: false,
+            why: format!("this version has no direct guest; {}", problems.join("; ")),
+        },
+        (_, true) => Verdict {
+            runs: true,
+            why: "KVM does all that its kernel needs at CPL 0".to_owned(),
+        },
+        (_, false) => Verdict {
+            runs: false,
+            why: problems.join("; "),
+        },
+    }
+}
+
+/// What is wrong with one instruction, in a few words.
+fn complaint(name: &str, outcome: &Outcome) -> String {
+    match name.split_once('.') {
+        Some(("cpl3", "syscall_raises_privilege")) => {
+            format!("syscall does not raise privilege ({})", outcome.text())
+        }
+        Some((cpl, instruction)) => {
+            format!(
+                "{} at {}: {}",
+                instruction,
+                cpl.replace("cpl", "CPL "),
+                outcome.text()
+            )
+        }
+        None => format!("{name}: {}", outcome.text()),
+    }
+}
