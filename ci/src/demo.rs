@@ -1,9 +1,98 @@
-//! stub
+//! Task `demo`: the main job, with something to see from the first two minutes on.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
 use crate::workspace::Workspace;
-use anyhow::Result;
-pub(crate) fn run(_w: &Workspace, _b: &[String]) -> Result<()> {
+use crate::{Arm, initramfs, kernel, run, tools};
+
+/// Task `demo`: `bench` are further arguments for `paravane bench boot`.
+pub(crate) fn run(workspace: &Workspace, bench: &[String]) -> Result<()> {
+    heading("Building paravane");
+    let paravane = build_paravane(workspace)?;
+
+    heading("What this host's KVM can do (paravane doctor)");
+    let status = Command::new(&paravane)
+        .arg("doctor")
+        .stdin(Stdio::null())
+        .status();
+    if !status.is_ok_and(|status| status.success()) {
+        println!("doctor did not finish; the demo goes on, on the reference host");
+    }
+
+    heading("What the builds need (ci/setup)");
+    tools::setup(workspace, false)?;
+
+    heading("Both kernels from one source tree (minutes the first time)");
+    let full = kernel::build(workspace, Arm::Full, None)?;
+    let para = kernel::build(workspace, Arm::Para, None)?;
+    let initramfs = initramfs::build(workspace)?;
+    reference_host()?;
+
+    heading("The pair (paravane bench boot)");
+    let samples = workspace.cache_dir("bench")?.join("boot.jsonl");
+    let mut command = Command::new(&paravane);
+    command.args(["bench", "boot", "--json"]).arg(&samples);
+    run::show(command.args(bench))?;
+
+    heading("Where things are");
+    for (what, path) in [
+        ("raw samples", &samples),
+        ("full kernel", &full),
+        ("para kernel", &para),
+        ("initramfs", &initramfs),
+        ("paravane", &paravane),
+    ] {
+        println!("{what:12} {}", path.display());
+    }
+    println!("\nBoot one by hand:");
+    for (guest, kernel) in [("full", &full), ("para", &para)] {
+        println!(
+            "  {} run --guest {guest} --kernel {} --initrd {}",
+            paravane.display(),
+            kernel.join("vmlinux").display(),
+            initramfs.display()
+        );
+    }
     Ok(())
 }
+
+/// Task `reference-host`.
 pub(crate) fn reference_host() -> Result<()> {
+    let appliance = paravane_reference_host::build(&|step| eprintln!("reference host: {step}"))?;
+    println!("reference host: {}", appliance.initrd.display());
     Ok(())
+}
+
+/// Builds the VMM; returns the program's path.
+fn build_paravane(workspace: &Workspace) -> Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(&workspace.root)
+        .args(["build", "--release", "--package", "paravane"])
+        .arg("--message-format=json-render-diagnostics")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit());
+    let output = command.output().context("cargo cannot be started")?;
+    if !output.status.success() {
+        bail!("paravane does not build; the compiler's messages are above");
+    }
+    program_of(&String::from_utf8_lossy(&output.stdout))
+}
+
+/// The program that cargo's messages name.
+pub(crate) fn program_of(messages: &str) -> Result<PathBuf> {
+    let program = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        Some(PathBuf::from(message["executable"].as_str()?))
+    };
+    let found = messages.lines().filter_map(program).next_back();
+    found.context("cargo has built no program")
+}
+
+fn heading(text: &str) {
+    println!("\n=== {text}\n");
 }

@@ -9,10 +9,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use cpio::newc::{Builder, ModeFileType, trailer};
-use serde_json::Value;
 
 use crate::workspace::{Workspace, prune, relink};
-use crate::{hash, run};
+use crate::{demo, hash, run};
 
 /// Debian's package `busybox-static`.
 const BUSYBOX: &str = "/bin/busybox";
@@ -75,13 +74,7 @@ fn build_init(workspace: &Workspace) -> Result<PathBuf> {
             "profile.release.package.paravane-init.strip='symbols'",
         ])
         .arg("--message-format=json-render-diagnostics");
-    let messages = run::read(&mut command)?;
-    let program = |line: &str| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        Some(PathBuf::from(message["executable"].as_str()?))
-    };
-    let found = messages.lines().filter_map(program).next_back();
-    found.context("cargo built paravane-init, but names no program")
+    demo::program_of(&run::read(&mut command)?)
 }
 
 fn read(path: &Path) -> Result<Vec<u8>> {
@@ -149,7 +142,7 @@ mod tests {
         archive.add_console().unwrap();
         let bytes = archive.finish().unwrap();
 
-        let mut reader = Reader::new(bytes.as_slice()).unwrap();
+        let reader = Reader::new(bytes.as_slice()).unwrap();
         assert_eq!(
             (reader.entry().name(), reader.entry().mode()),
             ("bin", 0o040_755)

@@ -26,9 +26,9 @@ use crate::workspace::Workspace;
 
 /// Paravane's build tasks.
 ///
-/// Results go to the cache, ${PARAVANE_CACHE:-~/.cache/paravane}, under names made from the hash
-/// of all that went into them: a task whose inputs have not changed does nothing. Deleting the
-/// cache is always safe.
+/// Results go to the cache, `~/.cache/paravane` or what `PARAVANE_CACHE` names, under names made
+/// from the hash of all that went into them: a task whose inputs have not changed does nothing.
+/// Deleting the cache is always safe.
 #[derive(Debug, Parser)]
 #[command(name = "cargo ci", bin_name = "cargo ci", version)]
 struct Arguments {

@@ -78,7 +78,6 @@ impl Overlay {
         for (from, to) in [
             ("guest-pv-linux", GUEST.to_owned()),
             ("hypercall-abi/src/abi", format!("{GUEST}/abi")),
-            ("hypercall-abi/include", format!("{GUEST}/abi")),
         ] {
             for (path, content) in tree::read(&workspace.root.join(from))? {
                 files.insert(Path::new(&to).join(path), content);

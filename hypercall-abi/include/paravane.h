@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: Apache-2.0 OR MIT OR GPL-2.0-only */
+/*
+ * The Paravane ABI. Made from hypercall-abi/src/abi by `cargo ci spec --write`: change
+ * that, and not this file. SPEC.md says what the numbers mean.
+ */
+#ifndef PARAVANE_ABI_H
+#define PARAVANE_ABI_H
+
+#ifdef __KERNEL__
+#include <linux/stddef.h>
+#include <linux/types.h>
+#else
+#include <stddef.h>
+#include <stdint.h>
+#endif
+
+#ifdef __cplusplus
+#define PARAVANE_ASSERT(expr) static_assert(expr, #expr)
+#else
+#define PARAVANE_ASSERT(expr) _Static_assert(expr, #expr)
+#endif
+
+/* --- boot_info --- */
+
+/* `PARAVANE` in memory order. Spec: PV-BOOT-2 */
+#define PARAVANE_BOOT_INFO_MAGIC 0x454e415641524150ULL
+
+/* --- call --- */
+
+/* The most arguments a call takes. */
+#define PARAVANE_MAX_ARGS 6UL
+
+/* --- clock --- */
+
+/* `ClockInfo::flags`: all processors' TSCs count together, at `tsc_hz`, and never stop. */
+#define PARAVANE_CLOCK_TSC_RELIABLE 0x1U
+
+/* --- crash --- */
+
+/* `PVCRASH1` in memory order. */
+#define PARAVANE_CRASH_MAGIC 0x3148534152435650ULL
+
+/* Most return addresses in a record. */
+#define PARAVANE_CRASH_BACKTRACE_MAX 32UL
+
+/* Most bytes of message in a record. */
+#define PARAVANE_CRASH_MESSAGE_MAX 256UL
+
+/* Most bytes of kernel log in a record. */
+#define PARAVANE_CRASH_LOG_MAX 2048UL
+
+/* --- registry --- */
+
+/*
+ * ABI version: major in bits 31:16, minor in bits 15:0. Informative: a guest decides by
+ * facility bits. Spec: PV-BASE-1
+ */
+#define PARAVANE_ABI_VERSION 0x1U
+
+/* First hypervisor CPUID leaf that may carry the block. Spec: PV-DISC-1 */
+#define PARAVANE_CPUID_BASE_FIRST 0x40000000U
+
+/* First leaf beyond the range in which the block may start. Spec: PV-DISC-1 */
+#define PARAVANE_CPUID_BASE_END 0x40010000U
+
+/* Distance between two leaves at which the block may start. Spec: PV-DISC-1 */
+#define PARAVANE_CPUID_BASE_STEP 0x100U
+
+/* `ParavaneHype` as EBX of leaf base + 0. Spec: PV-DISC-2 */
+#define PARAVANE_CPUID_SIGNATURE_EBX 0x61726150U
+
+/* `ParavaneHype` as ECX of leaf base + 0. Spec: PV-DISC-2 */
+#define PARAVANE_CPUID_SIGNATURE_ECX 0x656e6176U
+
+/* `ParavaneHype` as EDX of leaf base + 0. Spec: PV-DISC-2 */
+#define PARAVANE_CPUID_SIGNATURE_EDX 0x65707948U
+
+/* Leaf base + 0: EAX = last leaf of the block, EBX/ECX/EDX = signature. Spec: PV-DISC-2 */
+#define PARAVANE_CPUID_LEAF_SIGNATURE 0U
+
+/*
+ * Leaf base + 1: EAX = ABI version, EBX = facilities 31:0, ECX = facilities 63:32, EDX =
+ * transports. Spec: PV-DISC-3
+ */
+#define PARAVANE_CPUID_LEAF_FEATURES 1U
+
+/*
+ * Leaf base + 2: EAX = boot-info address 31:0, EBX = boot-info address 63:32, ECX =
+ * doorbell port, EDX = 0. Spec: PV-DISC-4
+ */
+#define PARAVANE_CPUID_LEAF_BOOT 2U
+
+/* Number of leaves in the block. */
+#define PARAVANE_CPUID_LEAF_COUNT 3U
+
+/* T0: the PIO doorbell with arguments in registers. Mandatory. Spec: PV-CALL-1 */
+#define PARAVANE_TRANSPORT_DOORBELL 0x1U
+
+/* T1: submission ring, one doorbell a batch. Reserved. */
+#define PARAVANE_TRANSPORT_RING 0x2U
+
+/* T2: submission ring drained by a polling host thread. Reserved. */
+#define PARAVANE_TRANSPORT_EXITLESS 0x4U
+
+/* T3: VMCALL/VMMCALL. Reserved. */
+#define PARAVANE_TRANSPORT_VMCALL 0x8U
+
+/* Facility `base`: version, probing, power. Mandatory. */
+#define PARAVANE_FACILITY_BASE 1U
+
+/* Facility `console`: output and input rings. */
+#define PARAVANE_FACILITY_CONSOLE 2U
+
+/* Facility `clock`: frequencies and wall clock. */
+#define PARAVANE_FACILITY_CLOCK 3U
+
+/* Facility `timer`. Reserved. */
+#define PARAVANE_FACILITY_TIMER 4U
+
+/* Facility `irq`. Reserved. */
+#define PARAVANE_FACILITY_IRQ 5U
+
+/* Facility `ipi`. Reserved. */
+#define PARAVANE_FACILITY_IPI 6U
+
+/* Facility `tlb`. Reserved. */
+#define PARAVANE_FACILITY_TLB 7U
+
+/* Facility `sched`. Reserved. */
+#define PARAVANE_FACILITY_SCHED 8U
+
+/* Facility `smp`. Reserved. */
+#define PARAVANE_FACILITY_SMP 9U
+
+/* Facility `mem`. Reserved. */
+#define PARAVANE_FACILITY_MEM 10U
+
+/* Facility `rng`. Reserved. */
+#define PARAVANE_FACILITY_RNG 11U
+
+/* Facility `dev`. Reserved. */
+#define PARAVANE_FACILITY_DEV 12U
+
+/* Facility `crash`: the panic record. */
+#define PARAVANE_FACILITY_CRASH 13U
+
+/* Facility `cpu`, for deprivileged kernels. Reserved. */
+#define PARAVANE_FACILITY_CPU 14U
+
+/* Facility `mmu`, for deprivileged kernels. Reserved. */
+#define PARAVANE_FACILITY_MMU 15U
+
+/* First facility id for experiments; never in a published host. */
+#define PARAVANE_FACILITY_EXPERIMENTAL_FIRST 0x8000U
+
+/* First facility id for vendors. */
+#define PARAVANE_FACILITY_VENDOR_FIRST 0xc000U
+
+/* `base.version() -> ABI version`. Spec: PV-BASE-1 */
+#define PARAVANE_CALL_BASE_VERSION 0x10000U
+
+/* `base.facilities() -> facility word`. Spec: PV-BASE-2 */
+#define PARAVANE_CALL_BASE_FACILITIES 0x10001U
+
+/* `base.probe(call id) -> 1 if the host implements the call, else 0`. Spec: PV-BASE-3 */
+#define PARAVANE_CALL_BASE_PROBE 0x10002U
+
+/* `base.nop(value) -> value`: what a crossing costs. Spec: PV-BASE-4 */
+#define PARAVANE_CALL_BASE_NOP 0x10003U
+
+/* `base.power(action, reason)`: does not return on success. Spec: PV-BASE-5 */
+#define PARAVANE_CALL_BASE_POWER 0x10004U
+
+/* `console.write(address, length) -> bytes taken`. Spec: PV-CONSOLE-1 */
+#define PARAVANE_CALL_CONSOLE_WRITE 0x20000U
+
+/* `console.notify()`: the output ring has bytes. Spec: PV-CONSOLE-5 */
+#define PARAVANE_CALL_CONSOLE_NOTIFY 0x20001U
+
+/*
+ * `console.event(vector, APIC id)`: raise `vector` when input arrives; 0 = never. Spec:
+ * PV-CONSOLE-7
+ */
+#define PARAVANE_CALL_CONSOLE_EVENT 0x20002U
+
+/* `clock.wall() -> nanoseconds since 1970-01-01 00:00:00 UTC`. Spec: PV-CLOCK-3 */
+#define PARAVANE_CALL_CLOCK_WALL 0x30000U
+
+/* `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1 */
+#define PARAVANE_CALL_CRASH_REPORT 0xd0000U
+
+/* The call was carried out. */
+#define PARAVANE_STATUS_OK (0LL)
+
+/* No such call, or its facility is switched off. */
+#define PARAVANE_STATUS_NOT_SUPPORTED (-1LL)
+
+/* An argument is out of its range, or a reserved bit or register is not zero. */
+#define PARAVANE_STATUS_INVALID_PARAM (-2LL)
+
+/* An address range is not wholly in guest memory, or is misaligned. */
+#define PARAVANE_STATUS_BAD_ADDRESS (-3LL)
+
+/* The call is known, but not allowed from here or now. */
+#define PARAVANE_STATUS_DENIED (-4LL)
+
+/* The host cannot serve the call now; the guest may try again. */
+#define PARAVANE_STATUS_BUSY (-5LL)
+
+/* The host failed; the guest is not at fault. */
+#define PARAVANE_STATUS_HOST_ERROR (-6LL)
+
+/* Power action: the machine goes off. */
+#define PARAVANE_POWER_OFF 0ULL
+
+/* Power action: the machine starts again. */
+#define PARAVANE_POWER_REBOOT 1ULL
+
+/* Power action: the machine stops because its kernel has failed. */
+#define PARAVANE_POWER_CRASH 2ULL
+
+/* Power reason: none given, or an orderly request of user space. */
+#define PARAVANE_POWER_REASON_NONE 0ULL
+
+/* Power reason: kernel panic. */
+#define PARAVANE_POWER_REASON_PANIC 1ULL
+
+/* Power reason: emergency restart (sysrq, watchdog). */
+#define PARAVANE_POWER_REASON_EMERGENCY 2ULL
+
+/*
+ * Alignment and size of the boot-info page and of every shared page, in bytes. Spec:
+ * PV-BOOT-1
+ */
+#define PARAVANE_PAGE_SIZE 4096UL
+
+/* Most bytes that one `console.write` takes. Spec: PV-CONSOLE-1 */
+#define PARAVANE_CONSOLE_WRITE_MAX 65536ULL
+
+/* First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-7 */
+#define PARAVANE_EVENT_VECTOR_FIRST 0x20ULL
+
+/* Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-7 */
+#define PARAVANE_EVENT_VECTOR_LAST 0xffULL
+
+/* The clock part of the boot-info page. Writer: host. Spec: PV-CLOCK-1 */
+struct paravane_clock_info {
+	/* TSC frequency, Hz. */
+	uint64_t tsc_hz;
+	/* Frequency at which the LAPIC timer counts with divide configuration 1, Hz. */
+	uint64_t apic_timer_hz;
+	/* Nanoseconds since 1970-01-01 00:00:00 UTC when the TSC read `wall_tsc`. */
+	uint64_t wall_ns;
+	/* The guest's TSC at `wall_ns`. */
+	uint64_t wall_tsc;
+	/* `CLOCK_…` flags; undefined bits are zero. */
+	uint32_t flags;
+	/* Zero. */
+	uint32_t reserved0;
+	/* Zero. */
+	uint64_t reserved1;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_clock_info) == 48);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_info, tsc_hz) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_info, apic_timer_hz) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_info, wall_ns) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_info, wall_tsc) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_info, flags) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_info, reserved0) == 36);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_info, reserved1) == 40);
+
+/* The console part of the boot-info page. Writer: host. Spec: PV-CONSOLE-2 */
+struct paravane_console_info {
+	/* Guest physical address of the `ConsolePage`, page-aligned. */
+	uint64_t address;
+	/* Bytes in the output buffer, a power of two, at least one page. */
+	uint32_t out_size;
+	/* Bytes in the input buffer, a power of two, at least one page. */
+	uint32_t in_size;
+	/* Zero. */
+	uint64_t reserved[2];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_console_info) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_console_info, address) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_console_info, out_size) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_console_info, in_size) == 12);
+PARAVANE_ASSERT(offsetof(struct paravane_console_info, reserved) == 16);
+
+/*
+ * The indices, each on its own cache line, so that neither side's write takes the other's
+ * line away. Spec: PV-CONSOLE-3
+ */
+struct paravane_console_page {
+	/* Bytes ever written to the output ring. Writer: guest. */
+	uint32_t out_head;
+	/* Zero. */
+	uint32_t reserved0[15];
+	/* Bytes ever taken from the output ring. Writer: host. */
+	uint32_t out_tail;
+	/* Not zero while the host looks at the output ring by itself. Writer: host. */
+	uint32_t host_looks;
+	/* Zero. */
+	uint32_t reserved1[14];
+	/* Bytes ever written to the input ring. Writer: host. */
+	uint32_t in_head;
+	/* Zero. */
+	uint32_t reserved2[15];
+	/* Bytes ever taken from the input ring. Writer: guest. */
+	uint32_t in_tail;
+	/* Zero. */
+	uint32_t reserved3[15];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_console_page) == 256);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, out_head) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, reserved0) == 4);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, out_tail) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, host_looks) == 68);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, reserved1) == 72);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, in_head) == 128);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, reserved2) == 132);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, in_tail) == 192);
+PARAVANE_ASSERT(offsetof(struct paravane_console_page, reserved3) == 196);
+
+/* A panic record. Writer: guest. Spec: PV-CRASH-2 */
+struct paravane_crash_record {
+	/* `CRASH_MAGIC`. */
+	uint64_t magic;
+	/* Bytes of this structure. */
+	uint32_t size;
+	/* APIC id of the processor that panicked. */
+	uint32_t cpu;
+	/* Where it was executing, a guest virtual address. */
+	uint64_t rip;
+	/* Its stack pointer. */
+	uint64_t rsp;
+	/* CR2, the last page fault's address. */
+	uint64_t cr2;
+	/* CR3. */
+	uint64_t cr3;
+	/* Valid entries of `backtrace`. */
+	uint32_t backtrace_len;
+	/* Valid bytes of `message`. */
+	uint32_t message_len;
+	/* Valid bytes of `log`. */
+	uint32_t log_len;
+	/* Zero. */
+	uint32_t reserved0;
+	/* Return addresses, innermost first. */
+	uint64_t backtrace[PARAVANE_CRASH_BACKTRACE_MAX];
+	/* The panic's message, UTF-8 as far as the guest knows. */
+	uint8_t message[PARAVANE_CRASH_MESSAGE_MAX];
+	/* The newest part of the kernel log. */
+	uint8_t log[PARAVANE_CRASH_LOG_MAX];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_crash_record) == 2624);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, magic) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, size) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, cpu) == 12);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, rip) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, rsp) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, cr2) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, cr3) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, backtrace_len) == 48);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, message_len) == 52);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, log_len) == 56);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, reserved0) == 60);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, backtrace) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, message) == 320);
+PARAVANE_ASSERT(offsetof(struct paravane_crash_record, log) == 576);
+
+/* The boot-info page; the rest of its 4096 bytes is zero. Writer: host. Spec: PV-BOOT-1 */
+struct paravane_boot_info {
+	/* `BOOT_INFO_MAGIC`. */
+	uint64_t magic;
+	/* ABI version, as `base.version` gives it. */
+	uint32_t version;
+	/* Bytes of this structure that the host has filled. */
+	uint32_t size;
+	/* Facility word: bit n = facility n. */
+	uint64_t facilities;
+	/* Transport bits. */
+	uint32_t transports;
+	/* Doorbell port of transport T0, 0 to 0xffff. */
+	uint32_t doorbell_port;
+	/* Changes with every restore of a snapshot; 0 at first. */
+	uint64_t generation;
+	/* Processors of the machine; their APIC ids are 0 to `vcpu_count` - 1. */
+	uint32_t vcpu_count;
+	/* Zero. */
+	uint32_t reserved0;
+	/* Facility `clock`; zero without it. */
+	struct paravane_clock_info clock;
+	/* Facility `console`; zero without it. */
+	struct paravane_console_info console;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 128);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, magic) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, version) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, size) == 12);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, facilities) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, transports) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, doorbell_port) == 28);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, generation) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, vcpu_count) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, reserved0) == 44);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, clock) == 48);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, console) == 96);
+
+#endif /* PARAVANE_ABI_H */
