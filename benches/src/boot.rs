@@ -59,7 +59,7 @@ pub struct BootArgs {
     #[arg(long, default_value_t = 1 << 20)]
     pub console_bytes: u64,
     /// Calls that the system-call workload makes.
-    #[arg(long, default_value_t = 100_000)]
+    #[arg(long, default_value_t = 1_000_000)]
     pub syscalls: u64,
     /// Boot with `quiet` only.
     #[arg(long, conflicts_with_all = ["normal_boot", "both"])]
@@ -94,8 +94,8 @@ pub struct BootArgs {
     /// vCPUs of a guest.
     #[arg(long, default_value_t = 1)]
     pub cpus: u8,
-    /// How many seconds one guest may take.
-    #[arg(long, default_value_t = 600, value_name = "SECONDS")]
+    /// How many seconds a boot may take; a workload may take ten times as long.
+    #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub watchdog: u64,
     /// What one exit to the VMM costs on the host, in ns, to tell what the exits explain
     /// [default: what `paravane doctor` measures there].

@@ -33,7 +33,7 @@ pub struct Launcher {
     pub memory_mib: u64,
     /// vCPUs.
     pub cpus: u8,
-    /// How many seconds a guest may take.
+    /// How many seconds a boot may take; a workload may take ten times as long.
     pub watchdog: u64,
     /// What the console workload writes.
     pub console_bytes: u64,
@@ -156,7 +156,11 @@ impl Launcher {
         command
             .arg(format!("--memory={}", self.memory_mib))
             .arg(format!("--cpus={}", self.cpus));
-        command.arg(format!("--watchdog={}", self.watchdog));
+        let watchdog = match job {
+            Job::Boot | Job::BootQuiet => self.watchdog,
+            Job::Workload => self.watchdog.saturating_mul(10),
+        };
+        command.arg(format!("--watchdog={watchdog}"));
         command
             .arg("--stats-file")
             .arg(&stats_file)
@@ -173,7 +177,7 @@ impl Launcher {
                 self.program.display()
             ))
         })?;
-        let status = wait(child, Duration::from_secs(self.watchdog) + GRACE, stop)?;
+        let status = wait(child, Duration::from_secs(watchdog) + GRACE, stop)?;
         let console = fs::read(&console_file).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
         let stats = read_stats(&stats_file, status, &errors_file, &console)?;
@@ -337,7 +341,7 @@ fn boot_metrics(job: Job, stats: &RunStats, report: &Report) -> Result<Vec<Metri
         metric("user_exits_to_init", "exits", init.user_exits),
         metric("console_out_bytes", "bytes", init.console_out_bytes),
         metric("setup_ns", "ns", stats.setup_ns),
-        metric("exits_whole_run", "exits", stats.exits),
+        metric("run_exits", "exits", stats.exits),
     ];
     let at = |name: &str| report.milestones_ns.get(name).copied();
     for (name, from, to) in PHASES {
@@ -358,17 +362,17 @@ fn boot_metrics(job: Job, stats: &RunStats, report: &Report) -> Result<Vec<Metri
         metrics.push(metric("guest_clock_at_init_ns", "ns", monotonic));
     }
     for (reason, count) in &stats.user_exits {
-        metrics.push(metric(&format!("user_exits_{reason}"), "exits", *count));
+        metrics.push(metric(&format!("run_exits_{reason}"), "exits", *count));
     }
     for (name, count) in &stats.kvm_stats {
-        let wanted = name.ends_with("exits")
+        let wanted = name.ends_with("_exits")
             || ["insn_emulation", "irq_injections", "pf_taken"].contains(&&**name);
         if let Some(count) = count.as_u64().filter(|count| wanted && *count > 0) {
-            metrics.push(metric(&format!("kvm_{name}"), "count", count));
+            metrics.push(metric(&format!("run_kvm_{name}"), "count", count));
         }
     }
     for (call, count) in &stats.hypercalls {
-        metrics.push(metric(&format!("hypercalls_{call}"), "calls", *count));
+        metrics.push(metric(&format!("run_calls_{call}"), "calls", *count));
     }
     Ok(metrics)
 }
@@ -440,10 +444,10 @@ mod tests {
             ("phase_setup_ns", Some(300)),
             ("phase_cpu_ns", None),
             ("phase_before_clock_ns", Some(100)),
-            ("user_exits_io_out", Some(30)),
-            ("kvm_halt_exits", Some(3)),
-            ("kvm_irq_exits", None),
-            ("kvm_nothing", None),
+            ("run_exits_io_out", Some(30)),
+            ("run_kvm_halt_exits", Some(3)),
+            ("run_kvm_irq_exits", None),
+            ("run_kvm_nothing", None),
         ] {
             assert_eq!(value(&metrics, name), expected, "{name}");
         }

@@ -74,9 +74,9 @@ const BOOT_ROWS: [Line; 10] = [
 
 /// Rows of the whole run by reason: the prefix of their metrics and what stands before the reason.
 const REASONS: [(&str, &str); 3] = [
-    ("user_exits_", "exits to the VMM: "),
-    ("kvm_", "KVM counts: "),
-    ("hypercalls_", "calls: "),
+    ("run_exits_", "to the VMM: "),
+    ("run_kvm_", "KVM counts: "),
+    ("run_calls_", "call: "),
 ];
 
 /// Draws everything: a table a job, then what it means.
@@ -178,7 +178,13 @@ fn quotient(samples: &Samples, job: &str, above: &str, below: &str) -> Option<Nu
 fn rows(samples: &Samples, job: &str) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut push = |label: String, kind, numbers: Option<Numbers>| {
-        if let Some(numbers) = numbers {
+        let anything = |numbers: &Numbers| {
+            numbers
+                .values()
+                .flat_map(BTreeMap::values)
+                .any(|v| *v != 0.0)
+        };
+        if let Some(numbers) = numbers.filter(anything) {
             rows.push(Row {
                 label,
                 kind,
@@ -193,13 +199,13 @@ fn rows(samples: &Samples, job: &str) -> Vec<Row> {
             }
             if job == "boot" {
                 push(
-                    "whole run, to power off: exits".to_owned(),
+                    "exits of the whole run".to_owned(),
                     Kind::Count,
-                    numbers(samples, job, "exits_whole_run"),
+                    numbers(samples, job, "run_exits"),
                 );
                 for (prefix, before) in REASONS {
                     for metric in samples.metrics(job, prefix) {
-                        let reason = metric.trim_start_matches(prefix);
+                        let reason = metric.strip_prefix(prefix).unwrap_or(metric);
                         push(
                             format!("· {before}{reason}"),
                             Kind::Count,
