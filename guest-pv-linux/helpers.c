@@ -485,9 +485,15 @@ static void __init paravane_init_platform(void)
 				       &paravane_panic_block);
 }
 
+/* C because boot_cpu_has() is a macro. */
+static u32 __init paravane_detect_host(void)
+{
+	return boot_cpu_has(X86_FEATURE_HYPERVISOR) ? paravane_detect() : 0;
+}
+
 const struct hypervisor_x86 x86_hyper_paravane __refconst = {
 	.name			= "Paravane",
-	.detect			= paravane_detect,
+	.detect			= paravane_detect_host,
 	.type			= X86_HYPER_PARAVANE,
 	.init.init_platform	= paravane_init_platform,
 	.init.x2apic_available	= paravane_x2apic_available,
