@@ -132,7 +132,7 @@ const UNATTENDED_WATCHDOG: u64 = 600;
 impl RunArgs {
     /// The run that was asked for.
     pub(crate) fn config(&self) -> Result<Config, ConfigError> {
-        let attended = self.console_log.is_none() && paravane::terminal::is_terminal();
+        let attended = self.console_log.is_none() && paravane::terminal::is_attended();
         let seconds = self
             .watchdog
             .unwrap_or(if attended { 0 } else { UNATTENDED_WATCHDOG });

@@ -198,14 +198,14 @@ pub enum ConfigError {
     )]
     MandatoryFacility,
     /// A file that cannot be read.
-    #[error("the {what} `{}` cannot be read: {source}; {mend}", path.display())]
+    #[error("the {what} `{}` cannot be read: {reason}; {mend}", path.display())]
     File {
         /// `kernel` or `initrd`.
         what: &'static str,
         /// Where.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        reason: std::io::Error,
         /// What to do about it.
         mend: &'static str,
     },
@@ -220,10 +220,10 @@ pub enum ConfigError {
 }
 
 fn check_file(what: &'static str, path: &Path, mend: &'static str) -> Result<(), ConfigError> {
-    let fail = |source| ConfigError::File {
+    let fail = |reason| ConfigError::File {
         what,
         path: path.to_owned(),
-        source,
+        reason,
         mend,
     };
     let file = std::fs::File::open(path).map_err(fail)?;

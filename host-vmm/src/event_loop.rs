@@ -193,7 +193,7 @@ impl<'a> EventLoop<'a> {
         let mut bytes = Vec::with_capacity(count);
         for byte in &buffer[..count] {
             match (self.escaped, byte) {
-                (false, &ESCAPE) if terminal::is_terminal() => self.escaped = true,
+                (false, &ESCAPE) if terminal::is_attended() => self.escaped = true,
                 (true, b'x' | b'X') => {
                     self.machine.stop(
                         Outcome::Interrupted,

@@ -18,9 +18,7 @@ use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
 use paravane::stats::{Outcome, Stats};
 use paravane::terminal::{self, Raw};
 use paravane::vm::{RunOptions, Vm};
-
-/// Set inside the reference host, so that results name the class of the host they were taken on.
-const HOST_CLASS: &str = "PARAVANE_HOST_CLASS";
+use paravane_reference_host::Input;
 
 fn main() -> ExitCode {
     let started = Instant::now();
@@ -39,13 +37,19 @@ fn main() -> ExitCode {
     })
 }
 
+/// The class of the host that results are taken on.
 fn host_class() -> String {
-    std::env::var(HOST_CLASS).unwrap_or_else(|_| "kvm".to_owned())
+    if paravane_reference_host::is_inside() {
+        "reference"
+    } else {
+        "kvm"
+    }
+    .to_owned()
 }
 
 /// Whether `profile` has to go to the reference host; then why.
 fn needs_reference(host: Host, profile: Profile) -> Option<String> {
-    if host_class() != "kvm" {
+    if paravane_reference_host::is_inside() {
         return None;
     }
     match host {
@@ -55,21 +59,31 @@ fn needs_reference(host: Host, profile: Profile) -> Option<String> {
     }
 }
 
-/// Runs this very command line inside the reference host.
-fn in_reference_host(what: &str, why: &str) -> anyhow::Result<ExitCode> {
+/// Runs this very command line inside the reference host; `attended`: with this terminal.
+fn in_reference_host(what: &str, why: &str, attended: bool) -> anyhow::Result<ExitCode> {
     eprintln!("paravane: {what} runs in the reference host: {why}");
-    let _raw = terminal::is_terminal().then(Raw::enter).transpose()?;
-    let finished = paravane_reference_host::Command::this_process()?
-        .env(HOST_CLASS, "reference")
-        .run()?;
-    let code = u8::try_from(finished.code).unwrap_or(1);
-    Ok(ExitCode::from(code))
+    let mut command = paravane_reference_host::Command::this_process()?;
+    if attended {
+        command = command.stdin(Input::Inherit);
+    }
+    if attended && terminal::is_terminal() {
+        command = command.env(terminal::ATTENDED, "1").on_start(|| {
+            // A terminal that cannot be made raw still works, line by line.
+            if let Ok(raw) = Raw::enter() {
+                // `main` restores it.
+                std::mem::forget(raw);
+            }
+        });
+    }
+    let finished = command.run()?;
+    Ok(ExitCode::from(u8::try_from(finished.code).unwrap_or(1)))
 }
 
 fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     let config = args.config()?;
     if let Some(why) = needs_reference(args.host, config.profile) {
-        return in_reference_host(&format!("the {} guest", config.profile), &why);
+        let what = format!("the {} guest", config.profile);
+        return in_reference_host(&what, &why, args.console_log.is_none());
     }
     let mut started = started;
     loop {

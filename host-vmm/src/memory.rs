@@ -59,12 +59,12 @@ pub enum MemoryError {
         reason: String,
     },
     /// KVM refused a memory slot.
-    #[error("KVM does not take guest memory at {address:#x}: {source}")]
+    #[error("KVM does not take guest memory at {address:#x}: {reason}")]
     Slot {
         /// Guest physical address.
         address: u64,
         /// What KVM says.
-        source: kvm_ioctls::Error,
+        reason: kvm_ioctls::Error,
     },
     /// A range that is not wholly in guest memory.
     #[error("{length} bytes at guest address {address:#x} are not in guest memory")]
@@ -129,7 +129,7 @@ impl Memory {
             // descriptor is open, so it is not unmapped under KVM.
             unsafe { vm.set_user_memory_region(region_bytes) }.map_err(|e| MemoryError::Slot {
                 address: region.start_addr().0,
-                source: e,
+                reason: e,
             })?;
         }
         Ok(())

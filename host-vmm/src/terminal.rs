@@ -13,6 +13,15 @@ pub fn is_terminal() -> bool {
     io::IsTerminal::is_terminal(&io::stdin())
 }
 
+/// Set inside the reference host when a person sits at the terminal outside.
+pub const ATTENDED: &str = "PARAVANE_ATTENDED";
+
+/// Whether a person can press keys: on a terminal here, or on one outside the reference host.
+#[must_use]
+pub fn is_attended() -> bool {
+    is_terminal() || std::env::var_os(ATTENDED).is_some()
+}
+
 /// Puts the terminal back, if it was raw. May be called from anywhere, any number of times.
 pub fn restore() {
     let saved = SAVED

@@ -62,17 +62,17 @@ pub enum VmError {
     #[error(transparent)]
     Boot(#[from] BootError),
     /// The host's descriptors or threads.
-    #[error("the host has no {what} left: {source}")]
+    #[error("the host has no {what} left: {reason}")]
     Host {
         /// What.
         what: &'static str,
         /// What the system says.
-        source: io::Error,
+        reason: io::Error,
     },
 }
 
 fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
-    move |source| VmError::Host { what, source }
+    move |reason| VmError::Host { what, reason }
 }
 
 /// What all threads of a machine share.

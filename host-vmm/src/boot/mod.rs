@@ -24,12 +24,12 @@ use crate::memory::{self, Memory, MemoryError};
 #[derive(Debug, thiserror::Error)]
 pub enum BootError {
     /// The file cannot be read.
-    #[error("`{}` cannot be read: {source}", path.display())]
+    #[error("`{}` cannot be read: {reason}", path.display())]
     Read {
         /// Which file.
         path: PathBuf,
         /// What the system says.
-        source: std::io::Error,
+        reason: std::io::Error,
     },
     /// Neither ELF nor bzImage.
     #[error(
@@ -126,9 +126,9 @@ pub fn load(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
 
 fn load_kernel(config: &Config, memory: &Memory) -> Result<(Loaded, u64), BootError> {
     let path = &config.kernel;
-    let read_error = |source| BootError::Read {
+    let read_error = |reason| BootError::Read {
         path: path.clone(),
-        source,
+        reason,
     };
     let mut file = File::open(path).map_err(read_error)?;
     let mut magic = [0; 4];
@@ -188,9 +188,9 @@ fn load_initrd(
     path: &PathBuf,
     kernel_end: u64,
 ) -> Result<(u64, u64), BootError> {
-    let read_error = |source| BootError::Read {
+    let read_error = |reason| BootError::Read {
         path: path.clone(),
-        source,
+        reason,
     };
     let mut file = File::open(path).map_err(read_error)?;
     let bytes = file.metadata().map_err(read_error)?.len();
@@ -207,7 +207,7 @@ fn load_initrd(
         .mmap()
         .read_exact_volatile_from(GuestAddress(at), &mut file, length)
         .map_err(|e| match e {
-            vm_memory::GuestMemoryError::IOError(source) => read_error(source),
+            vm_memory::GuestMemoryError::IOError(reason) => read_error(reason),
             other => read_error(std::io::Error::other(other.to_string())),
         })?;
     Ok((at, bytes))

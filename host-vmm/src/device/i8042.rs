@@ -64,6 +64,7 @@ impl I8042 {
     pub fn read(&mut self, port: u16) -> u8 {
         if port == COMMAND {
             SYSTEM
+                | UNLOCKED
                 | if self.output.is_some() {
                     OUTPUT_FULL
                 } else {

@@ -28,18 +28,18 @@ pub enum KvmError {
     #[error("this host's KVM lacks {0}, which Paravane needs; Linux 5.10 or later has it")]
     Capability(&'static str),
     /// An ioctl failed.
-    #[error("KVM refused to {what}: {source}")]
+    #[error("KVM refused to {what}: {reason}")]
     Ioctl {
         /// What was asked of it.
         what: &'static str,
         /// What it says.
-        source: kvm_ioctls::Error,
+        reason: kvm_ioctls::Error,
     },
 }
 
 /// Turns a failed ioctl into an error that says what was being done.
 pub(crate) fn refused(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> KvmError {
-    move |source| KvmError::Ioctl { what, source }
+    move |reason| KvmError::Ioctl { what, reason }
 }
 
 /// Opens KVM and checks for what every profile needs.
