@@ -573,6 +573,8 @@ fn paravirt(
     let tsc_khz = boot_cpu
         .map_or(Ok(0), VcpuFd::get_tsc_khz)
         .map_err(refused("tell the TSC's frequency"))?;
+    // KVM finds out whether the vCPUs' TSCs agree when a vCPU runs, or when the clock is set.
+    let _ = vm.set_clock(&kvm_bindings::kvm_clock_data::default());
     let reliable = vm
         .get_clock()
         .is_ok_and(|clock| clock.flags & KVM_CLOCK_TSC_STABLE != 0);
