@@ -85,6 +85,14 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         let what = format!("the {} guest", config.profile);
         return in_reference_host(&what, &why, args.console_log.is_none());
     }
+    if args.host == Host::Kvm
+        && let Err(why) = paravane::doctor::can_run(config.profile)
+    {
+        eprintln!(
+            "paravane: warning: this host's KVM cannot run a {} guest: {why}",
+            config.profile
+        );
+    }
     let mut started = started;
     loop {
         let stats = run_once(args, &config, started)?;

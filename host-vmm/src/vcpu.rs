@@ -9,6 +9,7 @@
 //! 4. status and value go back into RAX and RDX of the run page, marked dirty; KVM loads them on
 //!    the next entry.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
@@ -19,6 +20,10 @@ use crate::device::{PortAction, uart};
 use crate::pv::{DOORBELL_PORT, Reply};
 use crate::stats::{Exit, Outcome, VcpuCounts};
 use crate::vm::Machine;
+
+/// The longest x86 instruction, bytes.
+const INSTRUCTION_MAX: usize = 15;
+const PAGE: u64 = 4096;
 
 /// A vCPU that is about to run, or runs.
 #[derive(Debug)]
@@ -179,11 +184,30 @@ impl Vcpu {
         }
     }
 
+    /// Registers and the instruction, for people.
     fn describe(&self) -> String {
-        match (self.fd.get_regs(), self.fd.get_sregs()) {
-            (Ok(regs), Ok(sregs)) => self.machine.describe_registers(&regs, &sregs),
-            _ => "its registers cannot be read".to_owned(),
+        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
+            return "its registers cannot be read".to_owned();
+        };
+        let mut text = self.machine.describe_registers(&regs, &sregs);
+        let mut code = [0; INSTRUCTION_MAX];
+        let page_left = PAGE - regs.rip % PAGE;
+        let length =
+            usize::try_from(page_left).map_or(INSTRUCTION_MAX, |left| left.min(INSTRUCTION_MAX));
+        if let Ok(translation) = self.fd.translate_gva(regs.rip)
+            && translation.valid != 0
+            && self
+                .machine
+                .read_memory(translation.physical_address, &mut code[..length])
+                .is_ok()
+        {
+            text.push_str("\n  code");
+            for byte in &code[..length] {
+                // Writing to a String cannot fail.
+                let _ = write!(text, " {byte:02x}");
+            }
         }
+        text
     }
 }
 

@@ -79,6 +79,7 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 #[derive(Debug)]
 pub struct Machine {
     vm: VmFd,
+    memory: Memory,
     console: Console,
     ports: Ports,
     pv: Paravirt,
@@ -201,6 +202,15 @@ impl Machine {
         }
     }
 
+    /// Copies guest memory out.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`].
+    pub fn read_memory(&self, address: u64, into: &mut [u8]) -> Result<(), MemoryError> {
+        self.memory.read(address, into)
+    }
+
     /// Registers with the instruction's symbol.
     #[must_use]
     pub fn describe_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> String {
@@ -299,6 +309,7 @@ impl Vm {
         let counters = vcpus.iter().filter_map(Counters::open).collect();
         let machine = Machine {
             vm,
+            memory: memory.clone(),
             console,
             ports,
             pv,
