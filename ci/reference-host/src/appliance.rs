@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 use std::env;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use cpio::newc;
+use ruzstd::decoding::StreamingDecoder;
 use sha2::{Digest, Sha256};
 
 /// Debian's name for the newest cloud kernel of the series.
@@ -22,12 +23,12 @@ const BUSYBOX: &str = "/bin/busybox";
 const INIT: &str = include_str!("init.sh");
 
 /// Changed when the same inputs make a different appliance.
-const RECIPE: &str = "1";
+const RECIPE: &str = "2";
 
 /// The reference host's kernel and initramfs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Appliance {
-    /// The kernel image.
+    /// The kernel: the ELF file, for QEMU starts that without the emulated unpacking.
     pub kernel: PathBuf,
     /// The initramfs.
     pub initrd: PathBuf,
@@ -97,8 +98,12 @@ impl Appliance {
 
     fn open(folder: &Path) -> Result<Self, ApplianceError> {
         let package = folder.join("package");
+        // Where the link leads now: a build may change it during a run.
+        let folder = &fs::canonicalize(folder).map_err(|_missing| ApplianceError::NotBuilt {
+            path: folder.to_path_buf(),
+        })?;
         let found = Self {
-            kernel: folder.join("vmlinuz"),
+            kernel: folder.join("vmlinux"),
             initrd: folder.join("initrd"),
             package: fs::read_to_string(&package)
                 .map_err(|_missing| ApplianceError::NotBuilt { path: package })?
@@ -179,7 +184,11 @@ pub fn build(progress: &dyn Fn(&str)) -> Result<Appliance, ApplianceError> {
         write_initrd(&initrd, &busybox, &modules).map_err(at(&initrd))?;
         let kernel = find(&unpacked.join("boot"), &|name| name.starts_with("vmlinuz-"))
             .ok_or_else(|| package.lacking("kernel"))?;
-        fs::rename(&kernel, made.join("vmlinuz")).map_err(at(&kernel))?;
+        progress("unpacking the kernel image");
+        let image = fs::read(&kernel).map_err(at(&kernel))?;
+        let elf = unpack_kernel(&image)
+            .ok_or_else(|| package.lacking("kernel that is packed with zstd"))?;
+        fs::write(made.join("vmlinux"), elf).map_err(at(&made))?;
         fs::write(made.join("package"), package.id()).map_err(at(&made))?;
         if folder.exists() {
             fs::remove_dir_all(&folder).map_err(at(&folder))?;
@@ -304,6 +313,24 @@ fn dependencies(module: &[u8]) -> Vec<String> {
         .filter(|name| !name.is_empty())
         .map(String::from)
         .collect()
+}
+
+/// The ELF kernel in a bzImage. The setup header says where the packed kernel is, counted from the end of the real-mode
+/// sectors ("The Linux/x86 Boot Protocol": `setup_sects`, `payload_offset`, `payload_length`).
+fn unpack_kernel(image: &[u8]) -> Option<Vec<u8>> {
+    let word = |at: usize| {
+        let bytes = image.get(at..at + 4)?.try_into().ok()?;
+        usize::try_from(u32::from_le_bytes(bytes)).ok()
+    };
+    let setup_sectors = usize::from(*image.get(0x1f1)?);
+    let start = (setup_sectors + 1) * 512 + word(0x248)?;
+    let packed = image.get(start..start.checked_add(word(0x24c)?)?)?;
+    let mut elf = Vec::new();
+    StreamingDecoder::new(packed)
+        .ok()?
+        .read_to_end(&mut elf)
+        .ok()?;
+    Some(elf)
 }
 
 fn write_initrd(path: &Path, busybox: &[u8], modules: &[Module]) -> io::Result<()> {
