@@ -121,17 +121,17 @@ impl Console {
         host().is_some_and(|host| unsafe { host.call(CALL_CONSOLE_NOTIFY, [0; 3]) }.is_ok())
     }
 
-    /// Free bytes of the output ring; none where the host's index cannot be true.
-    fn room(&self) -> u32 {
+    /// Free bytes of the output ring; `None` where the host's index cannot be true.
+    fn room(&self) -> Option<u32> {
         let head = self.out_head.load(Ordering::Relaxed);
         let tail = self.indices.load_acquire(OUT_TAIL);
-        ring_used(head, tail, self.out_size).map_or(0, |used| self.out_size - used)
+        ring_used(head, tail, self.out_size).map(|used| self.out_size - used)
     }
 
     /// Puts as many of `bytes` into the output ring as there is room for, without publishing
     /// them; how many.
     fn fill(&self, bytes: &[u8]) -> usize {
-        let count = bytes.len().min(self.room() as usize);
+        let count = bytes.len().min(self.room().unwrap_or(0) as usize);
         let head = self.out_head.load(Ordering::Relaxed);
         let start = (head & (self.out_size - 1)) as usize;
         let first = count.min(self.out_size as usize - start);
@@ -159,15 +159,18 @@ impl Console {
         }
     }
 
-    /// Puts all of `bytes` into the output ring, without waking the host for the last of them. A
-    /// full ring is drained by the doorbell; what a host does not take then is lost. How many
-    /// bytes went in.
+    /// Puts all of `bytes` into the output ring, without waking the host for the last of them; how
+    /// many went in. A full ring is drained by the doorbell. Where the host's index still cannot
+    /// be true then, the bytes are lost, and all count as gone: nobody shall wait for such a host.
     fn write(&self, bytes: &[u8]) -> usize {
         let mut done = self.fill(bytes);
         while done < bytes.len() {
             self.publish();
             if !self.notify() {
                 break;
+            }
+            if self.room().is_none() {
+                return bytes.len();
             }
             let more = self.fill(&bytes[done..]);
             if more == 0 {

@@ -14,6 +14,7 @@
 #include <linux/debugfs.h>
 #include <linux/export.h>
 #include <linux/init.h>
+#include <linux/io.h>
 #include <linux/kallsyms.h>
 #include <linux/kdebug.h>
 #include <linux/kmsg_dump.h>
@@ -37,6 +38,7 @@
 #include <asm/hypervisor.h>
 #include <asm/i8259.h>
 #include <asm/idtentry.h>
+#include <asm/io.h>
 #include <asm/irq_regs.h>
 #include <asm/mpspec.h>
 #include <asm/msr.h>
@@ -336,20 +338,21 @@ static unsigned char paravane_get_nmi_reason(void)
 	return 0;
 }
 
-/* A function of its own, since the boot processor's timer needs the TSC. */
-static void __init paravane_setup_clockev(void)
+/*
+ * In place of the legacy timers. Without a frequency of the TSC there is not
+ * one clock in this machine, and the kernel would wait for a tick for ever.
+ */
+static void __init paravane_timer_init(void)
 {
-	if (!tsc_khz)
-		panic("paravane: the host has no facility clock, and neither CPUID nor a PIT tells the frequency of the TSC; give this guest the facility clock");
-	setup_boot_APIC_clock();
+	if (!tsc_khz && inb(0x61) == 0xff)
+		panic("the host has no facility clock, CPUID does not tell the frequency of the TSC, and there is no PIT to measure it; give this guest the facility clock");
 }
 
 static void __init paravane_init_clock(void)
 {
 	x86_platform.get_wallclock = paravane_get_wallclock;
 	x86_platform.set_wallclock = set_rtc_noop;
-	x86_init.timers.timer_init = x86_init_noop;
-	x86_init.timers.setup_percpu_clockev = paravane_setup_clockev;
+	x86_init.timers.timer_init = paravane_timer_init;
 	if (!paravane_has_clock())
 		return;
 
