@@ -58,7 +58,7 @@ pub enum DoctorError {
     #[error(transparent)]
     Worker(#[from] worker::WorkerError),
     /// The report cannot be printed.
-    #[error("the report cannot be printed: {0}")]
+    #[error("the report cannot be printed")]
     Print(#[from] io::Error),
 }
 

@@ -49,6 +49,8 @@ impl Vcpu {
     pub fn new(mut fd: VcpuFd, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
         if machine.pv().is_present() {
             fd.set_sync_valid_reg(SyncReg::Register);
+            // For the privilege level: `doctor` measures next to nothing for it.
+            fd.set_sync_valid_reg(SyncReg::SystemRegister);
         }
         Self {
             fd,
@@ -167,12 +169,24 @@ impl Vcpu {
         }
     }
 
-    /// Steps 2 to 4 of a call's life. Spec: PV-CALL-1 to PV-CALL-4
+    /// Steps 2 to 4 of a call's life. Spec: PV-CALL-1 to PV-CALL-6
     fn call(&mut self, id: CallId) {
+        let sync = self.fd.sync_regs();
+        let regs = sync.regs;
+        if regs.rax & u64::from(u32::MAX) != u64::from(id.0) {
+            // The word comes from memory: a string instruction. One whose word is also in EAX
+            // cannot be told from OUT. Spec: PV-CALL-1
+            return;
+        }
         self.counts.call(id);
-        let regs = self.fd.sync_regs().regs;
         let args = [regs.rdi, regs.rsi, regs.r8, regs.r9, regs.r10, regs.r11];
-        match self.machine.pv().call(id, &args) {
+        // The lowest bits of CS are the privilege level. Spec: PV-CALL-6
+        let reply = if sync.sregs.cs.l == 1 && sync.sregs.cs.selector & 3 == 0 {
+            self.machine.pv().call(id, &args)
+        } else {
+            Reply::Resume(Err(Status::Denied))
+        };
+        match reply {
             Reply::Resume(result) => {
                 let (status, value) = Status::encode(result);
                 let regs = &mut self.fd.sync_regs_mut().regs;

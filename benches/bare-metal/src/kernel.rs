@@ -1,8 +1,6 @@
 //! Probes of single instructions at CPL 0, where an operating system's kernel lives.
 
 code! { "kernel";
-    "entry" => "movl %eax, DONE";
-
     // The ordinary, so that a failure elsewhere means something.
     "k_nop" => "nop", "movl %eax, DONE";
     "k_lock_xadd" => "movl $5, SCRATCH", "movl $2, %eax", "lock xaddl %eax, SCRATCH", "movl %eax, DONE";

@@ -20,6 +20,24 @@ pub const SCRATCH: u64 = 0x30_0000;
 pub const FRAME: u64 = 0x31_0000;
 /// Top of the CPL 3 stack.
 pub const USER_STACK: u64 = 0x3f_f000;
+/// What `entry` reads: address of the frames, their number, where to go on, the doorbell's port, and
+/// at 32 the operand of LGDT. Writer: VMM.
+pub const PARAMETERS: u64 = SCRATCH;
+/// Bytes of one frame of a call table.
+pub const FRAME_BYTES: u64 = 256;
+/// In a frame: the call id.
+pub const FRAME_CALL: u64 = 0;
+/// In a frame: the port.
+pub const FRAME_PORT: u64 = 8;
+/// In a frame: width of the OUT in bytes, 1, 2 or 4.
+pub const FRAME_WIDTH: u64 = 12;
+/// In a frame: the six arguments.
+pub const FRAME_ARGS: u64 = 16;
+/// In a frame: address of a store before the call, and its 32-bit value.
+pub const FRAME_POKE: u64 = 64;
+/// In a frame: registers after the call: RAX, RDX, RDI, RSI, R8 to R11, RBP, R12 to R15.
+pub const FRAME_AFTER: u64 = 80;
+
 /// End of the guest's memory.
 pub const MEMORY_END: u64 = 0x40_0000;
 
@@ -53,6 +71,8 @@ pub const MSR_UNKNOWN: u32 = 0x1234_5678;
 
 /// Selectors as Linux has them, because a software KVM may use its own kernel's.
 pub const KERNEL_CS: u16 = 0x10;
+/// Code segment of CPL 0 for 32-bit code.
+pub const KERNEL32_CS: u16 = 0x08;
 /// Stack segment of CPL 0.
 pub const KERNEL_SS: u16 = 0x18;
 /// Stack segment of CPL 3.

@@ -1,6 +1,7 @@
 //! The bare-metal guest's image, embedded: its segments and its symbols.
 
 use std::collections::HashMap;
+use std::sync::OnceLock;
 
 use object::{Object, ObjectSegment, ObjectSymbol};
 use thiserror::Error;
@@ -9,14 +10,14 @@ use thiserror::Error;
 #[path = "../../../benches/bare-metal/src/layout.rs"]
 pub mod layout;
 
-/// The ELF file that `build.rs` has made.
-static ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare-metal"));
+/// The ELF file that `build.rs` has made. It can be booted like a kernel, too.
+pub static ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare-metal"));
 
 /// The embedded guest is not what this binary expects.
 #[derive(Debug, Error)]
 pub enum ImageError {
     /// Not an ELF file.
-    #[error("the embedded bare-metal guest cannot be read: {0}; build Paravane again")]
+    #[error("the embedded bare-metal guest cannot be read; build Paravane again")]
     Elf(#[from] object::Error),
     /// A symbol is missing.
     #[error("the embedded bare-metal guest has no symbol `{0}`; build Paravane again")]
@@ -32,12 +33,21 @@ pub struct Image {
 }
 
 impl Image {
-    /// Reads the embedded ELF file.
+    /// Reads the embedded ELF file, once.
     ///
     /// # Errors
     ///
     /// When it is no ELF file.
-    pub fn load() -> Result<Self, ImageError> {
+    pub fn load() -> Result<&'static Self, ImageError> {
+        static IMAGE: OnceLock<Image> = OnceLock::new();
+        if let Some(image) = IMAGE.get() {
+            return Ok(image);
+        }
+        let image = Self::parse()?;
+        Ok(IMAGE.get_or_init(|| image))
+    }
+
+    fn parse() -> Result<Self, ImageError> {
         let elf = object::File::parse(ELF)?;
         let segments = elf
             .segments()

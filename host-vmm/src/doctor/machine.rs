@@ -7,6 +7,8 @@
 //! guest, at CPL 0 or CPL 3. A new machine for each probe: what one leaves behind, another must not
 //! find.
 
+use std::sync::OnceLock;
+
 use kvm_bindings::{
     CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_enable_cap, kvm_msr_entry,
     kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region, kvm_xcrs,
@@ -23,18 +25,18 @@ use super::image::{Image, ImageError};
 #[derive(Debug, Error)]
 pub enum MachineError {
     /// KVM refused something.
-    #[error("KVM refuses to {what}: {source}")]
+    #[error("KVM refuses to {what}: {reason}")]
     Kvm {
         /// What it was asked.
         what: &'static str,
         /// What it said.
-        source: kvm_ioctls::Error,
+        reason: kvm_ioctls::Error,
     },
     /// The guest's memory could not be mapped.
-    #[error("4 MiB of memory for the bare-metal guest cannot be mapped: {0}")]
+    #[error("4 MiB of memory for the bare-metal guest cannot be mapped")]
     Map(#[from] vm_memory::mmap::FromRangesError),
     /// The guest's memory does not take what it should hold.
-    #[error("the bare-metal guest does not fit its memory: {0}")]
+    #[error("the bare-metal guest does not fit its memory")]
     Memory(#[from] vm_memory::GuestMemoryError),
     /// The embedded guest is damaged.
     #[error(transparent)]
@@ -43,7 +45,7 @@ pub enum MachineError {
 
 /// Names the ioctl in an error.
 fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
-    move |source| MachineError::Kvm { what, source }
+    move |reason| MachineError::Kvm { what, reason }
 }
 
 /// Where a vCPU starts.
@@ -215,10 +217,8 @@ fn fill_memory(image: &Image, setup: &Setup) -> Result<GuestMemoryMmap, MachineE
     // RSP0, and the bitmap right behind the 104 bytes of the TSS.
     put(TSS + 4, KERNEL_STACK)?;
     memory.write_obj(104u16, GuestAddress(TSS + 102))?;
-    let closed = if setup.open_ports { 0 } else { u64::MAX };
-    for offset in (104..0x1000).step_by(8) {
-        put(TSS + offset, closed)?;
-    }
+    let closed = if setup.open_ports { 0 } else { u8::MAX };
+    memory.write_slice(&[closed; 0x1000 - 104], GuestAddress(TSS + 104))?;
     let stubs = image.symbol("trap_stubs")?;
     for vector in 0..=255 {
         set_gate(
@@ -281,7 +281,7 @@ fn register_shortcuts(vm: &VmFd) -> Result<Option<EventFd>, MachineError> {
     }
     let event = EventFd::new(libc::EFD_NONBLOCK).map_err(|error| MachineError::Kvm {
         what: "have an event",
-        source: kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(0)),
+        reason: kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(0)),
     })?;
     for address in [
         IoEventAddress::Pio(u64::from(PORT_EVENT)),
@@ -298,11 +298,21 @@ fn register_shortcuts(vm: &VmFd) -> Result<Option<EventFd>, MachineError> {
     Ok(Some(event))
 }
 
-/// CPUID as KVM offers it, and the FPU state that it needs.
-fn set_cpu_features(kvm: &Kvm, vcpu: &VcpuFd, setup: &Setup) -> Result<(), MachineError> {
-    let mut cpuid = kvm
+/// What KVM offers, asked once: on an emulated host it takes a while.
+fn supported_features(kvm: &Kvm) -> Result<CpuId, MachineError> {
+    static SUPPORTED: OnceLock<CpuId> = OnceLock::new();
+    if let Some(cpuid) = SUPPORTED.get() {
+        return Ok(cpuid.clone());
+    }
+    let cpuid = kvm
         .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
         .map_err(kvm_error("list CPU features"))?;
+    Ok(SUPPORTED.get_or_init(|| cpuid).clone())
+}
+
+/// CPUID as KVM offers it, and the FPU state that it needs.
+fn set_cpu_features(kvm: &Kvm, vcpu: &VcpuFd, setup: &Setup) -> Result<(), MachineError> {
+    let mut cpuid = supported_features(kvm)?;
     if setup.no_xsave {
         for leaf in cpuid.as_mut_slice() {
             match leaf.function {

@@ -155,11 +155,11 @@ pub fn run(setup: Setup, batches: u32, deadline: Duration) -> Finished {
 extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 fn build(setup: &Setup, batches: u32) -> Result<Machine, MachineError> {
-    let kvm_error = |what| move |source| MachineError::Kvm { what, source };
+    let kvm_error = |what| move |reason| MachineError::Kvm { what, reason };
     register_signal_handler(SIGRTMIN(), on_kick)
         .map_err(|error| kvm_error("be interrupted")(kvm_ioctls::Error::new(error.errno())))?;
     let kvm = Kvm::new().map_err(kvm_error("be opened"))?;
-    Machine::new(&kvm, &Image::load()?, setup, batches)
+    Machine::new(&kvm, Image::load()?, setup, batches)
 }
 
 fn run_to_end(machine: &mut Machine, batches: u32, end: Instant) -> Finished {

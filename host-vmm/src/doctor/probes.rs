@@ -176,7 +176,7 @@ pub const INSTRUCTIONS: &[InstructionProbe] = &[
 ];
 
 const BATCH: u32 = super::image::layout::BATCH;
-const BATCHES: u32 = 60;
+const BATCHES: u32 = 50;
 
 const fn crossing(
     name: &'static str,

@@ -38,7 +38,7 @@ pub enum WorkerError {
     #[error("the probe process ends at once; run `paravane doctor --worker 0` to see why")]
     Useless,
     /// Its line cannot be written.
-    #[error("a probe's result cannot be written: {0}")]
+    #[error("a probe's result cannot be written")]
     Write(#[from] io::Error),
 }
 

@@ -1,0 +1,305 @@
+//! All launches, made once for all tests: one boot of the reference host, one script in it.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// What the console workload writes: enough that 1/100 of it is more than the few exits of any launch.
+pub(crate) const CONSOLE_BYTES: usize = 32 * 1024;
+
+/// A line of the workload without its line feed.
+pub(crate) const WORKLOAD_LINE: &str =
+    "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ.";
+
+/// Which of the two kernels.
+#[derive(Clone, Copy)]
+enum Kernel {
+    Full,
+    Para,
+}
+
+/// A launch: its name, the kernel, what `paravane run` gets, and what init gets.
+const LAUNCHES: [(&str, Kernel, &str, &str); 12] = [
+    (
+        "full",
+        Kernel::Full,
+        "--guest full",
+        "syscalls=1000 end=restart WORKLOAD",
+    ),
+    ("kvm-pv", Kernel::Full, "--guest kvm-pv", "end=restart"),
+    (
+        "para",
+        Kernel::Para,
+        "--guest para",
+        "syscalls=1000 end=poweroff WORKLOAD",
+    ),
+    (
+        "para-image-as-full",
+        Kernel::Para,
+        "--guest full",
+        "end=restart",
+    ),
+    (
+        "para-image-as-kvm-pv",
+        Kernel::Para,
+        "--guest kvm-pv",
+        "end=restart",
+    ),
+    (
+        "full-smp",
+        Kernel::Full,
+        "--guest full --cpus 2",
+        "end=restart",
+    ),
+    (
+        "kvm-pv-smp",
+        Kernel::Full,
+        "--guest kvm-pv --cpus 2",
+        "end=restart",
+    ),
+    (
+        "para-smp",
+        Kernel::Para,
+        "--guest para --cpus 2",
+        "end=poweroff",
+    ),
+    ("para-panic", Kernel::Para, "--guest para", "panic"),
+    (
+        "para-module",
+        Kernel::Para,
+        "--guest para",
+        "module end=poweroff",
+    ),
+    (
+        "para-without-clock",
+        Kernel::Para,
+        "--guest para --pv=-clock",
+        "end=poweroff",
+    ),
+    (
+        "para-without-console",
+        Kernel::Para,
+        "--guest para --pv=-console",
+        "end=poweroff",
+    ),
+];
+
+/// What a launch left behind.
+#[derive(Debug)]
+pub(crate) struct Launch {
+    /// The exit code of `paravane run`.
+    pub(crate) code: i32,
+    /// What the guest wrote to its console, with line feeds only.
+    pub(crate) console: String,
+    /// What the VMM wrote to its standard error.
+    pub(crate) errors: String,
+    /// The report of the guest's init; null if there is none.
+    pub(crate) report: Value,
+    stats: Value,
+}
+
+impl Launch {
+    fn read(folder: &Path, name: &str) -> Self {
+        let text = |suffix: &str| {
+            let bytes = fs::read(folder.join(format!("{name}.{suffix}"))).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).replace('\r', "")
+        };
+        let console = text("console");
+        // A kernel message may stand before the report on its line, and another one after it.
+        let report = console
+            .split_once("PARAVANE-REPORT ")
+            .and_then(|(_, json)| {
+                serde_json::Deserializer::from_str(json)
+                    .into_iter()
+                    .next()?
+                    .ok()
+            });
+        Self {
+            code: text("code").trim().parse().unwrap_or(-1),
+            errors: text("errors"),
+            report: report.unwrap_or_default(),
+            stats: serde_json::from_str(&text("stats")).unwrap_or_default(),
+            console,
+        }
+    }
+
+    /// How the run ended.
+    pub(crate) fn outcome(&self) -> &str {
+        self.stats["outcome"].as_str().unwrap_or("no outcome")
+    }
+
+    /// How often one call was made.
+    pub(crate) fn call(&self, name: &str) -> u64 {
+        self.stats["hypercalls"][name].as_u64().unwrap_or(0)
+    }
+
+    /// How many calls were made.
+    pub(crate) fn calls(&self) -> u64 {
+        let calls = self.stats["hypercalls"]
+            .as_object()
+            .expect("the statistics have calls");
+        calls.values().filter_map(Value::as_u64).sum()
+    }
+
+    /// Exits to the VMM for one reason.
+    pub(crate) fn user_exits(&self, reason: &str) -> u64 {
+        self.stats["user_exits"][reason]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no count of {reason}: {self}"))
+    }
+
+    fn mark(&self, code: u64) -> &Value {
+        let marks = self.stats["marks"]
+            .as_array()
+            .map_or(&[][..], Vec::as_slice);
+        marks
+            .iter()
+            .find(|mark| mark["code"] == code)
+            .unwrap_or_else(|| panic!("no mark {code}: {self}"))
+    }
+
+    /// All exits up to a mark, by KVM's count.
+    pub(crate) fn exits_at(&self, code: u64) -> u64 {
+        self.mark(code)["exits"].as_u64().expect("a mark has exits")
+    }
+
+    /// Exits to the VMM up to a mark.
+    pub(crate) fn user_exits_at(&self, code: u64) -> u64 {
+        self.mark(code)["user_exits"]
+            .as_u64()
+            .expect("a mark has exits to the VMM")
+    }
+}
+
+impl fmt::Display for Launch {
+    /// What helps to see why a test failed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let lines: Vec<&str> = self
+            .console
+            .lines()
+            .filter(|line| *line != WORKLOAD_LINE)
+            .collect();
+        let tail = lines.split_at(lines.len().saturating_sub(30)).1.join("\n");
+        write!(
+            f,
+            "code {}\n{}\n{}\n…\n{tail}",
+            self.code, self.stats, self.errors
+        )
+    }
+}
+
+/// What all launches left behind.
+#[derive(Debug)]
+pub(crate) struct Launches {
+    launches: BTreeMap<&'static str, Launch>,
+    cpuid: BTreeMap<&'static str, Value>,
+}
+
+impl Launches {
+    pub(crate) fn get(&self, name: &str) -> &Launch {
+        self.launches
+            .get(name)
+            .unwrap_or_else(|| panic!("there is no launch {name}"))
+    }
+
+    /// What `paravane cpuid` prints for a guest.
+    pub(crate) fn cpuid(&self, guest: &str) -> &Value {
+        &self.cpuid[guest]
+    }
+}
+
+/// The launches, or why there are none.
+pub(crate) fn launches() -> Result<&'static Launches, &'static str> {
+    static ALL: LazyLock<Result<Launches, String>> = LazyLock::new(run_all);
+    ALL.as_ref().map_err(String::as_str)
+}
+
+fn run_all() -> Result<Launches, String> {
+    let cache = cache().ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
+    let built = |path: &str, task: &str| {
+        let path = cache.join(path);
+        path.canonicalize()
+            .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
+    };
+    let kernel_full = built("kernel/full/vmlinux", "kernel full")?;
+    let kernel_para = built("kernel/para/vmlinux", "kernel para")?;
+    let initrd = built("initramfs/guest.cpio", "initramfs")?;
+    built("reference-host/current", "reference-host")?;
+
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot");
+    // Nothing of an earlier run may be mistaken for one of this run.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).expect("a folder for the launches");
+    let script = script(&folder, &kernel_full, &kernel_para, &initrd);
+    let path = folder.join("script");
+    fs::write(&path, script).expect("the script is written");
+    let finished = paravane_reference_host::Command::new([Path::new("/bin/sh"), path.as_path()])
+        .expect("the working folder is known")
+        .env("PARAVANE_HOST_CLASS", "reference")
+        .timeout(Duration::from_secs(1200))
+        .run()
+        .unwrap_or_else(|error| panic!("the reference host failed: {error}"));
+    assert!(
+        finished.success(),
+        "the script ended with {}",
+        finished.code
+    );
+
+    let launches = LAUNCHES
+        .iter()
+        .map(|(name, ..)| (*name, Launch::read(&folder, name)))
+        .collect();
+    let cpuid = |guest: &'static str| {
+        let table = fs::read(folder.join(format!("{guest}.cpuid"))).unwrap_or_default();
+        (guest, serde_json::from_slice(&table).unwrap_or_default())
+    };
+    Ok(Launches {
+        launches,
+        cpuid: ["full", "kvm-pv", "para"].map(cpuid).into(),
+    })
+}
+
+/// One launch after the other; each leaves files named for it.
+fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) -> String {
+    let program = env!("CARGO_BIN_EXE_paravane");
+    let mut script = format!("cd '{}'\n", folder.display());
+    for (name, kernel, options, init) in LAUNCHES {
+        let kernel = match kernel {
+            Kernel::Full => kernel_full,
+            Kernel::Para => kernel_para,
+        };
+        let init = init.replace("WORKLOAD", &format!("console-bytes={CONSOLE_BYTES}"));
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            script,
+            "'{program}' run {options} --host kvm --kernel '{}' --initrd '{}' --watchdog 120 --stats json \
+             --stats-file {name}.stats --console-log {name}.console --cmdline '-- {init}' </dev/null 2>{name}.errors\n\
+             echo $? >{name}.code",
+            kernel.display(),
+            initrd.display(),
+        );
+    }
+    for guest in ["full", "kvm-pv", "para"] {
+        let _ = writeln!(
+            script,
+            "'{program}' cpuid --guest {guest} --json >{guest}.cpuid"
+        );
+    }
+    script + "exit 0\n"
+}
+
+fn cache() -> Option<PathBuf> {
+    let of = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    of("PARAVANE_CACHE")
+        .or_else(|| of("XDG_CACHE_HOME").map(|folder| folder.join("paravane")))
+        .or_else(|| of("HOME").map(|folder| folder.join(".cache/paravane")))
+}

@@ -1,0 +1,238 @@
+//! Whole guests, booted on the reference host: what each arm's kernel finds, says and costs.
+//!
+//! All launches are made once, in one boot of the reference host ([`launches`]); each test looks at what one or two of
+//! them left. Counts of exits and calls are compared, times never. What a guest must say and must not say, and what
+//! CPUID shows it, is in `tests/golden` ([`golden`]).
+//!
+//! Where the kernels, the initramfs or the reference host are not built, each test prints `skipped: reason`;
+//! `cargo ci test` builds them first.
+
+mod golden;
+mod launches;
+
+use launches::{Launch, launches};
+
+/// The launch called `name`, or `return` with the reason why nothing was launched.
+macro_rules! launch_or_skip {
+    ($name:expr) => {
+        match launches() {
+            Ok(all) => all.get($name),
+            Err(reason) => {
+                println!("skipped: {reason}");
+                return;
+            }
+        }
+    };
+}
+
+/// How the arms' kernels name what they run on.
+const BARE: &str = "Booting paravirtualized kernel on bare hardware";
+
+#[test]
+fn full_boots_on_bare_hardware_and_ends_by_restart() {
+    let full: &Launch = launch_or_skip!("full");
+    assert_eq!((full.code, full.outcome()), (0, "reboot"), "{full}");
+    assert_eq!(full.report["hypervisor"], serde_json::Value::Null);
+    assert_eq!(full.report["paravirt"], BARE);
+    assert_eq!(full.report["cpuid_hypervisor_bit"], false);
+    assert_eq!(full.calls(), 0, "a full guest must not make a call");
+    assert!(
+        full.user_exits("uart_out") > 1000,
+        "a full guest's console is a UART: {full}"
+    );
+}
+
+#[test]
+fn kvm_pv_finds_kvm_and_nothing_of_paravane() {
+    let kvm = launch_or_skip!("kvm-pv");
+    assert_eq!(kvm.code, 0, "{kvm}");
+    assert_eq!(kvm.report["hypervisor"], "Hypervisor detected: KVM");
+    assert_eq!(kvm.report["cpuid_signatures"]["0x40000100"], "");
+    assert_eq!(kvm.calls(), 0);
+}
+
+#[test]
+fn para_makes_calls_touches_no_device_of_a_pc_and_powers_off() {
+    let para = launch_or_skip!("para");
+    assert_eq!((para.code, para.outcome()), (0, "power-off"), "{para}");
+    assert_eq!(para.report["hypervisor"], "Hypervisor detected: Paravane");
+    assert_eq!(
+        para.report["cpuid_signatures"]["0x40000100"],
+        "ParavaneHype"
+    );
+    for call in ["console.notify", "base.power"] {
+        assert!(para.call(call) > 0, "no {call}: {para}");
+    }
+    for device in ["uart_in", "uart_out", "mmio"] {
+        assert_eq!(para.user_exits(device), 0, "{device}: {para}");
+    }
+    let probes = para.user_exits("io_in") + para.user_exits("io_out");
+    assert!(
+        probes < 10,
+        "{probes} accesses to ports that a para guest has no device on"
+    );
+    assert_eq!(
+        para.report["clocksource"], "tsc",
+        "the TSC's frequency comes from the boot-info page"
+    );
+}
+
+#[test]
+fn the_para_image_still_boots_as_full() {
+    let launch = launch_or_skip!("para-image-as-full");
+    assert_eq!((launch.code, launch.outcome()), (0, "reboot"), "{launch}");
+    assert_eq!(launch.report["hypervisor"], serde_json::Value::Null);
+    assert_eq!(launch.report["paravirt"], BARE);
+    assert_eq!(launch.calls(), 0);
+}
+
+#[test]
+fn the_para_image_still_boots_as_kvm_pv() {
+    let launch = launch_or_skip!("para-image-as-kvm-pv");
+    assert_eq!(launch.code, 0, "{launch}");
+    assert_eq!(launch.report["hypervisor"], "Hypervisor detected: KVM");
+    assert_eq!(launch.calls(), 0);
+}
+
+#[test]
+fn para_boots_with_a_tenth_of_the_exits() {
+    let (full, para) = (launch_or_skip!("full"), launch_or_skip!("para"));
+    for (what, count) in [
+        ("exits", Launch::exits_at as fn(&Launch, u64) -> u64),
+        ("exits to the VMM", Launch::user_exits_at),
+    ] {
+        let (full, para) = (count(full, 1), count(para, 1));
+        assert!(
+            para > 0 && para * 10 <= full,
+            "{what} to init: full {full}, para {para}"
+        );
+    }
+}
+
+#[test]
+fn para_writes_the_console_with_a_hundredth_of_the_exits() {
+    let (full, para) = (launch_or_skip!("full"), launch_or_skip!("para"));
+    let between = |launch: &Launch| launch.exits_at(3) - launch.exits_at(2);
+    let (full, para) = (between(full), between(para));
+    assert!(
+        para * 100 <= full,
+        "exits to write {} bytes: full {full}, para {para}",
+        launches::CONSOLE_BYTES
+    );
+}
+
+#[test]
+fn every_byte_of_the_workload_arrives() {
+    for name in ["full", "para"] {
+        let launch = launch_or_skip!(name);
+        let lines = launch
+            .console
+            .lines()
+            .filter(|line| *line == launches::WORKLOAD_LINE)
+            .count();
+        assert_eq!(lines, launches::CONSOLE_BYTES / 64, "{name}: {launch}");
+    }
+}
+
+#[test]
+fn two_cpus_come_up_in_every_arm() {
+    for name in ["full-smp", "kvm-pv-smp", "para-smp"] {
+        let launch = launch_or_skip!(name);
+        assert_eq!(launch.code, 0, "{launch}");
+        assert_eq!(launch.report["cpus_online"], "0-1", "{launch}");
+        assert!(
+            launch.console.contains("smp: Brought up 1 node, 2 CPUs"),
+            "{launch}"
+        );
+    }
+}
+
+#[test]
+fn the_clock_of_a_para_guest_agrees_with_that_of_a_full_one() {
+    // Both read the time of the host, one from the CMOS clock and one from the boot-info page.
+    let (full, para) = (launch_or_skip!("full"), launch_or_skip!("para"));
+    let seconds = |launch: &Launch| {
+        launch.report["realtime_ns"]
+            .as_u64()
+            .map(|ns| ns / 1_000_000_000)
+    };
+    let (full, para) = (seconds(full).unwrap(), seconds(para).unwrap());
+    // They were launched within one boot of the reference host.
+    assert!(full.abs_diff(para) < 600, "full {full}, para {para}");
+}
+
+#[test]
+fn a_para_panic_is_explained() {
+    let panic = launch_or_skip!("para-panic");
+    assert_eq!((panic.code, panic.outcome()), (2, "crash"), "{panic}");
+    let report = &panic.errors;
+    assert!(report.contains("Attempted to kill init!"), "{report}");
+    assert!(
+        report.contains("do_exit+0x"),
+        "the backtrace is symbolised: {report}"
+    );
+    assert_eq!(panic.call("crash.report"), 1);
+}
+
+#[test]
+fn the_module_shows_the_counters() {
+    let module = launch_or_skip!("para-module");
+    if module
+        .console
+        .contains("paravane.ko cannot be loaded: errno 2")
+    {
+        println!(
+            "skipped: the initramfs was built without paravane.ko; `cargo ci initramfs` after the para kernel"
+        );
+        return;
+    }
+    assert_eq!(module.code, 0, "{module}");
+    for file in ["version", "facilities", "transports", "calls"] {
+        assert!(
+            module.console.contains(&format!("PARAVANE-MODULE {file}")),
+            "{file}: {module}"
+        );
+    }
+    assert!(module.console.contains("console.notify "), "{module}");
+}
+
+#[test]
+fn a_para_guest_without_its_clock_boots_or_says_why_not() {
+    let launch = launch_or_skip!("para-without-clock");
+    assert_eq!(launch.call("clock.wall"), 0, "{launch}");
+    // Where CPUID tells the frequency of the TSC the guest boots; where nothing does, it cannot.
+    match launch.outcome() {
+        "power-off" => {}
+        "crash" => assert!(launch.errors.contains("facility clock"), "{launch}"),
+        outcome => panic!("{outcome}: {launch}"),
+    }
+}
+
+#[test]
+fn a_para_guest_without_its_console_boots_all_the_same() {
+    let launch = launch_or_skip!("para-without-console");
+    assert_eq!((launch.code, launch.outcome()), (0, "power-off"), "{launch}");
+    assert_eq!(launch.call("console.notify"), 0, "{launch}");
+    assert!(launch.exits_at(1) > 0);
+}
+
+#[test]
+fn the_guests_say_what_they_must_and_nothing_that_they_must_not() {
+    for name in ["full", "kvm-pv", "para", "para-image-as-full"] {
+        let launch = launch_or_skip!(name);
+        golden::check_messages(name, &launch.console);
+    }
+}
+
+#[test]
+fn cpuid_shows_what_it_must() {
+    for name in ["full", "kvm-pv", "para"] {
+        match launches() {
+            Ok(all) => golden::check_cpuid(name, all.cpuid(name)),
+            Err(reason) => {
+                println!("skipped: {reason}");
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The call itself: registers, status, privilege.
+
+use paravane::pv::DOORBELL_PORT;
+use paravane::stats::Outcome;
+use paravane_abi::call::{CALLS, CallId, Status};
+use paravane_abi::registry::*;
+
+use crate::guest::{After, Call, DATA, Guest, Mode, result, results};
+
+#[test]
+fn pv_call_1_an_out_to_the_doorbell_is_a_call() {
+    assert!(
+        result(CALL_BASE_NOP, &[0x1234_5678_9abc_def0])
+            .is_none_or(|r| r == Ok(0x1234_5678_9abc_def0))
+    );
+}
+
+#[test]
+fn pv_call_1_another_width_is_not_a_call() {
+    // EAX has the whole id each time, so that the width alone decides.
+    let narrow = |width| Call {
+        width,
+        ..Call::new(CALL_BASE_NOP, &[7])
+    };
+    let calls = [narrow(1), narrow(2), narrow(4)];
+    let Some(ran) = Guest::default().run(&calls) else {
+        return;
+    };
+    for after in &ran.after[..2] {
+        let [rax, rdx, ..] = after.registers;
+        assert_eq!(rax, u64::from(CALL_BASE_NOP), "RAX as it was");
+        assert_eq!(rdx, u64::from(DOORBELL_PORT), "RDX as it was");
+    }
+    assert_eq!(ran.after[2].result(), Ok(7));
+    assert_eq!(ran.stats.hypercalls.get("base.nop"), Some(&1));
+}
+
+#[test]
+fn pv_call_1_another_port_is_not_a_call() {
+    let other = Call {
+        port: DOORBELL_PORT + 4,
+        ..Call::new(CALL_BASE_NOP, &[7])
+    };
+    let Some(ran) = Guest::default().run(&[other]) else {
+        return;
+    };
+    assert_eq!(ran.after[0].registers[0], u64::from(CALL_BASE_NOP));
+    assert_eq!(ran.stats.hypercalls.get("base.nop"), None);
+}
+
+#[test]
+fn pv_call_1_strings_and_reads_are_not_calls() {
+    // The string instruction's count is where the width stands otherwise.
+    let guest = Guest {
+        mode: Mode::OtherAccesses,
+        ..Guest::default()
+    };
+    for count in [1, 2, 16] {
+        let string = Call {
+            width: count,
+            ..Call::new(CALL_BASE_NOP, &[7])
+        };
+        let Some(ran) = guest.run(&[string]) else {
+            return;
+        };
+        assert_eq!(
+            ran.stats.outcome,
+            Outcome::TripleFault,
+            "the guest's own end"
+        );
+        assert_eq!(ran.stats.hypercalls.get("base.nop"), None, "{count} words");
+        let [_, rdx, ..] = ran.after[0].registers;
+        assert_eq!(rdx, u64::from(DOORBELL_PORT), "RDX as it was");
+    }
+}
+
+#[test]
+fn pv_call_2_other_registers_stay() {
+    // `results` compares them, for each call and its arguments.
+    let calls = [
+        Call::new(CALL_BASE_NOP, &[u64::MAX]),
+        Call::new(CALL_BASE_NOP, &[1, 2, 3, 4, 5, 6]),
+        Call::new(0xffff_ffff, &[1, 2, 3, 4, 5, 6]),
+        Call::new(CALL_CONSOLE_WRITE, &[DATA, 16]),
+    ];
+    results(&calls);
+}
+
+#[test]
+fn pv_call_3_unused_arguments_are_zero() {
+    let uses = |id: CallId| match id.0 {
+        CALL_BASE_VERSION | CALL_BASE_FACILITIES | CALL_CONSOLE_NOTIFY | CALL_CLOCK_WALL => 0,
+        CALL_BASE_PROBE | CALL_BASE_NOP => 1,
+        _ => 2,
+    };
+    let mut calls = Vec::new();
+    for id in CALLS {
+        for unused in uses(id)..6 {
+            let mut args = [0; 6];
+            args[unused] = 1 << (7 * unused + unused);
+            calls.push(Call::new(id.0, &args));
+        }
+    }
+    let Some(results) = results(&calls) else {
+        return;
+    };
+    for (call, result) in calls.iter().zip(results) {
+        assert_eq!(result, Err(Status::InvalidParam), "{call:?}");
+    }
+}
+
+#[test]
+fn pv_call_4_unknown_calls_are_not_supported() {
+    let unknown = [
+        0,
+        1,
+        CALL_BASE_POWER + 1,
+        CALL_CONSOLE_EVENT + 1,
+        CALL_CLOCK_WALL + 1,
+        CALL_CRASH_REPORT + 1,
+        FACILITY_TIMER << 16,
+        FACILITY_MMU << 16,
+        FACILITY_EXPERIMENTAL_FIRST << 16,
+        FACILITY_VENDOR_FIRST << 16 | 3,
+        // A facility number that is one modulo 64.
+        (FACILITY_BASE + 64) << 16,
+        u32::MAX,
+    ];
+    // Whatever the arguments.
+    let calls: Vec<_> = unknown
+        .iter()
+        .flat_map(|id| [Call::new(*id, &[]), Call::new(*id, &[1, 2, 3, 4, 5, 6])])
+        .collect();
+    let Some(results) = results(&calls) else {
+        return;
+    };
+    for (call, result) in calls.iter().zip(results) {
+        assert_eq!(result, Err(Status::NotSupported), "{call:?}");
+    }
+}
+
+#[test]
+fn pv_call_4_a_facility_that_is_off_is_not_supported() {
+    for (off, facility) in [
+        ("-console", FACILITY_CONSOLE),
+        ("-clock", FACILITY_CLOCK),
+        ("-crash", FACILITY_CRASH),
+    ] {
+        let guest = Guest {
+            facilities: off,
+            ..Guest::default()
+        };
+        let calls: Vec<_> = CALLS
+            .iter()
+            .filter(|id| id.facility() == facility)
+            .flat_map(|id| [Call::new(id.0, &[]), Call::new(id.0, &[DATA, 1, 2])])
+            .collect();
+        let Some(ran) = guest.run(&calls) else { return };
+        for (call, result) in calls.iter().zip(ran.results(&calls)) {
+            assert_eq!(result, Err(Status::NotSupported), "{off}: {call:?}");
+        }
+        assert_eq!(ran.console, b"", "{off}");
+    }
+}
+
+/// All registers after a call that was denied: its answer, and nothing else.
+fn is_denied(after: &After) -> bool {
+    after.result() == Err(Status::Denied)
+}
+
+#[test]
+fn pv_call_6_calls_from_cpl3_are_denied() {
+    let guest = Guest {
+        mode: Mode::Cpl3,
+        ..Guest::default()
+    };
+    let calls = [
+        Call::new(CALL_BASE_NOP, &[7]),
+        Call::new(CALL_CONSOLE_WRITE, &[DATA, 16]),
+        Call::new(CALL_BASE_POWER, &[POWER_OFF, POWER_REASON_NONE]),
+        // Before the host looks at the id.
+        Call::new(u32::MAX, &[1]),
+    ];
+    let Some(ran) = guest.run(&calls) else { return };
+    assert_eq!(
+        ran.stats.outcome,
+        Outcome::TripleFault,
+        "the guest's own end"
+    );
+    for (call, after) in calls.iter().zip(&ran.after) {
+        assert!(is_denied(after), "{call:?}: {after:x?}");
+    }
+    assert_eq!(ran.console, b"");
+}
+
+#[test]
+fn pv_call_6_calls_from_32_bit_code_are_denied() {
+    let guest = Guest {
+        mode: Mode::Bits32,
+        ..Guest::default()
+    };
+    let Some(ran) = guest.run(&[Call::new(CALL_BASE_VERSION, &[])]) else {
+        return;
+    };
+    assert_eq!(
+        ran.stats.outcome,
+        Outcome::TripleFault,
+        "the guest's own end"
+    );
+    // 32-bit code sees the lower halves.
+    let [eax, edx, ..] = ran.after[0].registers;
+    let denied = STATUS_DENIED.cast_unsigned() & u64::from(u32::MAX);
+    assert_eq!((eax, edx), (denied, 0));
+}

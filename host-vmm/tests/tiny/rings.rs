@@ -1,0 +1,148 @@
+//! The console rings' host side without a guest: what depends on time in a machine does not here.
+
+use std::mem::offset_of;
+
+use paravane::console::Console;
+use paravane::memory::Memory;
+use paravane::pv::console::{EventTarget, IN_SIZE, OUT_SIZE, RingConsole};
+use paravane::pv::{CONSOLE_PAGE, Facility, Reply};
+use paravane_abi::call::CallId;
+use paravane_abi::console::ConsolePage;
+use paravane_abi::registry::*;
+use std::sync::Arc;
+use vmm_sys_util::eventfd::EventFd;
+
+const HOST_LOOKS: usize = offset_of!(ConsolePage, host_looks);
+const OUT_HEAD: usize = offset_of!(ConsolePage, out_head);
+const OUT_TAIL: usize = offset_of!(ConsolePage, out_tail);
+const IN_HEAD: usize = offset_of!(ConsolePage, in_head);
+const IN_TAIL: usize = offset_of!(ConsolePage, in_tail);
+const OUT_BUFFER: u64 = CONSOLE_PAGE + 4096;
+const IN_BUFFER: u64 = OUT_BUFFER + OUT_SIZE as u64;
+
+struct Rings {
+    memory: Memory,
+    console: Console,
+    rings: Arc<RingConsole>,
+}
+
+impl Rings {
+    fn new() -> Self {
+        let memory = Memory::new(32).unwrap();
+        let console = Console::memory().unwrap();
+        let wake = EventFd::new(0).unwrap();
+        let rings = Arc::new(RingConsole::new(memory.clone(), console.clone(), 2, wake));
+        Self {
+            memory,
+            console,
+            rings,
+        }
+    }
+
+    fn call(&self, id: u32, args: [u64; 6]) {
+        let reply = self.rings.call(CallId(id).function(), &args);
+        assert_eq!(reply, Reply::Resume(Ok(0)));
+    }
+
+    fn get(&self, field: usize) -> u32 {
+        self.memory.read_obj(CONSOLE_PAGE + field as u64).unwrap()
+    }
+
+    fn set(&self, field: usize, value: u32) {
+        self.memory
+            .write_obj(CONSOLE_PAGE + field as u64, &value)
+            .unwrap();
+    }
+
+    /// Prints as a guest does, without a call.
+    fn publish(&self, text: &[u8]) {
+        let head = self.get(OUT_HEAD);
+        self.memory
+            .write(OUT_BUFFER + u64::from(head), text)
+            .unwrap();
+        self.set(OUT_HEAD, head + u32::try_from(text.len()).unwrap());
+    }
+}
+
+#[test]
+fn pv_console_6_the_host_looks_until_it_says_that_it_does_not() {
+    let it = Rings::new();
+    assert!(!it.rings.look().unwrap(), "nobody has asked it to look");
+    it.publish(b"one ");
+    it.call(CALL_CONSOLE_NOTIFY, [0; 6]);
+    assert_ne!(it.get(HOST_LOOKS), 0);
+    it.publish(b"two ");
+    assert!(
+        it.rings.look().unwrap(),
+        "it has found something, and will look again"
+    );
+    assert_eq!(it.console.contents(), b"one two ");
+    // Nothing comes: at some time it stops, and says so.
+    let looks = (0..1000).take_while(|_| it.rings.look().unwrap()).count();
+    assert!(looks < 1000);
+    assert_eq!(it.get(HOST_LOOKS), 0);
+    it.publish(b"three");
+    assert!(!it.rings.look().unwrap());
+    assert_eq!(it.console.contents(), b"one two ", "nobody has called");
+    it.call(CALL_CONSOLE_NOTIFY, [0; 6]);
+    assert_eq!(it.console.contents(), b"one two three");
+    assert_ne!(it.get(HOST_LOOKS), 0);
+}
+
+#[test]
+fn pv_console_7_input_raises_the_event_that_was_asked_for() {
+    let it = Rings::new();
+    let input = |text: &[u8]| it.rings.input(text).unwrap();
+    assert_eq!(input(b"a"), (None, false));
+    it.call(CALL_CONSOLE_EVENT, [0x41, 1, 0, 0, 0, 0]);
+    let target = EventTarget {
+        vector: 0x41,
+        apic_id: 1,
+    };
+    assert_eq!(input(b"b"), (Some(target), false));
+    assert_eq!(input(b""), (None, false), "nothing has been published");
+    it.call(CALL_CONSOLE_EVENT, [0; 6]);
+    assert_eq!(input(b"c"), (None, false));
+}
+
+#[test]
+fn pv_console_8_input_never_overtakes_the_guest() {
+    let it = Rings::new();
+    let size = IN_SIZE as usize;
+    let text: Vec<u8> = (b'a'..=b'z').cycle().take(size + 10).collect();
+    let (_, waits) = it.rings.input(&text).unwrap();
+    assert!(waits, "ten bytes have no room");
+    assert_eq!(it.get(IN_HEAD), IN_SIZE);
+    let mut ring = vec![0; size];
+    it.memory.read(IN_BUFFER, &mut ring).unwrap();
+    assert!(ring == text[..size]);
+    // The guest takes four; four of the ten follow, over the ring's end.
+    it.set(IN_TAIL, 4);
+    assert!(it.rings.input(b"").unwrap().1);
+    assert_eq!(it.get(IN_HEAD), IN_SIZE + 4);
+    it.memory.read(IN_BUFFER, &mut ring[..4]).unwrap();
+    assert_eq!(ring[..4], text[size..size + 4]);
+}
+
+#[test]
+fn pv_console_4_an_impossible_input_index_is_a_full_ring() {
+    let it = Rings::new();
+    it.set(IN_TAIL, 1);
+    let (_, waits) = it.rings.input(b"abc").unwrap();
+    assert!(waits);
+    assert_eq!(it.get(IN_HEAD), 0);
+    it.set(IN_TAIL, 0);
+    assert!(!it.rings.input(b"").unwrap().1);
+    assert_eq!(it.get(IN_HEAD), 3);
+}
+
+#[test]
+fn pv_console_3_the_tail_is_written_again() {
+    let it = Rings::new();
+    it.publish(b"abc");
+    it.call(CALL_CONSOLE_NOTIFY, [0; 6]);
+    it.set(OUT_TAIL, 77);
+    it.call(CALL_CONSOLE_NOTIFY, [0; 6]);
+    assert_eq!(it.get(OUT_TAIL), 3);
+    assert_eq!(it.console.contents(), b"abc");
+}
