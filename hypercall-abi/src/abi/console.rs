@@ -98,5 +98,9 @@ const _: () = {
 #[must_use]
 pub const fn ring_used(head: u32, tail: u32, size: u32) -> Option<u32> {
     let used = head.wrapping_sub(tail);
-    if used <= size { Some(used) } else { None }
+    if used <= size {
+        Some(used)
+    } else {
+        None
+    }
 }
