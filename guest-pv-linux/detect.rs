@@ -20,10 +20,6 @@ use crate::{
 use core::mem::{offset_of, size_of};
 use kernel::prelude::*;
 
-/// Bases that are tried. The specification allows more, but a host that hides its block so far
-/// back has no reason to, and each base costs an exit.
-const BASES: u32 = 16;
-
 /// The host, as detection found it.
 pub(crate) struct Host {
     doorbell: Doorbell,
@@ -60,8 +56,8 @@ fn cpuid(leaf: u32) -> [u32; 4] {
 
 /// The base of the Paravane block.
 fn cpuid_base() -> Option<u32> {
-    (0..BASES)
-        .map(|n| CPUID_BASE_FIRST + n * CPUID_BASE_STEP)
+    (CPUID_BASE_FIRST..CPUID_BASE_END)
+        .step_by(CPUID_BASE_STEP as usize)
         .find(|base| {
             let [last, ebx, ecx, edx] = cpuid(base + CPUID_LEAF_SIGNATURE);
             [ebx, ecx, edx]
