@@ -13,7 +13,7 @@
 //!
 //! # Where to read
 //!
-//! [`boot`] is the whole course of a benchmark; [`launch`] is one sample of it.
+//! [`mod@boot`] is the whole course of a benchmark; [`launch`] is one sample of it.
 
 pub mod arm;
 pub mod boot;

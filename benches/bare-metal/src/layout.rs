@@ -1,6 +1,6 @@
 //! Where things are: the one file that the guest and the VMM that runs it share.
 //!
-//! Addresses are guest physical and virtual at once. Below [`USER_START`] only CPL 0 may look.
+//! Addresses are guest physical and virtual at once. Below `USER_START` only CPL 0 may look.
 
 /// Page tables, six pages. Writer: VMM.
 pub const PAGE_TABLES: u64 = 0x1000;
