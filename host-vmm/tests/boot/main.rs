@@ -211,7 +211,11 @@ fn a_para_guest_without_its_clock_boots_or_says_why_not() {
 #[test]
 fn a_para_guest_without_its_console_boots_all_the_same() {
     let launch = launch_or_skip!("para-without-console");
-    assert_eq!((launch.code, launch.outcome()), (0, "power-off"), "{launch}");
+    assert_eq!(
+        (launch.code, launch.outcome()),
+        (0, "power-off"),
+        "{launch}"
+    );
     assert_eq!(launch.call("console.notify"), 0, "{launch}");
     assert!(launch.exits_at(1) > 0);
 }
