@@ -223,7 +223,8 @@ fn cargo(workspace: &Workspace, step: &str, arguments: &[&str]) -> Result<Count>
 fn tests(workspace: &Workspace, step: &str, arguments: &str) -> Result<Count> {
     let log = workspace.cache_dir("test")?.join(format!("{step}.log"));
     let (of_cargo, of_tests) = arguments.split_once(" -- ").unwrap_or((arguments, ""));
-    let mut all = words("test --workspace --no-fail-fast");
+    // The default members: the guest's programs have no libtest.
+    let mut all = words("test --no-fail-fast");
     all.extend(words(of_cargo));
     all.extend(["--", "--show-output"]);
     all.extend(of_tests.split_whitespace());
