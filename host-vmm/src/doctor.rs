@@ -253,7 +253,21 @@ pub fn can_run(profile: Profile) -> Result<(), String> {
 
 /// Opens `/dev/kvm`, or says what to do.
 fn open_kvm() -> Result<Kvm, String> {
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
+    let kvm = Kvm::new().map_err(|error| mend(error.errno()))?;
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        version if version < 0 => {
+            Err("/dev/kvm is not KVM's device; make it again: mknod /dev/kvm c 10 232".to_owned())
+        }
+        version => Err(format!(
+            "/dev/kvm speaks version {version} of its interface, not 12; use a newer kernel"
+        )),
+    }
+}
+
+/// What an open of `/dev/kvm` that failed means for a user.
+fn mend(errno: i32) -> String {
+    match errno {
         libc::ENOENT => {
             "/dev/kvm does not exist; load the module kvm_intel or kvm_amd, and enable virtualization in the firmware"
                 .to_owned()
@@ -264,13 +278,7 @@ fn open_kvm() -> Result<Kvm, String> {
         libc::ENODEV | libc::ENXIO => {
             "/dev/kvm is there, but no KVM module serves it; load kvm_intel or kvm_amd".to_owned()
         }
-        _ => format!("/dev/kvm cannot be opened: {error}"),
-    })?;
-    match kvm.get_api_version() {
-        12 => Ok(kvm),
-        version => Err(format!(
-            "/dev/kvm speaks version {version} of its interface, not 12; use a newer kernel"
-        )),
+        _ => format!("/dev/kvm cannot be opened: {}", io::Error::from_raw_os_error(errno)),
     }
 }
 
@@ -344,4 +352,92 @@ fn percentile(values: &[u32], percent: usize) -> Option<u32> {
     sorted
         .get(sorted.len().saturating_sub(1) * percent / 100)
         .copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_leave_the_first_batch_out() {
+        assert_eq!(percentile(&[1000], 50), None);
+        let batches: Vec<u32> = [1000].into_iter().chain(1..=11).collect();
+        assert_eq!(percentile(&batches, 10), Some(2));
+        assert_eq!(percentile(&batches, 50), Some(6));
+        assert_eq!(percentile(&batches, 90), Some(10));
+    }
+
+    #[test]
+    fn costs_are_for_one_crossing_without_the_frame() {
+        let ran = |value: u16, batch: u32| Finished {
+            outcome: Outcome::Result {
+                value: value.into(),
+            },
+            batches_ns: vec![batch; 5],
+        };
+        let (kernel, user) = (image::layout::KERNEL_CS, image::layout::USER_CS);
+        let finished: Vec<_> = CROSSINGS
+            .iter()
+            .enumerate()
+            .map(|(index, probe)| match (index, probe.setup.privilege) {
+                (0 | 1, machine::Privilege::Kernel) => ran(kernel, 1000),
+                (0 | 1, machine::Privilege::User) => ran(user, 5000),
+                (_, machine::Privilege::Kernel) => ran(kernel, 1000 + 32 * probe.batch),
+                (_, machine::Privilege::User) => ran(user, 5000 + 32 * probe.batch),
+            })
+            .collect();
+        for (name, crossing) in &costs(&finished)[2..] {
+            assert_eq!(crossing.median_ns, Some(32.0), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_crossing_that_changes_privilege_has_no_cost() {
+        let wrong = Finished {
+            outcome: Outcome::Result { value: 0 },
+            batches_ns: vec![9; 5],
+        };
+        for (name, crossing) in costs(&vec![wrong; CROSSINGS.len()]) {
+            assert_eq!(
+                (crossing.median_ns, crossing.failed.is_some()),
+                (None, true),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_are_used_once_and_known() {
+        let names: Vec<_> = INSTRUCTIONS.iter().map(|probe| probe.name).collect();
+        for needs in profiles::ALL {
+            for needed in needs.instructions.iter().chain(needs.essential) {
+                assert!(names.contains(needed), "{}: {needed}", needs.name);
+            }
+        }
+        let mut all: Vec<_> = names.into_iter().collect();
+        all.sort_unstable();
+        all.dedup();
+        assert_eq!(all.len(), INSTRUCTIONS.len());
+        let image = image::Image::load().unwrap();
+        let setups = INSTRUCTIONS.iter().map(|probe| probe.setup);
+        for setup in setups.chain(CROSSINGS.iter().map(|probe| probe.setup)) {
+            let symbols = [setup.entry, setup.syscall_entry].into_iter();
+            for symbol in symbols.chain(setup.gate.map(|gate| gate.handler)) {
+                assert!(image.symbol(symbol).is_ok(), "{symbol}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_that_failed_comes_with_its_mend() {
+        for errno in [libc::ENOENT, libc::EACCES, libc::ENODEV] {
+            let text = mend(errno);
+            assert!(text.contains("/dev/kvm") && text.contains(';'), "{text}");
+        }
+        assert!(
+            mend(libc::EMFILE).contains("open files"),
+            "{}",
+            mend(libc::EMFILE)
+        );
+    }
 }

@@ -16,6 +16,9 @@ code! { "kernel";
     "k_div0" => "xorl %ecx, %ecx", "divl %ecx", "movl %eax, DONE";
     "k_page_fault" => "movl UNMAPPED, %eax", "movl %eax, DONE";
 
+    // Does not end.
+    "k_spin" => "nop";
+
     // What Linux cannot do without.
     "k_cmpxchg16b" => "xorl %eax, %eax", "xorl %edx, %edx", "movl $1, %ebx", "movl $2, %ecx",
         "lock cmpxchg16b SCRATCH", "movl SCRATCH+8, %eax", "movl %eax, DONE";

@@ -3,6 +3,9 @@
 code! { "user";
     "u_report_cs" => "movl %cs, %eax", "movl %eax, DONE";
 
+    // Does not end.
+    "u_spin" => "nop";
+
     // Natively anywhere.
     "u_nop" => "nop", "movl %eax, DONE";
     "u_rdtsc" => "rdtsc", "movl %eax, DONE";

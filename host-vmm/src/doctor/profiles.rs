@@ -162,3 +162,46 @@ fn complaint(name: &str, outcome: &Outcome) -> String {
         None => format!("{name}: {}", outcome.text()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn everything() -> Vec<(String, i32)> {
+        let names = ALL.iter().flat_map(|needs| needs.capabilities);
+        names.map(|name| ((*name).to_owned(), 1)).collect()
+    }
+
+    #[test]
+    fn all_that_is_needed_lets_a_profile_run() {
+        for needs in ALL {
+            let verdict = judge(&needs, &everything(), &[]);
+            assert_eq!(verdict.runs, needs.name != DIRECT.name, "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn one_missing_thing_is_named() {
+        let mut few = everything();
+        few.retain(|(name, _)| name != "SYNC_REGS");
+        let verdict = judge(&PARA, &few, &[]);
+        assert!(
+            !verdict.runs && verdict.why.contains("KVM_CAP_SYNC_REGS"),
+            "{verdict:?}"
+        );
+        assert!(judge(&FULL, &few, &[]).runs, "full has no calls");
+        let failure = Outcome::EmulationFailure {
+            suberror: 1,
+            bytes: String::new(),
+        };
+        let verdict = judge(&FULL, &everything(), &[("cpl0.int3", &failure)]);
+        assert!(
+            !verdict.runs && verdict.why.contains("int3 at CPL 0"),
+            "{verdict:?}"
+        );
+        assert!(
+            judge(&FULL, &everything(), &[("cpl0.sha", &failure)]).runs,
+            "nobody needs it"
+        );
+    }
+}

@@ -225,3 +225,18 @@ fn profiles(report: &Report, colours: Colours) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::wrap;
+
+    #[test]
+    fn lines_are_filled_and_not_too_long() {
+        assert_eq!(wrap(&["one", "two", "three"], 8), ["one, two", "three"]);
+        assert_eq!(
+            wrap(&["longer than that", "x"], 8),
+            ["longer than that", "x"]
+        );
+        assert!(wrap(&[], 8).is_empty());
+    }
+}
