@@ -235,45 +235,32 @@ fn wait(mut child: Child, limit: Duration, stop: &AtomicBool) -> Result<ExitStat
     }
 }
 
+/// The statistics of a run that ended well, or in one line what is known of one that did not.
 fn read_stats(
     path: &Path,
     status: ExitStatus,
     errors: &Path,
     console: &str,
 ) -> Result<RunStats, LaunchError> {
-    let last_line = |text: &str| {
-        text.lines()
-            .rev()
-            .map(str::trim)
-            .find(|line| !line.is_empty())
-            .map(str::to_owned)
-    };
-    let said = fs::read_to_string(errors)
-        .ok()
-        .as_deref()
-        .and_then(last_line);
     let stats: Option<RunStats> = fs::read(path)
         .ok()
         .and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    match stats {
-        Some(stats) if status.success() => Ok(stats),
-        stats => {
-            let mut reason = match stats.as_ref() {
-                Some(stats) => format!("outcome {}", stats.outcome),
-                None => format!("the VMM left no readable statistics and ended with {status}"),
-            };
-            for (label, text) in [
-                ("", stats.and_then(|stats| stats.message)),
-                ("it said: ", said),
-                ("the guest's last line: ", last_line(console)),
-            ] {
-                if let Some(text) = text {
-                    reason += &format!("; {label}{text}");
-                }
-            }
-            Err(LaunchError::Failed(reason))
+    let (mut reason, message) = match stats {
+        Some(stats) if status.success() => return Ok(stats),
+        Some(stats) => (format!("outcome {}", stats.outcome), stats.message),
+        None => {
+            let reason = format!("the VMM left no readable statistics and ended with {status}");
+            (reason, fs::read_to_string(errors).ok())
         }
+    };
+    let mut lines = message.as_deref().unwrap_or_default().lines();
+    if let Some(line) = lines.find(|line| !line.trim().is_empty()) {
+        reason += &format!("; {}", line.trim());
     }
+    if let Some(line) = console.lines().rfind(|line| !line.trim().is_empty()) {
+        reason += &format!("; the guest's last line: {}", line.trim());
+    }
+    Err(LaunchError::Failed(reason))
 }
 
 /// Finds the report among the console's lines. Kernel messages may stand before it on the same line.

@@ -182,7 +182,7 @@ fn rows(samples: &Samples, job: &str) -> Vec<Row> {
             numbers
                 .values()
                 .flat_map(BTreeMap::values)
-                .any(|v| *v != 0.0)
+                .any(|value| *value != 0.0)
         };
         if let Some(numbers) = numbers.filter(anything) {
             rows.push(Row {
@@ -332,11 +332,9 @@ fn job_table(rows: &[Row], samples: &Samples, job: &str, heading: &Heading, look
     for arm in &heading.arms {
         let failures = samples.failures(job, arm);
         if let Some(reason) = failures.first() {
-            let _ = write!(
-                out,
-                "\n\n{arm}: failed in {} launches: {reason}",
-                failures.len()
-            );
+            let count = failures.len();
+            let plural = if count == 1 { "" } else { "es" };
+            let _ = write!(out, "\n\n{arm}: {count} launch{plural} failed: {reason}");
         }
     }
     out

@@ -121,7 +121,7 @@ fn a_failed_arm_is_a_reason_and_never_a_number() {
         .collect();
     assert_eq!(cells, ["boot to init", "5.00 ns", "–", "–", "–"]);
     assert!(
-        text.contains("para: failed in 1 launches: outcome watchdog"),
+        text.contains("para: 1 launch failed: outcome watchdog"),
         "{text}"
     );
 }
