@@ -265,6 +265,7 @@ fn command(workspace: &Workspace, arguments: &[&str]) -> Command {
         .current_dir(&workspace.root)
         .args(arguments)
         .env("CARGO_TERM_COLOR", "never")
+        .env("RUST_BACKTRACE", "0")
         .env("RUSTDOCFLAGS", DOC_FLAGS);
     command
 }
