@@ -97,10 +97,9 @@ pub struct BootArgs {
     /// How many seconds a boot may take; a workload may take ten times as long.
     #[arg(long, default_value_t = 120, value_name = "SECONDS")]
     pub watchdog: u64,
-    /// What one exit to the VMM costs on the host, in ns, to tell what the exits explain
-    /// [default: what `paravane doctor` measures there].
-    #[arg(long, value_name = "NS")]
-    pub exit_cost_ns: Option<f64>,
+    /// Do not ask `paravane doctor` what an exit costs on the host.
+    #[arg(long)]
+    pub no_doctor: bool,
     /// Print the samples and nothing else: how the benchmark runs itself on the reference host.
     #[arg(long, hide = true)]
     pub samples_only: bool,
@@ -140,7 +139,7 @@ pub fn boot(args: BootArgs, unfit: Option<String>) -> anyhow::Result<()> {
         class,
         seed,
         stop: &stop,
-        doctor: args.exit_cost_ns.is_none(),
+        doctor: !args.no_doctor,
     };
     if args.samples_only {
         watch_signals(&stop)?;
@@ -158,7 +157,7 @@ pub fn boot(args: BootArgs, unfit: Option<String>) -> anyhow::Result<()> {
         arms: arms.iter().map(|arm| arm.name.clone()).collect(),
         progress: progress_bar(steps.len()),
         position: 0,
-        exit_cost_ns: args.exit_cost_ns,
+        costs: None,
         steps: steps.clone(),
     }));
     let ended = if class == Host::Kvm || inside {
@@ -193,7 +192,7 @@ fn show(
         arms: collector.arms.clone(),
         host: class.name().to_owned(),
         seed,
-        exit_cost_ns: collector.exit_cost_ns,
+        costs: collector.costs,
     };
     println!("{}", draw(&collector.samples, &heading, Look::Terminal));
     if let Some(path) = markdown {
@@ -359,6 +358,7 @@ fn on_the_reference_host(
     for (given, flag) in [
         (args.quiet_boot, "--quiet-boot"),
         (args.normal_boot, "--normal-boot"),
+        (args.no_doctor, "--no-doctor"),
     ] {
         if given {
             arguments.push(flag.into());

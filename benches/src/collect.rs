@@ -10,6 +10,7 @@ use indicatif::ProgressBar;
 use crate::machine;
 use crate::plan::Step;
 use crate::sample::{Outcome, Sample, Samples};
+use crate::table::ExitCosts;
 
 /// Where the result's lines come together.
 pub(crate) struct Collector {
@@ -19,8 +20,8 @@ pub(crate) struct Collector {
     pub(crate) arms: Vec<String>,
     pub(crate) progress: ProgressBar,
     pub(crate) position: usize,
-    /// What `paravane doctor` says an exit to the VMM costs.
-    pub(crate) exit_cost_ns: Option<f64>,
+    /// What `paravane doctor` says that exits cost.
+    pub(crate) costs: Option<ExitCosts>,
 }
 
 impl Collector {
@@ -30,7 +31,7 @@ impl Collector {
             writeln!(file, "{line}").context("the result file cannot be written")?;
         }
         let Ok(sample) = serde_json::from_str::<Sample>(line) else {
-            self.exit_cost_ns = self.exit_cost_ns.or_else(|| machine::exit_cost_ns(line));
+            self.costs = self.costs.or_else(|| machine::exit_costs(line));
             return Ok(());
         };
         let position = usize::try_from(sample.origin.order)? + 1;

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::sample::SUITE;
+use crate::table::ExitCosts;
 
 /// The first value of `key` in a file of `key : value` lines.
 fn field(file: &str, key: &str) -> Option<String> {
@@ -70,10 +71,17 @@ pub(crate) fn crossings(program: &Path, host: &str) -> Option<Value> {
     Some(json!({ "suite": SUITE, "record": "crossings", "host": host, "crossings": crossings }))
 }
 
-/// The cost of an exit to the VMM (an OUT of the guest's kernel) by such a line.
-pub(crate) fn exit_cost_ns(line: &str) -> Option<f64> {
+/// The costs of exits by such a line: an OUT to the VMM, and a CPUID, which KVM answers itself.
+pub(crate) fn exit_costs(line: &str) -> Option<ExitCosts> {
     let line: Value = serde_json::from_str(line).ok()?;
-    line.pointer("/crossings/cpl0.out/median_ns")?.as_f64()
+    let median = |name: &str| {
+        line.pointer(&format!("/crossings/{name}/median_ns"))?
+            .as_f64()
+    };
+    Some(ExitCosts {
+        to_vmm: median("cpl0.out")?,
+        in_kvm: median("cpl0.cpuid")?,
+    })
 }
 
 #[cfg(test)]
@@ -81,13 +89,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_cost_of_an_exit_is_that_of_an_out() {
-        let line = r#"{"record":"crossings","crossings":{"cpl0.nop":{"median_ns":1.0},"cpl0.out":{"median_ns":82.5}}}"#;
-        assert_eq!(exit_cost_ns(line), Some(82.5));
-        assert_eq!(exit_cost_ns(r#"{"record":"machine"}"#), None);
+    fn the_costs_are_those_of_out_and_cpuid() {
+        let line = r#"{"record":"crossings","crossings":{"cpl0.nop":{"median_ns":1.0},
+            "cpl0.out":{"median_ns":82.5},"cpl0.cpuid":{"median_ns":40.0}}}"#;
         assert_eq!(
-            exit_cost_ns(r#"{"crossings":{"cpl0.out":{"median_ns":null}}}"#),
-            None
+            exit_costs(line),
+            Some(ExitCosts {
+                to_vmm: 82.5,
+                in_kvm: 40.0
+            })
         );
+        for without in [
+            r#"{"record":"machine"}"#,
+            r#"{"crossings":{"cpl0.out":{"median_ns":null},"cpl0.cpuid":{"median_ns":1.0}}}"#,
+        ] {
+            assert_eq!(exit_costs(without), None);
+        }
     }
 }

@@ -26,8 +26,17 @@ pub struct Heading {
     pub host: String,
     /// The seed of the order.
     pub seed: u64,
-    /// What one exit to the VMM costs on this host, if known.
-    pub exit_cost_ns: Option<f64>,
+    /// What exits cost on this host, if known.
+    pub costs: Option<ExitCosts>,
+}
+
+/// What one exit costs, in ns.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExitCosts {
+    /// One that goes out to the VMM.
+    pub to_vmm: f64,
+    /// One that KVM answers itself.
+    pub in_kvm: f64,
 }
 
 /// How a number is written.
@@ -99,8 +108,9 @@ pub fn draw(samples: &Samples, heading: &Heading, look: Look) -> String {
         let _ = writeln!(out, "{}\n", job_table(&rows, samples, job, heading, look));
         if job.starts_with("boot") {
             for line in accounts(samples, job, heading) {
-                let _ = writeln!(out, "{line}\n");
+                let _ = writeln!(out, "{line}");
             }
+            out.push('\n');
         }
     }
     let launches = launches(samples);
@@ -340,53 +350,74 @@ fn job_table(rows: &[Row], samples: &Samples, job: &str, heading: &Heading, look
     out
 }
 
+/// One arm's boot: how long it took, and its exits.
+#[derive(Clone, Copy)]
+struct Boot {
+    time: f64,
+    to_vmm: f64,
+    in_kvm: f64,
+}
+
+impl Boot {
+    /// The time that the exits take, each at what it costs by itself.
+    fn exits_ns(self, costs: ExitCosts) -> f64 {
+        self.to_vmm * costs.to_vmm + self.in_kvm * costs.in_kvm
+    }
+}
+
 /// What the exits explain of a boot, and what they cannot.
 fn accounts(samples: &Samples, job: &str, heading: &Heading) -> Vec<String> {
-    let (Some(times), Some(exits)) = (
-        numbers(samples, job, "boot_to_init_ns"),
-        numbers(samples, job, "user_exits_to_init"),
-    ) else {
+    let Some(costs) = heading.costs else {
         return Vec::new();
     };
-    let Some((base, others)) = heading.arms.split_first() else {
-        return Vec::new();
-    };
-    let of = |arm: &str| Some((middle(&times, arm)?, middle(&exits, arm)?));
-    let mut lines = Vec::new();
-    for arm in others {
-        let (Some((base_time, base_exits)), Some((time, count))) = (of(base), of(arm)) else {
-            continue;
-        };
-        let (saved_time, saved_exits) = (base_time - time, base_exits - count);
-        if saved_exits <= 0.0 || saved_time <= 0.0 {
-            lines.push(format!(
-                "{arm} saves no exits to the VMM or no time against {base} here."
+    let of = |metric: &str, arm: &str| middle(&numbers(samples, job, metric)?, arm);
+    let mut boots: Vec<(&str, Boot)> = Vec::new();
+    for arm in &heading.arms {
+        if let (Some(time), Some(exits), Some(to_vmm)) = (
+            of("boot_to_init_ns", arm),
+            of("exits_to_init", arm),
+            of("user_exits_to_init", arm),
+        ) {
+            let in_kvm = (exits - to_vmm).max(0.0);
+            boots.push((
+                arm,
+                Boot {
+                    time,
+                    to_vmm,
+                    in_kvm,
+                },
             ));
-            continue;
         }
-        let saved = format!(
-            "{arm} saves {} exits to the VMM and {} against {base}: {} an exit saved",
-            write(saved_exits, Kind::Count),
-            write(saved_time, Kind::Time),
-            write(saved_time / saved_exits, Kind::Time),
-        );
-        let Some(cost) = heading.exit_cost_ns else {
-            lines.push(format!("{saved}."));
-            continue;
-        };
-        let predicted = saved_exits * cost;
-        let rest = (time - count * cost).max(0.0);
+    }
+    let mut lines = vec![format!(
+        "By `paravane doctor`, an exit to the VMM costs {} on this host, and one that KVM answers itself {}:",
+        write(costs.to_vmm, Kind::Time),
+        write(costs.in_kvm, Kind::Time),
+    )];
+    for (arm, boot) in &boots {
+        let exits = boot.exits_ns(costs);
         lines.push(format!(
-            "{saved}. One exit to the VMM costs {} on this host, so that these predict {} ({:.0} % of what was saved; \
-             the rest are exits that KVM answers itself and work that the guest no longer does). Of {arm}'s {}, {} \
-             ({:.0} %) are not exits to the VMM: guest instructions, and KVM's own exits.",
-            write(cost, Kind::Time),
-            write(predicted, Kind::Time),
-            100.0 * predicted / saved_time,
-            write(time, Kind::Time),
-            write(rest, Kind::Time),
-            100.0 * rest / time,
+            "- {arm}: {} exits to the VMM and {} in KVM explain {} of {} ({:.0} %); the rest is guest instructions and \
+             waiting, which no exit saved can touch.",
+            write(boot.to_vmm, Kind::Count),
+            write(boot.in_kvm, Kind::Count),
+            write(exits, Kind::Time),
+            write(boot.time, Kind::Time),
+            100.0 * exits / boot.time,
         ));
+    }
+    if let Some(((base, full), others)) = boots.split_first() {
+        for (arm, boot) in others {
+            let saved = full.time - boot.time;
+            let predicted = full.exits_ns(costs) - boot.exits_ns(costs);
+            lines.push(format!(
+                "- {arm} against {base}: {} saved, of which the exits saved predict {}. The residual of {} is work and \
+                 waiting that {arm} does without, and what an exit costs beyond a bare one.",
+                write(saved, Kind::Time),
+                write(predicted, Kind::Time),
+                write(saved - predicted, Kind::Time),
+            ));
+        }
     }
     lines
 }
@@ -394,7 +425,7 @@ fn accounts(samples: &Samples, job: &str, heading: &Heading) -> Vec<String> {
 fn write(value: f64, kind: Kind) -> String {
     match kind {
         Kind::Time => {
-            let (scale, unit) = match value {
+            let (scale, unit) = match value.abs() {
                 ns if ns >= 1e9 => (1e9, "s"),
                 ns if ns >= 1e6 => (1e6, "ms"),
                 ns if ns >= 1e3 => (1e3, "µs"),
