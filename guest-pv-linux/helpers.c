@@ -53,7 +53,7 @@
 
 /* The virtual terminal of the one console. */
 #define PARAVANE_VTERM		0
-/* hvc's buffer; n_tty writes no more than this at once. */
+/* hvc's buffer; the tty layer writes half of this at once. */
 #define PARAVANE_HVC_BUFFER	4096
 
 /*
