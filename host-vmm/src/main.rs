@@ -4,7 +4,7 @@ mod cli;
 
 use std::io::Write;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Parser;
@@ -59,10 +59,22 @@ fn needs_reference(host: Host, profile: Profile) -> Option<String> {
     }
 }
 
-/// Runs this very command line inside the reference host; `attended`: with this terminal.
-fn in_reference_host(what: &str, why: &str, attended: bool) -> anyhow::Result<ExitCode> {
+/// What the reference host gets on top of the guest's watchdog before it counts as hung.
+const REFERENCE_HOST_GRACE: Duration = Duration::from_secs(60);
+
+/// Runs this very command line inside the reference host; `attended`: with this terminal; `limit`: how
+/// long it may take.
+fn in_reference_host(
+    what: &str,
+    why: &str,
+    attended: bool,
+    limit: Option<Duration>,
+) -> anyhow::Result<ExitCode> {
     eprintln!("paravane: {what} runs in the reference host: {why}");
     let mut command = paravane_reference_host::Command::this_process()?;
+    if let Some(limit) = limit {
+        command = command.timeout(limit + REFERENCE_HOST_GRACE);
+    }
     if attended {
         command = command.stdin(Input::Inherit);
     }
@@ -83,7 +95,7 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     let config = args.config()?;
     if let Some(why) = needs_reference(args.host, config.profile) {
         let what = format!("the {} guest", config.profile);
-        return in_reference_host(&what, &why, args.console_log.is_none());
+        return in_reference_host(&what, &why, args.console_log.is_none(), config.watchdog);
     }
     if args.host == Host::Kvm
         && let Err(why) = paravane::doctor::can_run(config.profile)
