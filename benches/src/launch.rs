@@ -146,7 +146,7 @@ impl Launcher {
         command
             .arg("run")
             .args(arm.run_arguments())
-            .args(["--host=kvm", "--stats=json"]);
+            .args(["--host=kvm", "--stats=json", "--prealloc"]);
         command.arg("--kernel").arg(if arm.is_para() {
             &self.kernel_para
         } else {

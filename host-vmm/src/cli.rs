@@ -92,6 +92,9 @@ pub(crate) struct RunArgs {
     /// Guest memory.
     #[arg(long, value_name = "MIB", default_value_t = 128)]
     memory: u64,
+    /// Allocate guest memory before the guest starts, not at its first touch.
+    #[arg(long)]
+    prealloc: bool,
     /// Number of vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
@@ -142,6 +145,7 @@ impl RunArgs {
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
             memory_mib: self.memory,
+            prealloc: self.prealloc,
             vcpus: self.cpus,
             facilities: FacilitySet::parse(&self.pv)?,
             entry: self.entry,

@@ -157,6 +157,8 @@ pub struct Config {
     pub cmdline: String,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// The host allocates guest memory before the guest runs.
+    pub prealloc: bool,
     /// Number of vCPUs.
     pub vcpus: u8,
     /// Facilities of a para guest; ignored otherwise.

@@ -14,12 +14,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 pub const MIN_MEMORY_MIB: u64 = 32;
 /// Most guest memory, MiB.
 pub const MAX_MEMORY_MIB: u64 = 1 << 20;
-/// Up to here, guest memory is allocated before the guest runs. What the host's allocator takes for
-/// a page that the guest touches first is no property of the guest: on the reference host a second
-/// launch spends more time there than in the whole boot, since the emulator has to forget the code
-/// that it once translated from the same page.
-const POPULATE_MAX_MIB: u64 = 1024;
-
 /// The GDT of the boot environment.
 pub const GDT: u64 = 0x500;
 /// `hvm_start_info` of the PVH entry; its memory map and module list follow.
@@ -111,19 +105,27 @@ impl Memory {
             unsafe {
                 libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE);
             }
-            if mib <= POPULATE_MAX_MIB {
-                // SAFETY: as above; MADV_POPULATE_WRITE only makes the host allocate the pages now
-                // instead of at the guest's first touch. A refusal costs nothing but that.
-                unsafe {
-                    libc::madvise(
-                        region.as_ptr().cast(),
-                        region.size(),
-                        libc::MADV_POPULATE_WRITE,
-                    );
-                }
-            }
         }
         Ok(Self { mmap, bytes })
+    }
+
+    /// Makes the host allocate all of it now instead of at the guest's first touch.
+    ///
+    /// What the host's allocator takes for a page is no property of the guest. On the reference host a
+    /// second launch spends more time there than in the whole boot, since the emulator has to forget
+    /// the code that it once translated from the same page. A refusal costs nothing but that.
+    pub fn populate(&self) {
+        for region in self.mmap.iter() {
+            // SAFETY: the range is the region's own anonymous mapping, alive as long as `mmap`;
+            // MADV_POPULATE_WRITE faults pages in and leaves their content as it is.
+            unsafe {
+                libc::madvise(
+                    region.as_ptr().cast(),
+                    region.size(),
+                    libc::MADV_POPULATE_WRITE,
+                );
+            }
+        }
     }
 
     /// Gives every region to KVM as a memory slot.

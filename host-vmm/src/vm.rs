@@ -258,6 +258,9 @@ impl Vm {
         let kvm = kvm::open()?;
         let vm = kvm.create_vm().map_err(refused("create a VM"))?;
         let memory = Memory::new(config.memory_mib)?;
+        if config.prealloc {
+            memory.populate();
+        }
         memory.register(&vm)?;
         vm.set_tss_address(memory::KVM_TSS)
             .map_err(refused("set the TSS address"))?;

@@ -210,6 +210,7 @@ impl Guest {
             initrd: None,
             cmdline: String::new(),
             memory_mib: MEMORY_MIB,
+            prealloc: false,
             vcpus: self.vcpus,
             facilities: FacilitySet::parse(self.facilities).unwrap(),
             entry: Entry::Linux64,
