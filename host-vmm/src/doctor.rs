@@ -16,6 +16,7 @@
 pub mod capabilities;
 pub mod host;
 pub mod image;
+pub mod interrupts;
 pub mod machine;
 pub mod probe;
 pub mod probes;
@@ -414,7 +415,10 @@ mod tests {
                 assert!(names.contains(needed), "{}: {needed}", needs.name);
             }
         }
-        let mut all: Vec<_> = names.into_iter().collect();
+        for (name, _) in probes::NOTES {
+            assert!(names.contains(name), "note on {name}");
+        }
+        let mut all = names;
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), INSTRUCTIONS.len());

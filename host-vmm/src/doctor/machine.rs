@@ -16,10 +16,11 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, SyncReg, VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::image::layout::*;
 use super::image::{Image, ImageError};
+use super::interrupts::{self, Source};
 
 /// A machine for a probe could not be made.
 #[derive(Debug, Error)]
@@ -44,8 +45,17 @@ pub enum MachineError {
 }
 
 /// Names the ioctl in an error.
-fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
+pub(super) fn kvm_error(what: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> MachineError {
     move |reason| MachineError::Kvm { what, reason }
+}
+
+/// The host has no event descriptor left.
+pub(super) fn event_error(error: std::io::Error) -> MachineError {
+    let reason = kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(0));
+    MachineError::Kvm {
+        what: "have an event",
+        reason,
+    }
 }
 
 /// Where a vCPU starts.
@@ -98,6 +108,10 @@ pub struct Setup {
     pub no_xsave: bool,
     /// What KVM shall exchange through the run page.
     pub sync: Sync,
+    /// The interrupt that it shall get; interrupts are then on.
+    pub interrupt: Option<Source>,
+    /// The entry of the level 4 page table through which the code is reached.
+    pub slot: u16,
 }
 
 impl Setup {
@@ -113,6 +127,8 @@ impl Setup {
             open_ports: false,
             no_xsave: false,
             sync: Sync::Nothing,
+            interrupt: None,
+            slot: 0,
         }
     }
 }
@@ -125,7 +141,7 @@ pub struct Machine {
     _vm: VmFd,
     /// Guest memory.
     pub memory: GuestMemoryMmap,
-    _event: Option<EventFd>,
+    _events: [Option<EventFd>; 2],
 }
 
 impl Machine {
@@ -157,9 +173,16 @@ impl Machine {
         // VM, and nobody else maps or unmaps it.
         unsafe { vm.set_user_memory_region(region) }.map_err(kvm_error("take guest memory"))?;
         let event = register_shortcuts(&vm)?;
+        if setup.interrupt.is_some() {
+            interrupts::create_lapics(&vm)?;
+        }
         let mut vcpu = vm.create_vcpu(0).map_err(kvm_error("create a vCPU"))?;
         set_cpu_features(kvm, &vcpu, setup)?;
         set_registers(&vcpu, image, setup, batches)?;
+        let interrupt = match setup.interrupt {
+            Some(source) => interrupts::raise(&vm, &vcpu, source)?,
+            None => None,
+        };
         if setup.sync != Sync::Nothing {
             vcpu.set_sync_valid_reg(SyncReg::Register);
         }
@@ -174,7 +197,7 @@ impl Machine {
             vcpu,
             _vm: vm,
             memory,
-            _event: event,
+            _events: [event, interrupt],
         })
     }
 }
@@ -194,6 +217,7 @@ fn fill_memory(image: &Image, setup: &Setup) -> Result<GuestMemoryMmap, MachineE
         PAGE_TABLES + 0x3000,
     );
     put(PAGE_TABLES, level3 | 7)?;
+    put(PAGE_TABLES + 8 * u64::from(setup.slot), level3 | 7)?;
     put(level3, low | 7)?;
     put(level3 + 8, hole | 7)?;
     put(low, 0x83)?;
@@ -279,10 +303,7 @@ fn register_shortcuts(vm: &VmFd) -> Result<Option<EventFd>, MachineError> {
     if !vm.check_extension(Cap::Ioeventfd) || !vm.check_extension(Cap::CoalescedMmio) {
         return Ok(None);
     }
-    let event = EventFd::new(libc::EFD_NONBLOCK).map_err(|error| MachineError::Kvm {
-        what: "have an event",
-        reason: kvm_ioctls::Error::new(error.raw_os_error().unwrap_or(0)),
-    })?;
+    let event = EventFd::new(EFD_NONBLOCK).map_err(event_error)?;
     for address in [
         IoEventAddress::Pio(u64::from(PORT_EVENT)),
         IoEventAddress::Mmio(MMIO_EVENT),
@@ -428,10 +449,13 @@ fn set_registers(
     ];
     let msrs = Msrs::from_entries(&msrs).expect("three entries are not too many");
     vcpu.set_msrs(&msrs).map_err(kvm_error("set MSRs"))?;
+    // Canonical: the highest bit of the slot's number goes on.
+    let base = (u64::from(setup.slot) << 55).cast_signed() >> 16;
+    let flag = |on: bool, flag: u64| if on { flag } else { 0 };
     let regs = kvm_regs {
-        rip: image.symbol(setup.entry)?,
+        rip: base.cast_unsigned() | image.symbol(setup.entry)?,
         rsp: stack,
-        rflags: if setup.iopl { 0x3002 } else { 2 },
+        rflags: 2 | flag(setup.iopl, 0x3000) | flag(setup.interrupt.is_some(), 0x200),
         r15: u64::from(batches),
         ..Default::default()
     };

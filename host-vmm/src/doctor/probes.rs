@@ -1,5 +1,6 @@
 //! The probes: what each one is called, and what a CPU does there according to its manual.
 
+use super::interrupts::{Source, VECTOR};
 use super::machine::{Gate, Privilege, Setup, Sync};
 use super::probe::Outcome;
 
@@ -173,6 +174,47 @@ pub const INSTRUCTIONS: &[InstructionProbe] = &[
     with!(user("cpl3.out_by_iopl", "u_out", Result(1)), iopl: true),
     with!(user("cpl3.out_by_bitmap", "u_out", Result(1)), open_ports: true),
     with!(user("cpl3.in_by_bitmap", "u_in", Result(1)), open_ports: true),
+    with!(kernel("cpl0.interrupt_by_msi", "k_spin", Vector(VECTOR)), interrupt: Some(Source::Msi)),
+    with!(kernel("cpl0.interrupt_by_irqfd", "k_spin", Vector(VECTOR)), interrupt: Some(Source::Irqfd)),
+    with!(kernel("cpl0.interrupt_by_timer", "k_spin", Vector(VECTOR)), interrupt: Some(Source::Timer)),
+    with!(user("cpl3.interrupt_by_msi", "u_spin", Vector(VECTOR)), interrupt: Some(Source::Msi)),
+    with!(user("cpl3.interrupt_by_irqfd", "u_spin", Vector(VECTOR)), interrupt: Some(Source::Irqfd)),
+    with!(user("cpl3.interrupt_by_timer", "u_spin", Vector(VECTOR)), interrupt: Some(Source::Timer)),
+    with!(
+        user("cpl3.interrupt_to_cpl3", "u_spin", Result(0x33)),
+        interrupt: Some(Source::Msi),
+        gate: Some(Gate { vector: VECTOR, handler: "uh_report_cs", to: Privilege::User })
+    ),
+    with!(user("cpl3.pml4_slot_255", "u_nop", Runs), slot: 255),
+    with!(user("cpl3.pml4_slot_256", "u_nop", Runs), slot: 256),
+    with!(user("cpl3.pml4_slot_257", "u_nop", Runs), slot: 257),
+    with!(user("cpl3.pml4_slot_511", "u_nop", Runs), slot: 511),
+];
+
+/// What it means when one of these is not as in the manual, where the outcome alone does not say.
+pub const NOTES: &[(&str, &str)] = &[
+    (
+        "cpl0.cpuid_masked",
+        "the guest sees XSAVE and AVX that the VMM has taken away",
+    ),
+    ("cpl3.wrgsbase_switched_off", "although CR4.FSGSBASE is off"),
+    (
+        "cpl3.syscall_raises_privilege",
+        "in the kernel's entry, still at CPL 3",
+    ),
+    (
+        "cpl3.syscall_to_user_page",
+        "CS of CPL 3: syscall has not raised privilege",
+    ),
+    ("cpl3.pushf_if", "IF reads as set, and is clear"),
+    ("cpl3.popf_if", "IF reads as set, and is clear"),
+    ("cpl3.out_by_iopl", "IOPL 3 does not open ports"),
+    ("cpl3.out_by_bitmap", "the TSS's bitmap does not open ports"),
+    ("cpl3.in_by_bitmap", "the TSS's bitmap does not open ports"),
+    (
+        "cpl3.pml4_slot_256",
+        "user code cannot be at 0xffff800000000000",
+    ),
 ];
 
 const BATCH: u32 = super::image::layout::BATCH;

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 
 use super::host::HostClass;
+use super::probes::NOTES;
 use super::{Crossing, Instruction, Report};
 
 /// Terminal colours, or nothing.
@@ -130,41 +131,67 @@ fn instructions(report: &Report, colours: Colours, prefix: &str, heading: &str) 
         .iter()
         .filter_map(|(name, instruction)| Some((name.strip_prefix(prefix)?, instruction)))
         .collect();
-    // What is as it should be needs no line of its own.
-    let good: Vec<_> = rows
-        .iter()
-        .filter(|(_, row)| row.as_manual == Some(true))
-        .map(|(name, _)| *name)
-        .collect();
-    let mark = colours.mark(Some(true));
-    for (number, line) in wrap(&good, 92).iter().enumerate() {
-        let _ = writeln!(
-            text,
-            "  {} {line}",
-            if number == 0 { mark.as_str() } else { "   " }
-        );
+    // What has the same words shares its lines; what is as it should be needs no words.
+    let mut groups: Vec<(Option<bool>, String, Vec<&str>)> = Vec::new();
+    for (name, row) in rows {
+        let good = row.as_manual == Some(true);
+        let words = if good {
+            String::new()
+        } else {
+            row.text.clone() + &note(prefix, name, row)
+        };
+        match groups
+            .iter_mut()
+            .find(|group| group.0 == row.as_manual && group.1 == words)
+        {
+            Some(group) => group.2.push(name),
+            None => groups.push((row.as_manual, words, vec![name])),
+        }
     }
-    for (name, row) in rows.iter().filter(|(_, row)| row.as_manual != Some(true)) {
-        let _ = writeln!(
-            text,
-            "  {} {name:<28} {}",
-            colours.mark(row.as_manual),
-            row.text
-        );
+    groups.sort_by_key(|(as_manual, ..)| *as_manual != Some(true));
+    for (as_manual, words, names) in groups {
+        let mark = colours.mark(as_manual);
+        if let [name] = names[..] {
+            let _ = writeln!(text, "  {mark} {name:<26} {words}");
+            continue;
+        }
+        let lead = if words.is_empty() { words } else { words + ":" };
+        let lines = [vec![lead], wrap(&names, 92)].concat();
+        for (number, line) in lines.iter().filter(|line| !line.is_empty()).enumerate() {
+            let _ = writeln!(
+                text,
+                "  {} {line}",
+                if number == 0 { mark.as_str() } else { "   " }
+            );
+        }
     }
     text
 }
 
-/// Words in lines of at most `width`.
+/// What the outcome does not say.
+fn note(prefix: &str, name: &str, row: &Instruction) -> String {
+    NOTES
+        .iter()
+        .find(|(of, _)| of.strip_prefix(prefix) == Some(name))
+        .filter(|_| row.as_manual == Some(false))
+        .map(|(_, note)| format!(" ({note})"))
+        .unwrap_or_default()
+}
+
+/// Words with commas, in lines of at most `width`.
 fn wrap(words: &[&str], width: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in words {
         match lines.last_mut() {
-            Some(line) if line.len() + 2 + word.len() <= width => {
+            // Comma, blank, word, and the comma that may follow.
+            Some(line) if line.len() + 3 + word.len() <= width => {
                 line.push_str(", ");
                 line.push_str(word);
             }
-            _ => lines.push((*word).to_owned()),
+            last => {
+                last.into_iter().for_each(|line| line.push(','));
+                lines.push((*word).to_owned());
+            }
         }
     }
     lines
@@ -232,10 +259,10 @@ mod tests {
 
     #[test]
     fn lines_are_filled_and_not_too_long() {
-        assert_eq!(wrap(&["one", "two", "three"], 8), ["one, two", "three"]);
+        assert_eq!(wrap(&["one", "two", "three"], 9), ["one, two,", "three"]);
         assert_eq!(
-            wrap(&["longer than that", "x"], 8),
-            ["longer than that", "x"]
+            wrap(&["longer than that", "x"], 9),
+            ["longer than that,", "x"]
         );
         assert!(wrap(&[], 8).is_empty());
     }
