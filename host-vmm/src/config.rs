@@ -40,16 +40,6 @@ impl Profile {
     pub const fn has_legacy_devices(self) -> bool {
         !matches!(self, Self::Para)
     }
-
-    /// What the profile puts before the user's part of the kernel command line.
-    #[must_use]
-    pub const fn default_cmdline(self) -> &'static str {
-        match self {
-            // No ACPI and no BIOS: the keyboard controller is this PC's way to restart.
-            Self::Full | Self::KvmPv => "console=ttyS0 reboot=k panic=-1",
-            Self::Para => "console=hvc0 panic=-1",
-        }
-    }
 }
 
 impl fmt::Display for Profile {
@@ -268,12 +258,23 @@ impl Config {
         Ok(())
     }
 
-    /// The whole kernel command line. What follows `--` in the user's part goes to init.
+    /// The whole kernel command line: the profile's own part, then the user's. What follows `--` in the user's part goes to init.
     #[must_use]
     pub fn full_cmdline(&self) -> String {
-        format!("{} {}", self.profile.default_cmdline(), self.cmdline)
-            .trim_end()
-            .to_owned()
+        let ours = match self.profile {
+            // No ACPI and no BIOS: the keyboard controller is this PC's way to restart.
+            Profile::Full | Profile::KvmPv => "console=ttyS0 reboot=k panic=-1",
+            Profile::Para if self.has_uart() => "console=ttyS0 panic=-1",
+            Profile::Para => "console=hvc0 panic=-1",
+        };
+        format!("{ours} {}", self.cmdline).trim_end().to_owned()
+    }
+
+    /// Whether the guest has a UART: a legacy PC, and a para guest without the console facility,
+    /// which would be mute otherwise.
+    #[must_use]
+    pub const fn has_uart(&self) -> bool {
+        self.profile.has_legacy_devices() || !self.facilities.has(reg::FACILITY_CONSOLE)
     }
 }
 

@@ -271,7 +271,14 @@ impl Vm {
         let ports = if legacy {
             Ports::legacy(create_pc(&vm, &console)?)
         } else {
-            create_split_irqchip(&vm)?
+            create_split_irqchip(&vm)?;
+            if config.has_uart() {
+                // Without a PIC or IOAPIC its interrupt leads nowhere: the kernel polls it.
+                let irq = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
+                Ports::uart_only(Uart::new(irq, console.clone()))
+            } else {
+                Ports::default()
+            }
         };
 
         let set = if config.profile == Profile::Para {
@@ -501,7 +508,7 @@ fn create_pc(vm: &VmFd, console: &Console) -> Result<Uart, VmError> {
 }
 
 /// LAPICs in KVM and nothing else.
-fn create_split_irqchip(vm: &VmFd) -> Result<Ports, VmError> {
+fn create_split_irqchip(vm: &VmFd) -> Result<(), VmError> {
     let split = kvm_enable_cap {
         cap: KVM_CAP_SPLIT_IRQCHIP,
         args: [0, 0, 0, 0],
@@ -509,7 +516,7 @@ fn create_split_irqchip(vm: &VmFd) -> Result<Ports, VmError> {
     };
     vm.enable_cap(&split)
         .map_err(refused("create LAPICs without an IOAPIC"))?;
-    Ok(Ports::default())
+    Ok(())
 }
 
 fn set_msrs(fd: &VcpuFd) -> Result<(), VmError> {

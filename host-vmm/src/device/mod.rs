@@ -27,7 +27,8 @@ pub enum PortAction {
     Unclaimed,
 }
 
-/// The devices of one guest. A para guest has only the mark port.
+/// The devices of one guest. A para guest has only the mark port, and a UART where it has no console
+/// facility.
 #[derive(Debug, Default)]
 pub struct Ports {
     uart: Option<Mutex<Uart>>,
@@ -48,6 +49,15 @@ impl Ports {
             uart: Some(Mutex::new(uart)),
             rtc: Some(Mutex::default()),
             keyboard: Some(Mutex::default()),
+        }
+    }
+
+    /// A UART and nothing else.
+    #[must_use]
+    pub fn uart_only(uart: Uart) -> Self {
+        Self {
+            uart: Some(Mutex::new(uart)),
+            ..Self::default()
         }
     }
 
