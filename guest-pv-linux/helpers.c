@@ -42,6 +42,7 @@
 #include <asm/irq_regs.h>
 #include <asm/mpspec.h>
 #include <asm/msr.h>
+#include <asm/paravirt.h>
 #include <asm/pci_x86.h>
 #include <asm/reboot.h>
 #include <asm/special_insns.h>
@@ -470,6 +471,7 @@ static void __init paravane_init_no_legacy(void)
 
 static void __init paravane_init_platform(void)
 {
+	pv_info.name = "Paravane";
 	if (paravane_has_console()) {
 		register_console(&paravane_early_console);
 		add_preferred_console("hvc", 0, NULL);
