@@ -98,8 +98,9 @@ fn a_guest_that_never_ends_is_ended() {
     }
 }
 
-/// The first child of a process.
-fn child_of(parent: u32) -> Option<i32> {
+/// The probe process of a doctor. Before it has become one, the process that starts it waits for it in
+/// the kernel, and stopping it would stop both.
+fn worker_of(parent: u32) -> Option<i32> {
     let parent = parent.to_string();
     fs::read_dir("/proc").unwrap().find_map(|entry| {
         let entry = entry.ok()?;
@@ -107,7 +108,9 @@ fn child_of(parent: u32) -> Option<i32> {
         // After the name in parentheses: state, parent.
         let (_, rest) = stat.rsplit_once(')')?;
         let mut fields = rest.split_whitespace();
-        (fields.nth(1)? == parent).then(|| entry.file_name().to_str()?.parse().ok())?
+        let arguments = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+        (fields.nth(1)? == parent && arguments.contains("--worker"))
+            .then(|| entry.file_name().to_str()?.parse().ok())?
     })
 }
 
@@ -116,9 +119,14 @@ fn a_probe_process_that_falls_silent_is_replaced() {
     if !kvm() {
         return;
     }
-    let doctor = doctor(&["--json"]);
+    let mut doctor = doctor(&["--json"]);
     let worker = loop {
-        if let Some(worker) = child_of(doctor.id()) {
+        assert_eq!(
+            doctor.try_wait().unwrap(),
+            None,
+            "it ended before it was seen to work"
+        );
+        if let Some(worker) = worker_of(doctor.id()) {
             break worker;
         }
         thread::sleep(Duration::from_millis(1));
