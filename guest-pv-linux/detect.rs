@@ -108,8 +108,8 @@ fn read_boot_info(address: u64, port: u32) -> Option<BootInfo> {
 
 /// Looks for a Paravane host: the base of its CPUID block, or 0.
 ///
-/// Called once, by the boot processor, from `x86_hyper_paravane.detect`, where CPUID says that there
-/// is a hypervisor.
+/// Called once, by the boot processor, from `x86_hyper_paravane.detect`, where CPUID says that
+/// there is a hypervisor.
 #[no_mangle]
 #[link_section = ".init.text"]
 extern "C" fn paravane_detect() -> u32 {

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::kernel::build::Tree;
 use crate::kernel::overlay::Overlay;
-use crate::kernel::source::Source;
+use crate::kernel::source::{Source, Unpacked};
 use crate::kernel::{self, config};
 use crate::workspace::{Workspace, remove};
 use crate::{Arm, hash, run, tools};
@@ -41,6 +41,17 @@ pub(crate) fn check(workspace: &Workspace, build: bool) -> Result<()> {
     let _lock = workspace.lock("kernel")?;
     let unpacked = source.unpack(workspace)?;
     let scratch = workspace.cache_dir("patches")?.join("scratch");
+    remove(&scratch)?;
+    let guest = scratch.join("guest");
+    overlay.lay_files(&guest)?;
+    run::read(
+        checkpatch(&unpacked)
+            .arg("--file")
+            .args(overlay.file_names())
+            .current_dir(&guest),
+    )
+    .context("checkpatch --strict has complaints about guest-pv-linux or hypercall-abi/src/abi")?;
+    println!("patches: the guest code and the ABI: clean");
     for (index, patch) in overlay.patches.iter().enumerate() {
         let step = format!("{} of {}: {}", index + 1, overlay.patches.len(), patch.name);
         run::read(
@@ -67,8 +78,9 @@ pub(crate) fn check(workspace: &Workspace, build: bool) -> Result<()> {
             tree.make(&["vmlinux", "modules"])
                 .with_context(|| format!("step {step}"))?;
         } else {
-            fs::create_dir_all(&scratch)?;
-            upto.apply(&unpacked.path, &scratch)
+            let tree = scratch.join("tree");
+            fs::create_dir_all(&tree)?;
+            upto.apply(&unpacked.path, &tree)
                 .with_context(|| format!("step {step}"))?;
         }
         println!("patches: {step}: clean");
@@ -76,4 +88,21 @@ pub(crate) fn check(workspace: &Workspace, build: bool) -> Result<()> {
     remove(&scratch)?;
     fs::write(&note, "")?;
     Ok(())
+}
+
+/// The source's own checkpatch, in its strict mode.
+fn checkpatch(source: &Unpacked) -> Command {
+    let mut command = Command::new("perl");
+    command
+        .arg(source.path.join("scripts/checkpatch.pl"))
+        .args([
+            "--strict",
+            "--no-tree",
+            "--no-summary",
+            "--terse",
+            "--show-types",
+        ])
+        .arg("--root")
+        .arg(&source.path);
+    command
 }

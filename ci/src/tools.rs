@@ -32,7 +32,7 @@ pub(crate) fn check_or_install(workspace: &Workspace, check: bool) -> Result<()>
         (Some(path), _) => println!("tools: bindgen {BINDGEN_VERSION} is {}", path.display()),
         (None, true) => bail!("bindgen {BINDGEN_VERSION} is missing; ci/setup installs it"),
         (None, false) => {
-            println!("tools: installing bindgen {BINDGEN_VERSION} (a minute or two)");
+            println!("tools: installing bindgen {BINDGEN_VERSION} (some minutes)");
             install_bindgen(workspace)?;
         }
     }

@@ -94,6 +94,20 @@ impl Overlay {
         }
     }
 
+    /// The files beside the patches that checkpatch knows, relative to the kernel's tree.
+    pub(crate) fn file_names(&self) -> impl Iterator<Item = &Path> {
+        let prose = |path: &Path| path.extension().is_some_and(|kind| kind == "md");
+        self.files
+            .keys()
+            .map(PathBuf::as_path)
+            .filter(move |path| !prose(path))
+    }
+
+    /// Writes the files beside the patches into `folder`.
+    pub(crate) fn lay_files(&self, folder: &Path) -> Result<()> {
+        tree::lay_over(folder, &self.files)
+    }
+
     /// Hash by name, for the manifest.
     pub(crate) fn hashes(&self) -> BTreeMap<String, String> {
         let mut hashes: BTreeMap<String, String> = self

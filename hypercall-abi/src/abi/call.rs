@@ -14,10 +14,10 @@
 //! | DX | doorbell port (leaf base + 2, ECX) | RDX: value |
 //! | RDI, RSI, R8, R9, R10, R11 | arguments 0 to 5; unused ones zero | unchanged |
 //!
-//! All other registers and RFLAGS are unchanged. The guest executes it in 64-bit mode; which of its
-//! code may do so is up to its own I/O permissions (IOPL, TSS bitmap), as for every port, and not to
-//! the host: the kernel of a deprivileged guest is not at CPL 0, and asking KVM for the privilege
-//! level would cost every call a copy of the special registers.
+//! All other registers and RFLAGS are unchanged. The guest executes it in 64-bit mode; which of
+//! its code may do so is up to its own I/O permissions (IOPL, TSS bitmap), as for every port, and
+//! not to the host: the kernel of a deprivileged guest is not at CPL 0, and asking KVM for the
+//! privilege level would cost every call a copy of the special registers.
 //!
 //! # Why this form
 //!
