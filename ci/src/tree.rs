@@ -113,12 +113,51 @@ impl Inventory {
         for (path, expected) in &self.0 {
             if hash::file(&tree.join(path))? != *expected {
                 bail!(
-                    "{} differs from the source it was unpacked from; delete {} and start again",
+                    "{} in {} is not as it was unpacked, so this would not be the untouched \
+                     source; delete the folders `build` and `linux` of the cache and start again",
                     path.display(),
                     tree.display()
                 );
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_inventory_finds_a_changed_and_a_missing_file() {
+        let tree = tempfile::tempdir().unwrap();
+        fs::write(tree.path().join("a b"), "1").unwrap();
+        fs::create_dir(tree.path().join("d")).unwrap();
+        fs::write(tree.path().join("d/c"), "2").unwrap();
+        let inventory = Inventory::parse(&Inventory::of(tree.path()).unwrap().text()).unwrap();
+        inventory.verify(tree.path()).unwrap();
+        fs::write(tree.path().join("object.o"), "new files are no change").unwrap();
+        inventory.verify(tree.path()).unwrap();
+
+        fs::write(tree.path().join("d/c"), "3").unwrap();
+        let error = inventory.verify(tree.path()).unwrap_err().to_string();
+        assert!(error.contains("d/c"), "{error}");
+        fs::remove_file(tree.path().join("d/c")).unwrap();
+        assert!(inventory.verify(tree.path()).is_err());
+    }
+
+    #[test]
+    fn laying_over_never_writes_through_a_hard_link() {
+        let tree = tempfile::tempdir().unwrap();
+        let (pristine, built) = (tree.path().join("pristine"), tree.path().join("built"));
+        fs::write(&pristine, "old").unwrap();
+        fs::hard_link(&pristine, &built).unwrap();
+        lay_over(
+            tree.path(),
+            &Files::from([("built".into(), b"new".to_vec())]),
+        )
+        .unwrap();
+        assert_eq!(fs::read_to_string(built).unwrap(), "new");
+        assert_eq!(fs::read_to_string(pristine).unwrap(), "old");
     }
 }

@@ -216,3 +216,105 @@ impl Overlay {
         Ok(result)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: &str =
+        "Words.\n---\n--- a/Kconfig\n+++ b/Kconfig\n@@ -1,2 +1,3 @@\n one\n+half\n two\n";
+    const SECOND: &str = "--- /dev/null\n+++ b/new/file\n@@ -0,0 +1 @@\n+added\n";
+
+    struct Place {
+        folder: tempfile::TempDir,
+        overlay: Overlay,
+    }
+
+    impl Place {
+        /// A source of two files, a tree of hard links to it, and two patches.
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let at = |name: &str| folder.path().join(name);
+            fs::create_dir(at("pristine")).unwrap();
+            fs::create_dir(at("tree")).unwrap();
+            for (name, text) in [("Kconfig", "one\ntwo\n"), ("Makefile", "all:\n")] {
+                fs::write(at("pristine").join(name), text).unwrap();
+                fs::hard_link(at("pristine").join(name), at("tree").join(name)).unwrap();
+            }
+            let patch = |name: &str, text: &str| {
+                fs::write(at(name), text).unwrap();
+                Patch {
+                    path: at(name),
+                    name: name.to_owned(),
+                    text: text.to_owned(),
+                }
+            };
+            let overlay = Overlay {
+                patches: vec![patch("1.patch", FIRST), patch("2.patch", SECOND)],
+                files: Files::from([(Path::new(GUEST).join("x.rs"), b"guest".to_vec())]),
+            };
+            Self { folder, overlay }
+        }
+
+        fn apply(&self, overlay: &Overlay) -> Result<()> {
+            let folder = self.folder.path();
+            overlay.apply(&folder.join("pristine"), &folder.join("tree"))
+        }
+
+        fn text(&self, name: &str) -> Option<String> {
+            fs::read_to_string(self.folder.path().join(name)).ok()
+        }
+    }
+
+    #[test]
+    fn a_patch_names_what_it_touches() {
+        let place = Place::new();
+        let touched = |index: usize| place.overlay.patches[index].touches();
+        assert_eq!(touched(0), BTreeSet::from(["Kconfig".into()]));
+        assert_eq!(touched(1), BTreeSet::from(["new/file".into()]));
+    }
+
+    #[test]
+    fn the_tree_is_patched_and_the_source_is_not() {
+        let place = Place::new();
+        place.apply(&place.overlay).unwrap();
+        assert_eq!(place.text("tree/Kconfig").unwrap(), "one\nhalf\ntwo\n");
+        assert_eq!(place.text("tree/new/file").unwrap(), "added\n");
+        assert_eq!(place.text("tree/arch/x86/paravane/x.rs").unwrap(), "guest");
+        assert_eq!(place.text("pristine/Kconfig").unwrap(), "one\ntwo\n");
+    }
+
+    #[test]
+    fn going_back_restores_what_was_patched() {
+        let place = Place::new();
+        place.apply(&place.overlay).unwrap();
+        place.apply(&place.overlay.up_to(1)).unwrap();
+        assert_eq!(place.text("tree/new/file"), None);
+        assert_eq!(place.text("tree/Kconfig").unwrap(), "one\nhalf\ntwo\n");
+        place.apply(&Overlay::empty()).unwrap();
+        assert_eq!(place.text("tree/Kconfig").unwrap(), "one\ntwo\n");
+        assert_eq!(place.text("tree/arch/x86/paravane/x.rs"), None);
+    }
+
+    #[test]
+    fn applying_again_leaves_the_times() {
+        let place = Place::new();
+        let stamp = || {
+            let path = place.folder.path().join("tree/Kconfig");
+            fs::metadata(path).unwrap().modified().unwrap()
+        };
+        place.apply(&place.overlay).unwrap();
+        let before = stamp();
+        place.apply(&place.overlay).unwrap();
+        assert_eq!(stamp(), before);
+    }
+
+    #[test]
+    fn a_patch_that_does_not_apply_is_named() {
+        let place = Place::new();
+        let kconfig = place.folder.path().join("pristine/Kconfig");
+        fs::write(kconfig, "something else\n").unwrap();
+        let error = place.apply(&place.overlay).unwrap_err().to_string();
+        assert!(error.contains("1.patch does not apply"), "{error}");
+    }
+}

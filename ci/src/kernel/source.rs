@@ -97,9 +97,10 @@ impl Source {
         let version = [field("VERSION"), field("PATCHLEVEL"), field("SUBLEVEL")];
         let [Some("6"), Some("12"), sublevel] = version else {
             bail!(
-                "{} is not a Linux 6.12 source tree (its Makefile says {version:?}); the patch \
-                 series is for 6.12",
-                folder.display()
+                "{} is not a Linux 6.12 source tree, for which the patch series is: its Makefile \
+                 gives version {}",
+                folder.display(),
+                version.map(|part| part.unwrap_or("(none)")).join(".")
             );
         };
         if folder.join(".config").exists() || folder.join("vmlinux").exists() {
