@@ -36,6 +36,17 @@ pub(crate) fn check_or_install(workspace: &Workspace, check: bool) -> Result<()>
             install_bindgen(workspace)?;
         }
     }
+    for (component, subcommand) in [("rustfmt", "fmt"), ("clippy", "clippy")] {
+        let there = run::read(Command::new("cargo").args([subcommand, "--version"])).is_ok();
+        match (there, check) {
+            (true, _) => {}
+            (false, true) => bail!("the Rust toolchain has no {component}; ci/setup adds it"),
+            (false, false) => {
+                println!("tools: adding {component} to the Rust toolchain");
+                run::show(Command::new("rustup").args(["component", "add", component]))?;
+            }
+        }
+    }
     for (name, version) in kernel_toolchain(workspace)? {
         println!("tools: {name}: {version}");
     }
