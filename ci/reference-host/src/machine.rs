@@ -14,6 +14,9 @@
 //!   exit a byte.
 //! * `-kernel` with an ELF file, which QEMU enters by its PVH entry: the emulated CPU need not unpack a bzImage first, a
 //!   quarter of the boot's work.
+//! * One CPU of the outer machine for all of QEMU's threads: where the emulated CPU and the devices ran on two, L1 was
+//!   seen to hang, idle, with a timer interrupt pending in its APIC that QEMU had forgotten. QEMU's SVM emulation changes
+//!   the word of pending interrupts outside QEMU's big lock; on one CPU these single instructions cannot meet.
 //! * `-no-reboot` with L1's `panic=-1`: a panic ends QEMU, so it is seen at once.
 //!
 //! # L1's kernel command line
@@ -108,7 +111,7 @@ impl Machine {
                 .arg(format!("virtserialport,nr={number},chardev=port{number}"));
         }
         let spawned = log_to(&mut command, &folder.join("qemu.log"))
-            .and_then(|command| sys::spawn_bound(command, &ports));
+            .and_then(|command| sys::spawn_on_one_cpu(command, &ports));
         match spawned {
             Ok(qemu) => {
                 let machine = Self {

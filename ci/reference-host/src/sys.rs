@@ -32,6 +32,41 @@ pub(crate) fn spawn_bound(command: &mut Command, files: &[BorrowedFd<'_>]) -> io
     command.spawn()
 }
 
+/// As [`spawn_bound`], on one of the CPUs that this process may use. Which one goes by the child's process id, so that
+/// several such children do not all share one.
+pub(crate) fn spawn_on_one_cpu(
+    command: &mut Command,
+    files: &[BorrowedFd<'_>],
+) -> io::Result<Child> {
+    // SAFETY: between fork and exec the function only makes system calls, and allocates nothing.
+    unsafe { command.pre_exec(stay_on_one_cpu) };
+    spawn_bound(command, files)
+}
+
+/// Takes all CPUs but one from the calling process.
+fn stay_on_one_cpu() -> io::Result<()> {
+    // SAFETY: CPU sets of zeroes are empty sets.
+    let (mut allowed, mut one): (libc::cpu_set_t, libc::cpu_set_t) = unsafe { mem::zeroed() };
+    let size = mem::size_of::<libc::cpu_set_t>();
+    // SAFETY: the pointer and the size describe `allowed`.
+    if unsafe { libc::sched_getaffinity(0, size, &raw mut allowed) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: every number that is asked for is below the set's size in bits.
+    let mut cpus = (0..8 * size).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &allowed) });
+    let count = cpus.clone().count().max(1);
+    let turn = usize::try_from(std::process::id()).unwrap_or(0) % count;
+    if let Some(cpu) = cpus.nth(turn) {
+        // SAFETY: `cpu` is below the set's size in bits.
+        unsafe { libc::CPU_SET(cpu, &mut one) };
+        // SAFETY: the pointer and the size describe `one`.
+        if unsafe { libc::sched_setaffinity(0, size, &raw const one) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 /// Waits until one of two files is readable or at its end; says which are.
 pub(crate) fn wait_readable(
     first: BorrowedFd<'_>,
