@@ -34,6 +34,36 @@ pub(crate) enum Command {
     Bench(BenchCommand),
     /// Print the CPUID table that a guest would get, without running it.
     Cpuid(CpuidArgs),
+    /// Check hosts against the ABI's specification, clause by clause.
+    #[command(subcommand)]
+    Abi(AbiCommand),
+}
+
+/// What to do about the ABI.
+#[derive(Debug, Subcommand)]
+pub(crate) enum AbiCommand {
+    /// Check this VMM against every clause that a guest can see.
+    Check(AbiCheckArgs),
+}
+
+/// Options of `paravane abi check`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Boots a bare-metal guest of a few instructions for each check, and compares what comes back with what\n\
+    hypercall-abi/SPEC.md says. Prints TAP 14: a line for each check, and one for each clause that no guest can\n\
+    check, with the reason (`# SKIP untested: …`).\n\
+    Exit status: 0 no check failed; 2 one did, or none could run; 1 the checks could not be started."
+)]
+pub(crate) struct AbiCheckArgs {
+    /// Where the guests run.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) host: Host,
+    /// Print one JSON object: the counts, and each clause with its checks.
+    #[arg(long, conflicts_with = "tap")]
+    pub(crate) json: bool,
+    /// Print TAP, version 14; this is the default.
+    #[arg(long)]
+    pub(crate) tap: bool,
 }
 
 /// Suites.

@@ -19,6 +19,7 @@
 
 pub mod boot;
 pub mod config;
+pub mod conformance;
 pub mod console;
 pub mod crash;
 pub mod device;
@@ -27,6 +28,7 @@ pub mod event_loop;
 pub mod kvm;
 pub mod memory;
 pub mod pv;
+mod random;
 pub mod stats;
 pub mod terminal;
 pub mod vcpu;

@@ -9,8 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Parser;
 
-use cli::{BenchCommand, Cli, Command, CpuidArgs, Host, RunArgs, StatsForm};
+use cli::{
+    AbiCheckArgs, AbiCommand, BenchCommand, Cli, Command, CpuidArgs, Host, RunArgs, StatsForm,
+};
 use paravane::config::{Config, FacilitySet, Profile};
+use paravane::conformance::report::Report;
 use paravane::console::Console;
 use paravane::event_loop::Signals;
 use paravane::kvm::cpuid::GuestCpuid;
@@ -29,6 +32,7 @@ fn main() -> ExitCode {
             .map_err(Into::into),
         Command::Bench(BenchCommand::Boot(args)) => bench_boot(args),
         Command::Cpuid(args) => cpuid(&args),
+        Command::Abi(AbiCommand::Check(args)) => abi_check(&args),
     };
     terminal::restore();
     result.unwrap_or_else(|e| {
@@ -170,6 +174,30 @@ fn bench_boot(args: paravane_benches::BootArgs) -> anyhow::Result<ExitCode> {
     };
     paravane_benches::boot(args, reason)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What the checks may take on the reference host.
+const ABI_CHECK_LIMIT: Duration = Duration::from_secs(600);
+
+fn abi_check(args: &AbiCheckArgs) -> anyhow::Result<ExitCode> {
+    // The guests have but a few instructions: any KVM can run them.
+    let why = match args.host {
+        _ if paravane_reference_host::is_inside() => None,
+        Host::Kvm => None,
+        Host::Reference => Some("--host reference was given".to_owned()),
+        Host::Auto => paravane::kvm::open().err().map(|e| e.to_string()),
+    };
+    if let Some(why) = why {
+        return in_reference_host("the conformance suite", &why, false, Some(ABI_CHECK_LIMIT));
+    }
+    let report = Report::make(host_class());
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+    } else {
+        write!(out, "{report}")?;
+    }
+    Ok(ExitCode::from(if report.conforms() { 0 } else { 2 }))
 }
 
 fn cpuid(args: &CpuidArgs) -> anyhow::Result<ExitCode> {

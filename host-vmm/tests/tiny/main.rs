@@ -1,16 +1,85 @@
 //! Tiny guests on `/dev/kvm`: a few instructions that make calls, and what exactly comes back.
 //!
-//! The guest is the bare-metal image that doctor runs, booted like a kernel by the VMM's own code.
-//! A test's name begins with the clause of `SPEC.md` that it tries. No VMX or SVM is needed: the
+//! The checks themselves are the library's (`src/conformance`), where `paravane abi check` has them,
+//! too. A check's name begins with the clause of `SPEC.md` that it tries. No VMX or SVM is needed: the
 //! guest's instructions are among those that every KVM knows.
 
-mod guest;
-
-mod base;
-mod call;
-mod clock;
-mod console;
-mod crash;
-mod discovery;
-mod hostile;
 mod rings;
+
+use paravane::conformance::{CHECKS, Failure};
+
+/// Makes a test of each check; the names stand here once more, so that `cargo test pv_call` finds them.
+macro_rules! tests {
+    ($($name:ident)+) => {
+        $(#[test]
+        fn $name() {
+            run(stringify!($name));
+        })+
+
+        #[test]
+        fn every_check_is_a_test() {
+            let checks: Vec<_> = CHECKS.iter().map(|check| check.name).collect();
+            assert_eq!(checks, [$(stringify!($name)),+]);
+        }
+    };
+}
+
+fn run(name: &str) {
+    let check = CHECKS.iter().find(|check| check.name == name);
+    match check
+        .unwrap_or_else(|| panic!("there is no check {name}"))
+        .run()
+    {
+        Ok(()) => {}
+        Err(Failure::Skipped(why)) => eprintln!("skipped: {why}"),
+        Err(failure) => panic!("{failure}"),
+    }
+}
+
+tests! {
+    pv_disc_1_the_block_is_found
+    pv_disc_2_the_last_leaf_is_told
+    pv_disc_3_features
+    pv_disc_4_boot_info_and_doorbell
+    pv_call_1_an_out_to_the_doorbell_is_a_call
+    pv_call_1_another_width_is_not_a_call
+    pv_call_1_another_port_is_not_a_call
+    pv_call_1_strings_and_reads_are_not_calls
+    pv_call_2_other_registers_stay
+    pv_call_3_unused_arguments_are_zero
+    pv_call_4_unknown_calls_are_not_supported
+    pv_call_4_a_facility_that_is_off_is_not_supported
+    pv_call_4_a_hostile_guest_gets_exact_answers_and_harms_nobody
+    pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port
+    pv_call_6_the_host_takes_what_the_registers_of_32_bit_code_hold
+    pv_boot_1_boot_info_is_filled
+    pv_boot_2_magic
+    pv_boot_3_size
+    pv_boot_4_shared_pages_are_reserved_memory
+    pv_boot_5_the_host_does_not_write_the_page_again
+    pv_base_1_version
+    pv_base_2_facilities
+    pv_base_3_probe_finds_what_is_there
+    pv_base_4_nop_gives_its_argument_back
+    pv_base_5_each_power_action_ends_the_run
+    pv_base_5_unknown_actions_and_reasons_do_nothing
+    pv_console_1_write_prints_and_counts
+    pv_console_1_write_comes_after_what_is_in_the_ring
+    pv_console_1_write_too_long_is_invalid
+    pv_console_1_write_outside_memory_is_a_bad_address
+    pv_console_2_the_rings_are_where_boot_info_says
+    pv_console_3_the_host_trusts_its_own_tail_only
+    pv_console_4_impossible_indices_empty_the_ring
+    pv_console_4_indices_wrap
+    pv_console_5_notify_takes_all_bytes
+    pv_console_5_notify_of_an_empty_ring_is_no_error
+    pv_console_7_event_vectors_and_processors
+    pv_clock_1_the_frequency_is_in_boot_info
+    pv_clock_2_the_pair_is_of_this_run
+    pv_clock_3_wall_tells_the_time
+    pv_clock_4_flags_and_timer
+    pv_crash_1_the_record_is_reported
+    pv_crash_2_a_wrong_length_is_invalid
+    pv_crash_2_a_wrong_record_is_invalid
+    pv_crash_3_bad_addresses
+}

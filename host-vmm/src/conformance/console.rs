@@ -2,13 +2,14 @@
 
 use std::mem::offset_of;
 
-use paravane::pv::{BOOT_INFO, CONSOLE_PAGE};
+use crate::pv::{BOOT_INFO, CONSOLE_PAGE};
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::Status;
 use paravane_abi::console::ConsolePage;
 use paravane_abi::registry::*;
 
-use crate::guest::{Call, DATA, Guest, MEMORY_END, results};
+use super::Verdict;
+use super::guest::{Call, DATA, Guest, MEMORY_END, results};
 
 const OUT_HEAD: u64 = CONSOLE_PAGE + offset_of!(ConsolePage, out_head) as u64;
 const OUT_TAIL: u64 = CONSOLE_PAGE + offset_of!(ConsolePage, out_tail) as u64;
@@ -27,9 +28,8 @@ fn after_head(head: u32, call: Call) -> Call {
     }
 }
 
-#[test]
-fn pv_console_1_write_prints_and_counts() {
-    let most = usize::try_from(CONSOLE_WRITE_MAX).unwrap();
+pub(super) fn pv_console_1_write_prints_and_counts() -> Verdict {
+    let most = usize::try_from(CONSOLE_WRITE_MAX)?;
     let text = pattern(most);
     let guest = Guest {
         contents: vec![(DATA + 1, text.clone()), (MEMORY_END - 3, b"end".to_vec())],
@@ -44,36 +44,34 @@ fn pv_console_1_write_prints_and_counts() {
         (u64::MAX, 0),
     ];
     let calls = writes.map(|(address, length)| Call::new(CALL_CONSOLE_WRITE, &[address, length]));
-    let Some(ran) = guest.run(&calls) else { return };
-    assert_eq!(ran.results(&calls), writes.map(|(_, length)| Ok(length)));
-    assert_eq!(ran.console, [&text[..5], b"end", &text[..]].concat());
+    let ran = guest.run(&calls)?;
+    check_eq!(ran.results(&calls)?, writes.map(|(_, length)| Ok(length)));
+    check_eq!(ran.console, [&text[..5], b"end", &text[..]].concat());
+    Ok(())
 }
 
-#[test]
-fn pv_console_1_write_comes_after_what_is_in_the_ring() {
+pub(super) fn pv_console_1_write_comes_after_what_is_in_the_ring() -> Verdict {
     let guest = Guest {
         contents: vec![(OUT_BUFFER, b"first ".to_vec()), (DATA, b"second".to_vec())],
         ..Guest::default()
     };
     let calls = [after_head(6, Call::new(CALL_CONSOLE_WRITE, &[DATA, 6]))];
-    let Some(ran) = guest.run(&calls) else { return };
-    assert_eq!(ran.results(&calls), [Ok(6)]);
-    assert_eq!(ran.console, b"first second");
+    let ran = guest.run(&calls)?;
+    check_eq!(ran.results(&calls)?, [Ok(6)]);
+    check_eq!(ran.console, b"first second");
+    Ok(())
 }
 
-#[test]
-fn pv_console_1_write_too_long_is_invalid() {
+pub(super) fn pv_console_1_write_too_long_is_invalid() -> Verdict {
     let calls = [CONSOLE_WRITE_MAX + 1, 1 << 32, u64::MAX]
         .map(|length| Call::new(CALL_CONSOLE_WRITE, &[DATA, length]));
-    let Some(ran) = Guest::default().run(&calls) else {
-        return;
-    };
-    assert_eq!(ran.results(&calls), [Err(Status::InvalidParam); 3]);
-    assert_eq!(ran.console, b"");
+    let ran = Guest::default().run(&calls)?;
+    check_eq!(ran.results(&calls)?, [Err(Status::InvalidParam); 3]);
+    check_eq!(ran.console, b"");
+    Ok(())
 }
 
-#[test]
-fn pv_console_1_write_outside_memory_is_a_bad_address() {
+pub(super) fn pv_console_1_write_outside_memory_is_a_bad_address() -> Verdict {
     let calls = [
         (MEMORY_END - 1, 2),
         (MEMORY_END, 1),
@@ -83,30 +81,26 @@ fn pv_console_1_write_outside_memory_is_a_bad_address() {
         (1 << 63, CONSOLE_WRITE_MAX),
     ]
     .map(|(address, length)| Call::new(CALL_CONSOLE_WRITE, &[address, length]));
-    let Some(ran) = Guest::default().run(&calls) else {
-        return;
-    };
-    assert_eq!(ran.results(&calls), [Err(Status::BadAddress); 6]);
-    assert_eq!(ran.console, b"");
+    let ran = Guest::default().run(&calls)?;
+    check_eq!(ran.results(&calls)?, [Err(Status::BadAddress); 6]);
+    check_eq!(ran.console, b"");
+    Ok(())
 }
 
-#[test]
-fn pv_console_2_the_rings_are_where_boot_info_says() {
-    let Some(ran) = Guest::default().run(&[Call::new(CALL_BASE_NOP, &[])]) else {
-        return;
-    };
-    let info: BootInfo = ran.memory.read_obj(BOOT_INFO).unwrap();
+pub(super) fn pv_console_2_the_rings_are_where_boot_info_says() -> Verdict {
+    let ran = Guest::default().run(&[Call::new(CALL_BASE_NOP, &[])])?;
+    let info: BootInfo = ran.memory.read_obj(BOOT_INFO)?;
     let console = info.console;
-    assert_eq!(console.address, CONSOLE_PAGE);
-    assert_eq!(console.address % 4096, 0);
+    check_eq!(console.address, CONSOLE_PAGE);
+    check_eq!(console.address % 4096, 0);
     for size in [console.out_size, console.in_size] {
-        assert!(size.is_power_of_two() && size >= 4096, "{size}");
+        check!(size.is_power_of_two() && size >= 4096, "{size}");
     }
-    assert_eq!(console.reserved, [0; 2]);
+    check_eq!(console.reserved, [0; 2]);
+    Ok(())
 }
 
-#[test]
-fn pv_console_3_the_host_trusts_its_own_tail_only() {
+pub(super) fn pv_console_3_the_host_trusts_its_own_tail_only() -> Verdict {
     let guest = Guest {
         contents: vec![(OUT_BUFFER, b"abcdef".to_vec())],
         ..Guest::default()
@@ -121,14 +115,14 @@ fn pv_console_3_the_host_trusts_its_own_tail_only() {
         },
         after_head(6, notify),
     ];
-    let Some(ran) = guest.run(&calls) else { return };
-    assert_eq!(ran.results(&calls), [Ok(0); 3]);
-    assert_eq!(ran.console, b"abcdef");
-    assert_eq!(ran.u32(OUT_TAIL), 6);
+    let ran = guest.run(&calls)?;
+    check_eq!(ran.results(&calls)?, [Ok(0); 3]);
+    check_eq!(ran.console, b"abcdef");
+    check_eq!(ran.u32(OUT_TAIL)?, 6);
+    Ok(())
 }
 
-#[test]
-fn pv_console_4_impossible_indices_empty_the_ring() {
+pub(super) fn pv_console_4_impossible_indices_empty_the_ring() -> Verdict {
     let info = 0x1_0000;
     let guest = Guest {
         contents: vec![(OUT_BUFFER, pattern(info))],
@@ -141,14 +135,14 @@ fn pv_console_4_impossible_indices_empty_the_ring() {
         after_head(0x1_0000, notify),
         after_head(0x1_0003, notify),
     ];
-    let Some(ran) = guest.run(&calls) else { return };
-    assert_eq!(ran.results(&calls), [Ok(0); 3]);
-    assert_eq!(ran.console, pattern(3));
-    assert_eq!(ran.u32(OUT_TAIL), 0x1_0003);
+    let ran = guest.run(&calls)?;
+    check_eq!(ran.results(&calls)?, [Ok(0); 3]);
+    check_eq!(ran.console, pattern(3));
+    check_eq!(ran.u32(OUT_TAIL)?, 0x1_0003);
+    Ok(())
 }
 
-#[test]
-fn pv_console_4_indices_wrap() {
+pub(super) fn pv_console_4_indices_wrap() -> Verdict {
     let size = 0x1_0000;
     let guest = Guest {
         contents: vec![(OUT_BUFFER, pattern(size))],
@@ -163,8 +157,8 @@ fn pv_console_4_indices_wrap() {
         after_head(0xffff_fffe, notify),
         after_head(2, notify),
     ];
-    let Some(ran) = guest.run(&calls) else { return };
-    assert_eq!(ran.results(&calls), [Ok(0); 4]);
+    let ran = guest.run(&calls)?;
+    check_eq!(ran.results(&calls)?, [Ok(0); 4]);
     let text = pattern(size);
     let expected = [
         &text[..0xffff],
@@ -174,24 +168,24 @@ fn pv_console_4_indices_wrap() {
         &text[..2],
     ]
     .concat();
-    assert!(ran.console == expected, "{} bytes", ran.console.len());
+    check!(ran.console == expected, "{} bytes", ran.console.len());
+    Ok(())
 }
 
-#[test]
-fn pv_console_5_notify_takes_all_bytes() {
+pub(super) fn pv_console_5_notify_takes_all_bytes() -> Verdict {
     let guest = Guest {
         contents: vec![(OUT_BUFFER, b"hello, host".to_vec())],
         ..Guest::default()
     };
     let calls = [after_head(11, Call::new(CALL_CONSOLE_NOTIFY, &[]))];
-    let Some(ran) = guest.run(&calls) else { return };
-    assert_eq!(ran.results(&calls), [Ok(0)]);
-    assert_eq!(ran.u32(OUT_TAIL), 11);
-    assert_eq!(ran.console, b"hello, host");
+    let ran = guest.run(&calls)?;
+    check_eq!(ran.results(&calls)?, [Ok(0)]);
+    check_eq!(ran.u32(OUT_TAIL)?, 11);
+    check_eq!(ran.console, b"hello, host");
+    Ok(())
 }
 
-#[test]
-fn pv_console_7_event_vectors_and_processors() {
+pub(super) fn pv_console_7_event_vectors_and_processors() -> Verdict {
     let guest = Guest {
         vcpus: 2,
         ..Guest::default()
@@ -214,13 +208,15 @@ fn pv_console_7_event_vectors_and_processors() {
     ];
     let calls =
         events.map(|(vector, apic_id, _)| Call::new(CALL_CONSOLE_EVENT, &[vector, apic_id]));
-    let Some(ran) = guest.run(&calls) else { return };
-    for ((vector, apic_id, expected), found) in events.iter().zip(ran.results(&calls)) {
-        assert_eq!(found, *expected, "vector {vector:#x}, APIC id {apic_id:#x}");
+    let ran = guest.run(&calls)?;
+    for ((vector, apic_id, expected), found) in events.iter().zip(ran.results(&calls)?) {
+        check_eq!(found, *expected, "vector {vector:#x}, APIC id {apic_id:#x}");
     }
+    Ok(())
 }
 
-#[test]
-fn pv_console_5_notify_of_an_empty_ring_is_no_error() {
-    assert!(results(&[Call::new(CALL_CONSOLE_NOTIFY, &[]); 2]).is_none_or(|r| r == [Ok(0); 2]));
+pub(super) fn pv_console_5_notify_of_an_empty_ring_is_no_error() -> Verdict {
+    let calls = [Call::new(CALL_CONSOLE_NOTIFY, &[]); 2];
+    check_eq!(results(&calls)?, [Ok(0); 2]);
+    Ok(())
 }

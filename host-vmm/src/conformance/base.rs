@@ -1,30 +1,23 @@
 //! Facility `base`.
 
-use paravane::stats::Outcome;
+use crate::config::FacilitySet;
+use crate::stats::Outcome;
 use paravane_abi::call::{CALLS, Status};
 use paravane_abi::registry::*;
 
-use crate::guest::{Call, Guest, result, results};
+use super::Verdict;
+use super::guest::{Call, Guest, result, results};
 
-#[test]
-fn pv_base_1_version() {
-    assert!(result(CALL_BASE_VERSION, &[]).is_none_or(|r| r == Ok(u64::from(ABI_VERSION))));
+pub(super) fn pv_base_1_version() -> Verdict {
+    check_eq!(result(CALL_BASE_VERSION, &[])?, Ok(u64::from(ABI_VERSION)));
+    Ok(())
 }
 
-#[test]
-fn pv_base_2_facilities() {
+pub(super) fn pv_base_2_facilities() -> Verdict {
     let call = [Call::new(CALL_BASE_FACILITIES, &[])];
     let bits = |ids: &[u32]| ids.iter().fold(0, |word, id| word | 1u64 << id);
     for (facilities, word) in [
-        (
-            "",
-            bits(&[
-                FACILITY_BASE,
-                FACILITY_CONSOLE,
-                FACILITY_CLOCK,
-                FACILITY_CRASH,
-            ]),
-        ),
+        ("", FacilitySet::default().word()),
         ("-clock,-crash", bits(&[FACILITY_BASE, FACILITY_CONSOLE])),
         ("clock", bits(&[FACILITY_BASE, FACILITY_CLOCK])),
     ] {
@@ -32,13 +25,13 @@ fn pv_base_2_facilities() {
             facilities,
             ..Guest::default()
         };
-        let Some(ran) = guest.run(&call) else { return };
-        assert_eq!(ran.results(&call), [Ok(word)], "--pv={facilities}");
+        let ran = guest.run(&call)?;
+        check_eq!(ran.results(&call)?, [Ok(word)], "--pv={facilities}");
     }
+    Ok(())
 }
 
-#[test]
-fn pv_base_3_probe_finds_what_is_there() {
+pub(super) fn pv_base_3_probe_finds_what_is_there() -> Verdict {
     let guest = Guest {
         facilities: "-clock",
         ..Guest::default()
@@ -68,21 +61,21 @@ fn pv_base_3_probe_finds_what_is_there() {
         .iter()
         .map(|(id, _)| Call::new(CALL_BASE_PROBE, &[*id]))
         .collect();
-    let Some(ran) = guest.run(&calls) else { return };
-    for ((id, expected), found) in probes.iter().zip(ran.results(&calls)) {
-        assert_eq!(found, *expected, "probe of {id:#x}");
+    let ran = guest.run(&calls)?;
+    for ((id, expected), found) in probes.iter().zip(ran.results(&calls)?) {
+        check_eq!(found, *expected, "probe of {id:#x}");
     }
+    Ok(())
 }
 
-#[test]
-fn pv_base_4_nop_gives_its_argument_back() {
+pub(super) fn pv_base_4_nop_gives_its_argument_back() -> Verdict {
     let values = [0, 1, u64::from(u32::MAX) + 1, 1 << 63, u64::MAX];
     let calls = values.map(|value| Call::new(CALL_BASE_NOP, &[value]));
-    assert!(results(&calls).is_none_or(|results| results == values.map(Ok)));
+    check_eq!(results(&calls)?, values.map(Ok));
+    Ok(())
 }
 
-#[test]
-fn pv_base_5_each_power_action_ends_the_run() {
+pub(super) fn pv_base_5_each_power_action_ends_the_run() -> Verdict {
     for (action, outcome) in [
         (POWER_OFF, Outcome::PowerOff),
         (POWER_REBOOT, Outcome::Reboot),
@@ -98,21 +91,20 @@ fn pv_base_5_each_power_action_ends_the_run() {
                 Call::new(CALL_BASE_POWER, &[action, reason]),
                 Call::new(CALL_BASE_NOP, &[2]),
             ];
-            let Some(ran) = Guest::default().run(&calls) else {
-                return;
-            };
-            assert_eq!(
-                ran.stats.outcome, outcome,
+            let ran = Guest::default().run(&calls)?;
+            check_eq!(
+                ran.stats.outcome,
+                outcome,
                 "action {action}, reason {reason}"
             );
-            assert_eq!(ran.after[0].result(), Ok(1));
-            assert_eq!(ran.stats.hypercalls.get("base.nop"), Some(&1), "it went on");
+            check_eq!(ran.after[0].result()?, Ok(1));
+            check_eq!(ran.stats.hypercalls.get("base.nop"), Some(&1), "it went on");
         }
     }
+    Ok(())
 }
 
-#[test]
-fn pv_base_5_unknown_actions_and_reasons_do_nothing() {
+pub(super) fn pv_base_5_unknown_actions_and_reasons_do_nothing() -> Verdict {
     let calls = [
         [POWER_CRASH + 1, POWER_REASON_NONE],
         [u64::MAX, POWER_REASON_NONE],
@@ -121,8 +113,7 @@ fn pv_base_5_unknown_actions_and_reasons_do_nothing() {
         [POWER_OFF, u64::MAX],
     ]
     .map(|args| Call::new(CALL_BASE_POWER, &args));
-    let Some(results) = results(&calls) else {
-        return;
-    };
-    assert_eq!(results, [Err(Status::InvalidParam); 5]);
+    let results = results(&calls)?;
+    check_eq!(results, [Err(Status::InvalidParam); 5]);
+    Ok(())
 }

@@ -1,55 +1,49 @@
 //! The call itself: registers, status, privilege.
 
-use paravane::pv::DOORBELL_PORT;
-use paravane::stats::Outcome;
+use crate::pv::DOORBELL_PORT;
+use crate::stats::Outcome;
 use paravane_abi::call::{CALLS, CallId, Status};
 use paravane_abi::registry::*;
 
-use crate::guest::{After, Call, DATA, Guest, Mode, result, results};
+use super::Verdict;
+use super::guest::{After, Call, DATA, Guest, Mode, result, results};
 
-#[test]
-fn pv_call_1_an_out_to_the_doorbell_is_a_call() {
-    assert!(
-        result(CALL_BASE_NOP, &[0x1234_5678_9abc_def0])
-            .is_none_or(|r| r == Ok(0x1234_5678_9abc_def0))
-    );
+pub(super) fn pv_call_1_an_out_to_the_doorbell_is_a_call() -> Verdict {
+    let value = 0x1234_5678_9abc_def0;
+    check_eq!(result(CALL_BASE_NOP, &[value])?, Ok(value));
+    Ok(())
 }
 
-#[test]
-fn pv_call_1_another_width_is_not_a_call() {
+pub(super) fn pv_call_1_another_width_is_not_a_call() -> Verdict {
     // EAX has the whole id each time, so that the width alone decides.
     let narrow = |width| Call {
         width,
         ..Call::new(CALL_BASE_NOP, &[7])
     };
     let calls = [narrow(1), narrow(2), narrow(4)];
-    let Some(ran) = Guest::default().run(&calls) else {
-        return;
-    };
+    let ran = Guest::default().run(&calls)?;
     for after in &ran.after[..2] {
         let [rax, rdx, ..] = after.registers;
-        assert_eq!(rax, u64::from(CALL_BASE_NOP), "RAX as it was");
-        assert_eq!(rdx, u64::from(DOORBELL_PORT), "RDX as it was");
+        check_eq!(rax, u64::from(CALL_BASE_NOP), "RAX as it was");
+        check_eq!(rdx, u64::from(DOORBELL_PORT), "RDX as it was");
     }
-    assert_eq!(ran.after[2].result(), Ok(7));
-    assert_eq!(ran.stats.hypercalls.get("base.nop"), Some(&1));
+    check_eq!(ran.after[2].result()?, Ok(7));
+    check_eq!(ran.stats.hypercalls.get("base.nop"), Some(&1));
+    Ok(())
 }
 
-#[test]
-fn pv_call_1_another_port_is_not_a_call() {
+pub(super) fn pv_call_1_another_port_is_not_a_call() -> Verdict {
     let other = Call {
         port: DOORBELL_PORT + 4,
         ..Call::new(CALL_BASE_NOP, &[7])
     };
-    let Some(ran) = Guest::default().run(&[other]) else {
-        return;
-    };
-    assert_eq!(ran.after[0].registers[0], u64::from(CALL_BASE_NOP));
-    assert_eq!(ran.stats.hypercalls.get("base.nop"), None);
+    let ran = Guest::default().run(&[other])?;
+    check_eq!(ran.after[0].registers[0], u64::from(CALL_BASE_NOP));
+    check_eq!(ran.stats.hypercalls.get("base.nop"), None);
+    Ok(())
 }
 
-#[test]
-fn pv_call_1_strings_and_reads_are_not_calls() {
+pub(super) fn pv_call_1_strings_and_reads_are_not_calls() -> Verdict {
     // The string instruction's count is where the width stands otherwise.
     let guest = Guest {
         mode: Mode::OtherAccesses,
@@ -60,22 +54,20 @@ fn pv_call_1_strings_and_reads_are_not_calls() {
             width: count,
             ..Call::new(CALL_BASE_NOP, &[7])
         };
-        let Some(ran) = guest.run(&[string]) else {
-            return;
-        };
-        assert_eq!(
+        let ran = guest.run(&[string])?;
+        check_eq!(
             ran.stats.outcome,
             Outcome::TripleFault,
             "the guest's own end"
         );
-        assert_eq!(ran.stats.hypercalls.get("base.nop"), None, "{count} words");
+        check_eq!(ran.stats.hypercalls.get("base.nop"), None, "{count} words");
         let [_, rdx, ..] = ran.after[0].registers;
-        assert_eq!(rdx, u64::from(DOORBELL_PORT), "RDX as it was");
+        check_eq!(rdx, u64::from(DOORBELL_PORT), "RDX as it was");
     }
+    Ok(())
 }
 
-#[test]
-fn pv_call_2_other_registers_stay() {
+pub(super) fn pv_call_2_other_registers_stay() -> Verdict {
     // `results` compares them, for each call and its arguments.
     let calls = [
         Call::new(CALL_BASE_NOP, &[u64::MAX]),
@@ -83,11 +75,11 @@ fn pv_call_2_other_registers_stay() {
         Call::new(0xffff_ffff, &[1, 2, 3, 4, 5, 6]),
         Call::new(CALL_CONSOLE_WRITE, &[DATA, 16]),
     ];
-    results(&calls);
+    results(&calls)?;
+    Ok(())
 }
 
-#[test]
-fn pv_call_3_unused_arguments_are_zero() {
+pub(super) fn pv_call_3_unused_arguments_are_zero() -> Verdict {
     let uses = |id: CallId| match id.0 {
         CALL_BASE_VERSION | CALL_BASE_FACILITIES | CALL_CONSOLE_NOTIFY | CALL_CLOCK_WALL => 0,
         CALL_BASE_PROBE | CALL_BASE_NOP => 1,
@@ -101,16 +93,14 @@ fn pv_call_3_unused_arguments_are_zero() {
             calls.push(Call::new(id.0, &args));
         }
     }
-    let Some(results) = results(&calls) else {
-        return;
-    };
+    let results = results(&calls)?;
     for (call, result) in calls.iter().zip(results) {
-        assert_eq!(result, Err(Status::InvalidParam), "{call:?}");
+        check_eq!(result, Err(Status::InvalidParam), "{call:?}");
     }
+    Ok(())
 }
 
-#[test]
-fn pv_call_4_unknown_calls_are_not_supported() {
+pub(super) fn pv_call_4_unknown_calls_are_not_supported() -> Verdict {
     let unknown = [
         0,
         1,
@@ -131,16 +121,14 @@ fn pv_call_4_unknown_calls_are_not_supported() {
         .iter()
         .flat_map(|id| [Call::new(*id, &[]), Call::new(*id, &[1, 2, 3, 4, 5, 6])])
         .collect();
-    let Some(results) = results(&calls) else {
-        return;
-    };
+    let results = results(&calls)?;
     for (call, result) in calls.iter().zip(results) {
-        assert_eq!(result, Err(Status::NotSupported), "{call:?}");
+        check_eq!(result, Err(Status::NotSupported), "{call:?}");
     }
+    Ok(())
 }
 
-#[test]
-fn pv_call_4_a_facility_that_is_off_is_not_supported() {
+pub(super) fn pv_call_4_a_facility_that_is_off_is_not_supported() -> Verdict {
     for (off, facility) in [
         ("-console", FACILITY_CONSOLE),
         ("-clock", FACILITY_CLOCK),
@@ -155,16 +143,17 @@ fn pv_call_4_a_facility_that_is_off_is_not_supported() {
             .filter(|id| id.facility() == facility)
             .flat_map(|id| [Call::new(id.0, &[]), Call::new(id.0, &[DATA, 1, 2])])
             .collect();
-        let Some(ran) = guest.run(&calls) else { return };
-        for (call, result) in calls.iter().zip(ran.results(&calls)) {
-            assert_eq!(result, Err(Status::NotSupported), "{off}: {call:?}");
+        let ran = guest.run(&calls)?;
+        for (call, result) in calls.iter().zip(ran.results(&calls)?) {
+            check_eq!(result, Err(Status::NotSupported), "{off}: {call:?}");
         }
-        assert_eq!(ran.console, b"", "{off}");
+        check_eq!(ran.console, b"", "{off}");
     }
+    Ok(())
 }
 
-#[test]
-fn pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port() {
+pub(super) fn pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port() -> Verdict
+{
     let guest = Guest {
         mode: Mode::Cpl3,
         ..Guest::default()
@@ -175,14 +164,18 @@ fn pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port() {
         Call::new(CALL_BASE_POWER, &[POWER_OFF, u64::MAX]),
         Call::new(u32::MAX, &[1]),
     ];
-    let Some(ran) = guest.run(&calls) else { return };
-    assert_eq!(
+    let ran = guest.run(&calls)?;
+    check_eq!(
         ran.stats.outcome,
         Outcome::TripleFault,
         "the guest's own end"
     );
-    let results: Vec<_> = ran.after.iter().map(After::result).collect();
-    assert_eq!(
+    let results: Vec<_> = ran
+        .after
+        .iter()
+        .map(After::result)
+        .collect::<Result<_, _>>()?;
+    check_eq!(
         results,
         [
             Ok(7),
@@ -191,18 +184,16 @@ fn pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port() {
             Err(Status::NotSupported)
         ]
     );
+    Ok(())
 }
 
-#[test]
-fn pv_call_6_the_host_takes_what_the_registers_of_32_bit_code_hold() {
+pub(super) fn pv_call_6_the_host_takes_what_the_registers_of_32_bit_code_hold() -> Verdict {
     let guest = Guest {
         mode: Mode::Bits32,
         ..Guest::default()
     };
-    let Some(ran) = guest.run(&[Call::new(CALL_BASE_VERSION, &[])]) else {
-        return;
-    };
-    assert_eq!(
+    let ran = guest.run(&[Call::new(CALL_BASE_VERSION, &[])])?;
+    check_eq!(
         ran.stats.outcome,
         Outcome::TripleFault,
         "the guest's own end"
@@ -210,5 +201,6 @@ fn pv_call_6_the_host_takes_what_the_registers_of_32_bit_code_hold() {
     // 32-bit code sees the lower halves.
     let [eax, edx, ..] = ran.after[0].registers;
     let ok = STATUS_OK.cast_unsigned() & u64::from(u32::MAX);
-    assert_eq!((eax, edx), (ok, u64::from(ABI_VERSION)));
+    check_eq!((eax, edx), (ok, u64::from(ABI_VERSION)));
+    Ok(())
 }

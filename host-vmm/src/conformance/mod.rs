@@ -1,0 +1,153 @@
+//! The conformance suite for hosts: what a guest can see of each clause of `SPEC.md`.
+//!
+//! # How it works
+//!
+//! A check is a function whose name begins with its clause: `pv_call_1_an_out_to_the_doorbell_is_a_call`
+//! checks PV-CALL-1. It boots the bare-metal guest with a table of calls ([`guest`]) and compares what
+//! came back with what the clause says. [`CHECKS`] lists all; `paravane abi check` runs them ([`report`]),
+//! and so does `cargo test` (`tests/tiny`). Nothing needs VMX or SVM: the guest's instructions are among
+//! those that every KVM knows.
+//!
+//! Another VMM is checked by the guest itself, with fewer checks: `hypercall-abi/CONFORMANCE.md`.
+
+/// Ends the check with a [`Failure`] unless the condition holds.
+macro_rules! check {
+    ($condition:expr $(,)?) => {
+        check!($condition, "{}", stringify!($condition))
+    };
+    ($condition:expr, $($text:tt)+) => {
+        if !$condition {
+            return Err($crate::conformance::Failure::Breach(format!($($text)+)));
+        }
+    };
+}
+
+/// Ends the check with a [`Failure`] unless both are equal: what was found, and what the clause says.
+macro_rules! check_eq {
+    ($found:expr, $expected:expr $(,)?) => {
+        check_eq!($found, $expected, "{}", stringify!($found))
+    };
+    ($found:expr, $expected:expr, $($text:tt)+) => {
+        let (found, expected) = (&$found, &$expected);
+        check!(
+            found == expected,
+            "{}: found {found:x?}, expected {expected:x?}",
+            format_args!($($text)+)
+        );
+    };
+}
+
+mod base;
+mod call;
+mod clock;
+mod console;
+mod crash;
+mod discovery;
+pub mod guest;
+mod hostile;
+pub mod report;
+
+use std::fmt;
+
+/// What a check gives.
+pub type Verdict = Result<(), Failure>;
+
+/// Why a check did not pass.
+#[derive(Debug)]
+pub enum Failure {
+    /// It cannot run here.
+    Skipped(String),
+    /// The host breaks the clause.
+    Breach(String),
+    /// The machine could not be built or looked into.
+    Machine(String),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::Skipped(text) | Self::Breach(text) | Self::Machine(text)) = self;
+        f.write_str(text)
+    }
+}
+
+/// [`Failure`] is no [`std::error::Error`] itself, so that any error may become one.
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::Machine(error.to_string())
+    }
+}
+
+/// One check.
+#[derive(Clone, Copy, Debug)]
+pub struct Check {
+    /// Name of the function: clause, then what is checked.
+    pub name: &'static str,
+    run: fn() -> Verdict,
+}
+
+macro_rules! checks {
+    ($($module:ident: $($name:ident)+;)+) => {
+        /// All checks, in the order of the specification's chapters.
+        pub const CHECKS: &[Check] = &[$($(Check { name: stringify!($name), run: $module::$name }),+),+];
+    };
+}
+
+checks! {
+    discovery:
+        pv_disc_1_the_block_is_found pv_disc_2_the_last_leaf_is_told pv_disc_3_features
+        pv_disc_4_boot_info_and_doorbell;
+    call:
+        pv_call_1_an_out_to_the_doorbell_is_a_call pv_call_1_another_width_is_not_a_call
+        pv_call_1_another_port_is_not_a_call pv_call_1_strings_and_reads_are_not_calls
+        pv_call_2_other_registers_stay pv_call_3_unused_arguments_are_zero
+        pv_call_4_unknown_calls_are_not_supported pv_call_4_a_facility_that_is_off_is_not_supported;
+    hostile: pv_call_4_a_hostile_guest_gets_exact_answers_and_harms_nobody;
+    call:
+        pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port
+        pv_call_6_the_host_takes_what_the_registers_of_32_bit_code_hold;
+    discovery:
+        pv_boot_1_boot_info_is_filled pv_boot_2_magic pv_boot_3_size
+        pv_boot_4_shared_pages_are_reserved_memory pv_boot_5_the_host_does_not_write_the_page_again;
+    base:
+        pv_base_1_version pv_base_2_facilities pv_base_3_probe_finds_what_is_there
+        pv_base_4_nop_gives_its_argument_back pv_base_5_each_power_action_ends_the_run
+        pv_base_5_unknown_actions_and_reasons_do_nothing;
+    console:
+        pv_console_1_write_prints_and_counts pv_console_1_write_comes_after_what_is_in_the_ring
+        pv_console_1_write_too_long_is_invalid pv_console_1_write_outside_memory_is_a_bad_address
+        pv_console_2_the_rings_are_where_boot_info_says pv_console_3_the_host_trusts_its_own_tail_only
+        pv_console_4_impossible_indices_empty_the_ring pv_console_4_indices_wrap
+        pv_console_5_notify_takes_all_bytes pv_console_5_notify_of_an_empty_ring_is_no_error
+        pv_console_7_event_vectors_and_processors;
+    clock:
+        pv_clock_1_the_frequency_is_in_boot_info pv_clock_2_the_pair_is_of_this_run
+        pv_clock_3_wall_tells_the_time pv_clock_4_flags_and_timer;
+    crash:
+        pv_crash_1_the_record_is_reported pv_crash_2_a_wrong_length_is_invalid
+        pv_crash_2_a_wrong_record_is_invalid pv_crash_3_bad_addresses;
+}
+
+impl Check {
+    /// The clause: the name's first three words, as the specification writes them.
+    #[must_use]
+    pub fn clause(&self) -> String {
+        let words: Vec<_> = self.name.splitn(4, '_').take(3).collect();
+        words.join("-").to_uppercase()
+    }
+
+    /// What is checked, in words.
+    #[must_use]
+    pub fn what(&self) -> String {
+        let words = self.name.splitn(4, '_').nth(3).unwrap_or_default();
+        words.replace('_', " ")
+    }
+
+    /// Boots guests and compares.
+    ///
+    /// # Errors
+    ///
+    /// [`Failure`]: also where there is no KVM.
+    pub fn run(&self) -> Verdict {
+        (self.run)()
+    }
+}
