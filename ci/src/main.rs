@@ -89,10 +89,22 @@ enum Task {
     ///
     /// Also checks the specification itself: clause ids, normative words, and that every clause
     /// has a test or a reason why not.
+    ///
+    /// Examples:
+    ///   cargo ci spec
+    ///   cargo ci spec --write
+    ///   cargo ci spec --html --pdf paravane-abi.pdf
+    #[command(verbatim_doc_comment)]
     Spec {
         /// Write the generated parts instead of comparing them
         #[arg(long)]
         write: bool,
+        /// Write the specification as one HTML page that needs nothing else
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = SPEC_HTML)]
+        html: Option<PathBuf>,
+        /// Write the specification as PDF (needs Chromium)
+        #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = SPEC_PDF)]
+        pdf: Option<PathBuf>,
     },
     /// Run everything that must hold (what ci/test does after ci/setup)
     Test {
@@ -109,6 +121,10 @@ enum Task {
         bench: Vec<String>,
     },
 }
+
+/// Where the published specification goes when no file is named.
+const SPEC_HTML: &str = "target/spec/paravane-abi.html";
+const SPEC_PDF: &str = "target/spec/paravane-abi.pdf";
 
 /// Which kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -167,7 +183,9 @@ fn start(task: Task) -> anyhow::Result<()> {
         }
         Task::ReferenceHost => demo::reference_host(),
         Task::Patches { no_build } => patches::check(&workspace, !no_build),
-        Task::Spec { write } => spec::run(&workspace, write),
+        Task::Spec { write, html, pdf } => {
+            spec::run(&workspace, write, &spec::Published { html, pdf })
+        }
         Task::Test { only, list } => test::run(&workspace, only.as_deref(), list),
         Task::Demo { bench } => demo::run(&workspace, &bench),
     }

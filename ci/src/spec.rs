@@ -2,15 +2,20 @@
 //!
 //! The numbers and layouts are in `hypercall-abi/src/abi` only ([`model`] reads them). From there come the C header
 //! ([`header`]), the tables of `SPEC.md` ([`tables`]) and `abi.lock`, whose hash has to be in the change log.
-//! [`clauses`] checks the text: ids, normative words, citations in code, a test for every clause.
+//! [`clauses`] and [`rules`] check the text: ids, normative words, citations in code, a test for every clause, a row
+//! of statuses for every call. [`publish`] makes HTML and PDF of it.
 
+#[cfg(test)]
+mod bindgen;
 mod clauses;
 mod header;
 mod model;
+mod publish;
+mod rules;
 mod tables;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
@@ -18,8 +23,17 @@ use crate::hash;
 use crate::spec::model::Model;
 use crate::workspace::Workspace;
 
+/// Where the published form goes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Published {
+    /// As HTML.
+    pub(crate) html: Option<PathBuf>,
+    /// As PDF.
+    pub(crate) pdf: Option<PathBuf>,
+}
+
 /// Task `spec`.
-pub(crate) fn run(workspace: &Workspace, write: bool) -> Result<()> {
+pub(crate) fn run(workspace: &Workspace, write: bool, published: &Published) -> Result<()> {
     let folder = workspace.root.join("hypercall-abi");
     let model = Model::read(&folder.join("src/abi"))?;
     let spec_path = folder.join("SPEC.md");
@@ -63,6 +77,8 @@ pub(crate) fn run(workspace: &Workspace, write: bool) -> Result<()> {
     }
     faults.extend(clauses::faults_of_text(&spec, &clauses));
     faults.extend(clauses::faults_of_code(workspace, &clauses)?);
+    faults.extend(rules::faults_of_text(&spec, &model)?);
+    faults.extend(rules::faults_of_names(workspace, &clauses)?);
     if !faults.is_empty() {
         bail!(
             "the specification has faults:\n    {}",
@@ -74,6 +90,13 @@ pub(crate) fn run(workspace: &Workspace, write: bool) -> Result<()> {
         clauses.len(),
         hash::short(&lock_hash)
     );
+    let spec = text(&spec_path)?;
+    if let Some(file) = &published.html {
+        publish::write_html(&spec, file)?;
+    }
+    if let Some(file) = &published.pdf {
+        publish::write_pdf(&spec, file)?;
+    }
     Ok(())
 }
 

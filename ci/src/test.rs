@@ -66,7 +66,7 @@ const STEPS: [Step; 13] = [
     Step {
         name: "specification",
         mend: "see `cargo ci spec --help`",
-        run: |workspace| spec::run(workspace, false).map(|()| ONE),
+        run: |workspace| spec::run(workspace, false, &spec::Published::default()).map(|()| ONE),
     },
     Step {
         name: "unit-tests",
