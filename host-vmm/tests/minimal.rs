@@ -2,20 +2,24 @@
 //! (`hypercall-abi/tests/minimal-guest`): a host has to be usable by it.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use paravane_abi::registry::*;
+use serde_json::Value;
 
 /// The guest's folder.
 fn source() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../hypercall-abi/tests/minimal-guest")
 }
 
-/// Compiles the guest and returns the ELF file.
-fn build(compiler: &str) -> PathBuf {
-    let elf = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("minimal-{compiler}.elf"));
+/// Compiles one of the guests and returns the ELF file.
+fn build(compiler: &str, name: &str) -> PathBuf {
+    // Tests run at once, so each has its own file.
+    let test = std::thread::current().name().unwrap_or("test").to_owned();
+    let elf = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{compiler}-{test}.elf"));
     let status = Command::new(compiler)
         .args("-std=gnu11 -Wall -Wextra -Werror -O1 -ffreestanding -fno-pic".split(' '))
         // The host's KVM may interpret the guest: no vector registers.
@@ -25,7 +29,7 @@ fn build(compiler: &str) -> PathBuf {
         .arg(format!("-Wl,-T,{}", source().join("guest.ld").display()))
         .arg("-I")
         .arg(source().join("../../include"))
-        .arg(source().join("guest.c"))
+        .arg(source().join(format!("{name}.c")))
         .arg("-o")
         .arg(&elf)
         .status()
@@ -34,22 +38,44 @@ fn build(compiler: &str) -> PathBuf {
     elf
 }
 
-/// Runs it and returns what it prints; `None`, after a word about it, where there is no KVM.
-fn run(compiler: &str, facilities: &str) -> Option<String> {
-    if let Err(error) = paravane::kvm::open() {
+/// Whether there is a KVM; a word about it if not.
+fn kvm() -> bool {
+    let open = paravane::kvm::open();
+    if let Err(error) = &open {
         eprintln!("skipped: {error}");
+    }
+    open.is_ok()
+}
+
+/// The command that runs a guest.
+fn command(elf: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
+    command
+        .args("run --guest para --host kvm --watchdog 60 --kernel".split(' '))
+        .arg(elf);
+    command
+}
+
+/// Runs the guest and returns what it prints, and the names of the calls that it made; `None`, after a word about
+/// it, where there is no KVM.
+fn run(compiler: &str, facilities: &str) -> Option<(String, Vec<String>)> {
+    if !kvm() {
         return None;
     }
-    let output = Command::new(env!("CARGO_BIN_EXE_paravane"))
-        .args("run --guest para --host kvm --watchdog 60 --kernel".split(' '))
-        .arg(build(compiler))
+    let elf = build(compiler, "guest");
+    let stats = elf.with_extension("json");
+    let output = command(&elf)
         .arg(format!("--pv={facilities}"))
+        .args(["--stats", "json", "--stats-file"])
+        .arg(&stats)
         .output()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap().replace('\r', "");
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}\n{text}{errors}", output.status);
-    Some(text)
+    let stats: Value = serde_json::from_str(&fs::read_to_string(stats).unwrap()).unwrap();
+    let calls = stats["hypercalls"].as_object().unwrap();
+    Some((text, calls.keys().cloned().collect()))
 }
 
 /// The number after `name`, where the guest has printed it.
@@ -76,13 +102,14 @@ fn it_is_as_small_as_it_says() {
 fn it_prints_reads_the_clock_and_powers_off() {
     for compiler in ["gcc", "clang-19"] {
         let before = now();
-        let Some(text) = run(compiler, "") else {
+        let Some((text, calls)) = run(compiler, "") else {
             return;
         };
         let after = now();
         let first = "minimal: hello by console.write\n\
                      minimal: and this came through the ring\n";
         assert!(text.starts_with(first), "{compiler}:\n{text}");
+        assert!(calls.iter().any(|call| call == "clock.wall"), "{calls:?}");
         assert_eq!(number(&text, "version"), Some(u64::from(ABI_VERSION)));
         assert_eq!(number(&text, "generation"), Some(0));
         let wall = number(&text, "clock.wall").unwrap();
@@ -96,14 +123,41 @@ fn it_prints_reads_the_clock_and_powers_off() {
 }
 
 #[test]
-fn it_does_without_what_a_host_has_not() {
-    let Some(text) = run("gcc", "-clock") else {
+fn pv_conf_2_a_guest_makes_no_call_of_what_is_missing() {
+    let Some((text, calls)) = run("gcc", "-clock") else {
         return;
     };
     assert!(text.contains("minimal: no clock\n"), "{text}");
     assert_eq!(number(&text, "clock.wall"), None);
     let word = number(&text, "facilities").unwrap();
     assert_eq!(word >> FACILITY_CLOCK & 1, 0);
+    assert!(calls.iter().any(|call| call == "console.write"));
+    assert!(!calls.iter().any(|call| call.starts_with("clock.")));
     // Without a console it says nothing, and still powers off.
-    assert_eq!(run("gcc", "-console").as_deref(), Some(""));
+    let (text, calls) = run("gcc", "-console").unwrap();
+    assert_eq!(text, "");
+    assert!(calls.iter().any(|call| call == "base.power"), "{calls:?}");
+    assert!(!calls.iter().any(|call| call.starts_with("console.")));
+}
+
+#[test]
+fn pv_state_1_a_restart_finds_everything_as_at_the_first_start() {
+    if !kvm() {
+        return;
+    }
+    let mut machine = command(&build("gcc", "reboot"))
+        .arg("--reboot")
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(machine.stdout.take().unwrap()).lines();
+    let states: Vec<_> = lines
+        .map(|line| line.unwrap().trim().to_owned())
+        .filter(|line| line.starts_with("minimal") || line.starts_with("state "))
+        .take(4)
+        .collect();
+    machine.kill().unwrap();
+    machine.wait().unwrap();
+    assert_eq!(states.len(), 4, "it has ended by itself: {states:?}");
+    assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
 }

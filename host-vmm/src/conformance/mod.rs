@@ -46,6 +46,7 @@ mod discovery;
 pub mod guest;
 mod hostile;
 pub mod report;
+mod trust;
 
 use std::fmt;
 
@@ -93,6 +94,7 @@ macro_rules! checks {
 }
 
 checks! {
+    trust: pv_conf_1_every_call_of_an_offered_facility_is_carried_out;
     discovery:
         pv_disc_1_the_block_is_found pv_disc_2_the_last_leaf_is_told pv_disc_3_features
         pv_disc_4_boot_info_and_doorbell;
@@ -125,6 +127,7 @@ checks! {
     crash:
         pv_crash_1_the_record_is_reported pv_crash_2_a_wrong_length_is_invalid
         pv_crash_2_a_wrong_record_is_invalid pv_crash_3_bad_addresses;
+    trust: pv_sec_2_no_range_reaches_beyond_guest_memory;
 }
 
 impl Check {

@@ -37,6 +37,7 @@ fn run(name: &str) {
 }
 
 tests! {
+    pv_conf_1_every_call_of_an_offered_facility_is_carried_out
     pv_disc_1_the_block_is_found
     pv_disc_2_the_last_leaf_is_told
     pv_disc_3_features
@@ -82,4 +83,5 @@ tests! {
     pv_crash_2_a_wrong_length_is_invalid
     pv_crash_2_a_wrong_record_is_invalid
     pv_crash_3_bad_addresses
+    pv_sec_2_no_range_reaches_beyond_guest_memory
 }
