@@ -397,8 +397,8 @@ fn accounts(samples: &Samples, job: &str, heading: &Heading) -> Vec<String> {
     for (arm, boot) in &boots {
         let exits = boot.exits_ns(costs);
         lines.push(format!(
-            "- {arm}: {} exits to the VMM and {} in KVM explain {} of {} ({:.0} %); the rest is guest instructions and \
-             waiting, which no exit saved can touch.",
+            "- {arm}: {} exits to the VMM and {} in KVM explain {} of {} ({:.0} %); the rest is guest instructions, \
+             waiting, and the VMM's work at its exits.",
             write(boot.to_vmm, Kind::Count),
             write(boot.in_kvm, Kind::Count),
             write(exits, Kind::Time),
