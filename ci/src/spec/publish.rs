@@ -16,9 +16,10 @@ use crate::run;
 
 /// The page's looks.
 const STYLE: &str = include_str!("publish/style.css");
-/// On a narrow screen the contents are folded up at first.
-const FOLD: &str = "if (innerWidth < 1200 && !matchMedia('print').matches) \
-                    document.querySelector('nav details').open = false;";
+/// On a narrow screen the contents are folded up at first; never on paper.
+const FOLD: &str = "const contents = document.querySelector('nav details');\n\
+                    if (innerWidth < 1200 && !matchMedia('print').matches) contents.open = false;\n\
+                    addEventListener('beforeprint', () => contents.open = true);";
 /// What Debian and others call it.
 const BROWSERS: [&str; 4] = [
     "chromium",
@@ -91,7 +92,7 @@ struct Page<'a> {
 
 /// The whole page.
 fn page(spec: &str) -> Result<String> {
-    let options = Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH;
+    let options = Options::ENABLE_TABLES | Options::ENABLE_SMART_PUNCTUATION;
     let events: Vec<Event<'_>> = Parser::new_ext(spec, options).collect();
     let mut page = Page {
         sections: Vec::new(),
