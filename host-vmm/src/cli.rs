@@ -129,6 +129,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
     /// Facilities of a para guest: `-clock,-crash` leaves these out, `console` has only that one.
+    /// `exitless` is facility `ring` with a host thread that looks at the rings; `-exitless` leaves the thread out.
     #[arg(
         long,
         value_name = "LIST",

@@ -48,42 +48,67 @@ impl fmt::Display for Profile {
     }
 }
 
-/// The facilities that a para guest finds: a bit each, as in the ABI's facility word.
+/// The facilities that a para guest finds, and whether its submission rings can be exitless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FacilitySet(u64);
+pub struct FacilitySet {
+    /// A bit each, as in the ABI's facility word.
+    word: u64,
+    /// Transport T2; only with facility `ring`.
+    exitless: bool,
+}
 
 /// Name and id of each facility that this VMM implements.
-pub const FACILITIES: [(&str, u32); 4] = [
+pub const FACILITIES: [(&str, u32); 5] = [
     ("base", reg::FACILITY_BASE),
     ("console", reg::FACILITY_CONSOLE),
     ("clock", reg::FACILITY_CLOCK),
     ("crash", reg::FACILITY_CRASH),
+    ("ring", reg::FACILITY_RING),
 ];
+
+/// The name of the transport that comes on top of facility `ring`.
+pub const EXITLESS: &str = "exitless";
 
 impl Default for FacilitySet {
     fn default() -> Self {
-        Self(FACILITIES.iter().fold(0, |word, (_, id)| word | 1 << id))
+        Self {
+            word: FACILITIES.iter().fold(0, |word, (_, id)| word | 1 << id),
+            exitless: true,
+        }
     }
 }
 
 impl FacilitySet {
     /// No facility, as for guests that are not para.
-    pub const NONE: Self = Self(0);
+    pub const NONE: Self = Self {
+        word: 0,
+        exitless: false,
+    };
 
     /// The facility word of the ABI.
     #[must_use]
     pub const fn word(self) -> u64 {
-        self.0
+        self.word
     }
 
     /// Whether facility `id` is on.
     #[must_use]
     pub const fn has(self, id: u32) -> bool {
-        id < 64 && self.0 & (1 << id) != 0
+        id < 64 && self.word & (1 << id) != 0
+    }
+
+    /// The transport bits of the ABI. Spec: PV-RING-1
+    #[must_use]
+    pub const fn transports(self) -> u32 {
+        match (self.has(reg::FACILITY_RING), self.exitless) {
+            (false, _) => reg::TRANSPORT_DOORBELL,
+            (true, false) => reg::TRANSPORT_DOORBELL | reg::TRANSPORT_RING,
+            (true, true) => reg::TRANSPORT_DOORBELL | reg::TRANSPORT_RING | reg::TRANSPORT_EXITLESS,
+        }
     }
 
     /// Parses `--pv`: `console,clock` means just these (and `base`, which is mandatory);
-    /// `-clock,-crash` means all but these.
+    /// `-clock,-crash` means all but these. `exitless` brings `ring` along, and goes with it.
     ///
     /// # Errors
     ///
@@ -97,30 +122,42 @@ impl FacilitySet {
         let base = 1 << reg::FACILITY_BASE;
         let only_removals = words.iter().all(|w| w.starts_with('-'));
         let mut set = if only_removals {
-            Self::default().0
+            Self::default()
         } else {
-            base
+            Self {
+                word: base,
+                exitless: false,
+            }
         };
         for word in words {
             let name = word.trim_start_matches(['-', '+']);
+            let removed = word.starts_with('-');
+            if name == EXITLESS {
+                set.exitless = !removed;
+                if !removed {
+                    set.word |= 1 << reg::FACILITY_RING;
+                }
+                continue;
+            }
             let bit = FACILITIES
                 .iter()
                 .find(|(known, _)| *known == name)
                 .map(|(_, id)| 1 << id)
                 .ok_or_else(|| ConfigError::UnknownFacility {
                     name: name.to_owned(),
-                    known: FACILITIES.map(|(n, _)| n).join(", "),
+                    known: format!("{}, {EXITLESS}", FACILITIES.map(|(n, _)| n).join(", ")),
                 })?;
-            if word.starts_with('-') {
+            if removed {
                 if bit == base {
                     return Err(ConfigError::MandatoryFacility);
                 }
-                set &= !bit;
+                set.word &= !bit;
             } else {
-                set |= bit;
+                set.word |= bit;
             }
         }
-        Ok(Self(set))
+        set.exitless &= set.has(reg::FACILITY_RING);
+        Ok(set)
     }
 }
 
@@ -293,6 +330,18 @@ mod tests {
             only_console.word(),
             1 << reg::FACILITY_BASE | 1 << reg::FACILITY_CONSOLE
         );
+        let transports = |list| FacilitySet::parse(list).unwrap().transports();
+        let (ring, exitless) = (
+            reg::TRANSPORT_DOORBELL | reg::TRANSPORT_RING,
+            all.transports(),
+        );
+        assert_eq!(exitless, ring | reg::TRANSPORT_EXITLESS);
+        assert_eq!(transports("console"), reg::TRANSPORT_DOORBELL);
+        assert_eq!(transports("ring"), ring);
+        assert_eq!(transports("exitless"), exitless);
+        assert_eq!(transports("-exitless"), ring);
+        assert_eq!(transports("-ring"), reg::TRANSPORT_DOORBELL);
+        assert_eq!(FacilitySet::NONE.transports(), reg::TRANSPORT_DOORBELL);
         assert!(matches!(
             FacilitySet::parse("-base"),
             Err(ConfigError::MandatoryFacility)

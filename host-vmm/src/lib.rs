@@ -24,6 +24,7 @@ pub mod console;
 pub mod crash;
 pub mod device;
 pub mod doctor;
+pub mod end;
 pub mod event_loop;
 pub mod kvm;
 pub mod memory;

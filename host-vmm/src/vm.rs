@@ -2,10 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::RawFd;
 use std::os::unix::thread::JoinHandleExt;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,6 +25,7 @@ use crate::crash::{self, Symbols};
 use crate::device::Ports;
 use crate::device::mark::MARKS_MAX;
 use crate::device::uart::{self, Uart};
+use crate::end::End;
 use crate::event_loop::{EventLoop, Signals};
 use crate::kvm::counters::Counters;
 use crate::kvm::cpuid::GuestCpuid;
@@ -35,6 +35,7 @@ use crate::pv::base::Base;
 use crate::pv::clock::Clock;
 use crate::pv::console::RingConsole;
 use crate::pv::crash::{Crash, LastWords};
+use crate::pv::ring::Rings;
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::vcpu::{self, Vcpu};
@@ -86,9 +87,7 @@ pub struct Machine {
     rings: Option<Arc<RingConsole>>,
     kernel: PathBuf,
     wake: EventFd,
-    stopped: EventFd,
-    stopping: AtomicBool,
-    end: Mutex<Option<(Outcome, Option<String>)>>,
+    end: Arc<End>,
     started: OnceLock<Instant>,
     counters: Vec<Counters>,
     counts: Vec<Arc<VcpuCounts>>,
@@ -121,21 +120,18 @@ impl Machine {
     /// Whether vCPUs should come out for good.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
+        self.end.is_stopping()
     }
 
     /// Ends the run; the first to say so is the one who is believed.
     pub fn stop(&self, outcome: Outcome, message: Option<String>) {
-        lock(&self.end).get_or_insert((outcome, message));
-        self.stopping.store(true, Ordering::Release);
-        // A full event counter means that it has been signalled already.
-        let _ = self.stopped.write(1);
+        self.end.stop(outcome, message);
     }
 
     /// Becomes readable when the machine stops.
     #[must_use]
     pub fn stopped_fd(&self) -> RawFd {
-        self.stopped.as_raw_fd()
+        self.end.fd()
     }
 
     /// Becomes readable when the event loop should look at the console ring.
@@ -309,6 +305,7 @@ impl Vm {
 
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
         let last_words = LastWords::default();
+        let end = Arc::new(End::new().map_err(host("event descriptor"))?);
         let (pv, rings) = paravirt(
             set,
             &config,
@@ -319,6 +316,7 @@ impl Vm {
             &wake,
             &last_words,
         )?;
+        let pv = pv.with_rings(&memory, config.vcpus, &end);
         let counters = vcpus.iter().filter_map(Counters::open).collect();
         let machine = Machine {
             vm,
@@ -329,9 +327,7 @@ impl Vm {
             rings,
             kernel: config.kernel.clone(),
             wake,
-            stopped: EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?,
-            stopping: AtomicBool::new(false),
-            end: Mutex::new(None),
+            end,
             started: OnceLock::new(),
             counters,
             counts: vcpus.iter().map(|_| Arc::default()).collect(),
@@ -423,12 +419,15 @@ impl Vm {
         events.run();
         let run_ns = machine.elapsed_ns();
         let stuck = join(threads);
+        if let Some(rings) = machine.pv.rings() {
+            rings.close();
+        }
         if let Some(rings) = &machine.rings {
             rings.last_look();
         }
         machine.console.flush_now();
 
-        let (outcome, mut message) = lock(&machine.end).take().unwrap_or((Outcome::Error, None));
+        let (outcome, mut message) = machine.end.take().unwrap_or((Outcome::Error, None));
         if let Some(record) = lock(&self.last_words).as_deref() {
             message = Some(crash::report(record, &Symbols::read(&self.config.kernel)));
         }
@@ -465,6 +464,10 @@ impl Vm {
             .counts
             .iter()
             .for_each(|counts| stats.add_vcpu(counts));
+        // A call is a call, whichever way it came.
+        for counts in machine.pv.rings().into_iter().flat_map(Rings::counts) {
+            stats.add_vcpu(counts);
+        }
         Ok(stats)
     }
 }

@@ -96,10 +96,10 @@
 /* T0: the PIO doorbell with arguments in registers. Mandatory. Spec: PV-CALL-1 */
 #define PARAVANE_TRANSPORT_DOORBELL 0x1U
 
-/* T1: submission ring, one doorbell a batch. Reserved. */
+/* T1: submission ring, one doorbell a batch. Spec: PV-RING-1 */
 #define PARAVANE_TRANSPORT_RING 0x2U
 
-/* T2: submission ring drained by a polling host thread. Reserved. */
+/* T2: submission ring that the host looks at by itself. Spec: PV-RING-1 */
 #define PARAVANE_TRANSPORT_EXITLESS 0x4U
 
 /* T3: VMCALL/VMMCALL. Reserved. */
@@ -150,6 +150,9 @@
 /* Facility `mmu`, for deprivileged kernels. Reserved. */
 #define PARAVANE_FACILITY_MMU 15U
 
+/* Facility `ring`: submission rings, transports T1 and T2. */
+#define PARAVANE_FACILITY_RING 16U
+
 /* First facility id for experiments; never in a published host. */
 #define PARAVANE_FACILITY_EXPERIMENTAL_FIRST 0x8000U
 
@@ -188,6 +191,18 @@
 
 /* `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1 */
 #define PARAVANE_CALL_CRASH_REPORT 0xd0000U
+
+/*
+ * `ring.register(APIC id, address, entries, flags)`: that processor's ring lies there.
+ * Spec: PV-RING-2
+ */
+#define PARAVANE_CALL_RING_REGISTER 0x100000U
+
+/* `ring.unregister(APIC id)`: the ring's memory is the guest's again. Spec: PV-RING-4 */
+#define PARAVANE_CALL_RING_UNREGISTER 0x100001U
+
+/* `ring.submit(APIC id) -> entries completed`: the ring has entries. Spec: PV-RING-5 */
+#define PARAVANE_CALL_RING_SUBMIT 0x100002U
 
 /* The call was carried out. */
 #define PARAVANE_STATUS_OK (0LL)
@@ -242,6 +257,14 @@
 
 /* Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-7 */
 #define PARAVANE_EVENT_VECTOR_LAST 0xffULL
+
+/* --- ring --- */
+
+/* Flag of `ring.register`: the host looks at the ring by itself. Spec: PV-RING-12 */
+#define PARAVANE_RING_EXITLESS 0x1ULL
+
+/* Most entries of one ring. Spec: PV-RING-2 */
+#define PARAVANE_RING_ENTRIES_MAX 256U
 
 /* The clock part of the boot-info page. Writer: host. Spec: PV-CLOCK-1 */
 struct paravane_clock_info {
@@ -371,6 +394,45 @@ PARAVANE_ASSERT(offsetof(struct paravane_crash_record, reserved0) == 60);
 PARAVANE_ASSERT(offsetof(struct paravane_crash_record, backtrace) == 64);
 PARAVANE_ASSERT(offsetof(struct paravane_crash_record, message) == 320);
 PARAVANE_ASSERT(offsetof(struct paravane_crash_record, log) == 576);
+
+/* The indices, each side's on its own cache line; the entries follow. Spec: PV-RING-10 */
+struct paravane_ring_header {
+	/* Entries ever published. Writer: guest. */
+	uint32_t head;
+	/* Zero. */
+	uint32_t reserved0[15];
+	/* Entries ever completed. Writer: host. */
+	uint32_t tail;
+	/* Not zero while the host looks at the ring by itself. Writer: host. */
+	uint32_t host_looks;
+	/* Zero. */
+	uint32_t reserved1[14];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_ring_header) == 128);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_header, head) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_header, reserved0) == 4);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_header, tail) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_header, host_looks) == 68);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_header, reserved1) == 72);
+
+/* One call of a ring, on a cache line of its own. Spec: PV-RING-6 */
+struct paravane_ring_entry {
+	/* Call id. Writer: guest. */
+	uint32_t call;
+	/* `STATUS_…`, when the entry has been completed. Writer: host. */
+	int32_t status;
+	/* The call's value, when the entry has been completed. Writer: host. */
+	uint64_t value;
+	/* Arguments; unused ones zero. Writer: guest. */
+	uint64_t args[PARAVANE_MAX_ARGS];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_ring_entry) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, call) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, status) == 4);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, value) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, args) == 16);
 
 /* The boot-info page; the rest of its 4096 bytes is zero. Writer: host. Spec: PV-BOOT-1 */
 struct paravane_boot_info {

@@ -78,7 +78,7 @@ fn structure(of: &Struct) -> String {
 fn declaration(field: &Field) -> String {
     let kind = match field.kind.as_str() {
         "u8" | "u16" | "u32" | "u64" => format!("uint{}_t", &field.kind[1..]),
-        "i64" => "int64_t".to_owned(),
+        "i32" | "i64" => format!("int{}_t", &field.kind[1..]),
         other => format!("struct {}", tag(other)),
     };
     let count = field.count.as_ref().map_or(String::new(), |count| {

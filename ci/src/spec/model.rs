@@ -160,7 +160,7 @@ impl Model {
         Some(match kind {
             "u8" => (1, 1),
             "u16" => (2, 2),
-            "u32" => (4, 4),
+            "u32" | "i32" => (4, 4),
             "u64" | "i64" => (8, 8),
             other => {
                 let known = self.structs.iter().find(|known| known.name == other)?;

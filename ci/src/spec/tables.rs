@@ -49,11 +49,13 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
                 "FACILITY_",
                 "POWER_",
             ];
-            let own_chapter = ["boot_info", "clock", "crash", "console"];
+            let own_chapter = ["boot_info", "clock", "crash", "console", "ring"];
             !elsewhere.iter().any(|prefix| c.name.starts_with(prefix))
                 && !own_chapter.contains(&c.module.as_str())
         }),
-        "boot_info" | "clock" | "console" | "crash" => module(name) + &structs(model, name),
+        "boot_info" | "clock" | "console" | "crash" | "ring" => {
+            module(name) + &structs(model, name)
+        }
         "checklist" => checklist(clauses),
         other => bail!("SPEC.md asks for gen:{other}, which is not known"),
     };

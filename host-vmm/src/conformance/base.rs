@@ -18,7 +18,10 @@ pub(super) fn pv_base_2_facilities() -> Verdict {
     let bits = |ids: &[u32]| ids.iter().fold(0, |word, id| word | 1u64 << id);
     for (facilities, word) in [
         ("", FacilitySet::default().word()),
-        ("-clock,-crash", bits(&[FACILITY_BASE, FACILITY_CONSOLE])),
+        (
+            "-clock,-crash,-ring",
+            bits(&[FACILITY_BASE, FACILITY_CONSOLE]),
+        ),
         ("clock", bits(&[FACILITY_BASE, FACILITY_CLOCK])),
     ] {
         let guest = Guest {

@@ -82,7 +82,8 @@ pub(super) fn pv_call_2_other_registers_stay() -> Verdict {
 pub(super) fn pv_call_3_unused_arguments_are_zero() -> Verdict {
     let uses = |id: CallId| match id.0 {
         CALL_BASE_VERSION | CALL_BASE_FACILITIES | CALL_CONSOLE_NOTIFY | CALL_CLOCK_WALL => 0,
-        CALL_BASE_PROBE | CALL_BASE_NOP => 1,
+        CALL_BASE_PROBE | CALL_BASE_NOP | CALL_RING_UNREGISTER | CALL_RING_SUBMIT => 1,
+        CALL_RING_REGISTER => 4,
         _ => 2,
     };
     let mut calls = Vec::new();
@@ -108,6 +109,7 @@ pub(super) fn pv_call_4_unknown_calls_are_not_supported() -> Verdict {
         CALL_CONSOLE_EVENT + 1,
         CALL_CLOCK_WALL + 1,
         CALL_CRASH_REPORT + 1,
+        CALL_RING_SUBMIT + 1,
         FACILITY_TIMER << 16,
         FACILITY_MMU << 16,
         FACILITY_EXPERIMENTAL_FIRST << 16,
@@ -133,6 +135,7 @@ pub(super) fn pv_call_4_a_facility_that_is_off_is_not_supported() -> Verdict {
         ("-console", FACILITY_CONSOLE),
         ("-clock", FACILITY_CLOCK),
         ("-crash", FACILITY_CRASH),
+        ("-ring", FACILITY_RING),
     ] {
         let guest = Guest {
             facilities: off,

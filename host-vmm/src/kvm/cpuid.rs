@@ -66,7 +66,7 @@ fn paravane_block(facilities: FacilitySet, boot_info: u64, port: u16) -> [kvm_cp
         ),
         leaf(
             PARAVANE_BASE + reg::CPUID_LEAF_FEATURES,
-            [reg::ABI_VERSION, half(0), half(4), reg::TRANSPORT_DOORBELL],
+            [reg::ABI_VERSION, half(0), half(4), facilities.transports()],
         ),
         leaf(
             PARAVANE_BASE + reg::CPUID_LEAF_BOOT,

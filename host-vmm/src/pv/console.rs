@@ -9,7 +9,7 @@
 //! again, and the vCPU drains it.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +19,7 @@ use paravane_abi::console::{ConsoleInfo, ConsolePage, ring_used};
 use paravane_abi::registry as reg;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::looks::{Looked, stop_looking};
 use super::{Args, CONSOLE_PAGE, Facility, Reply, take};
 use crate::console::Console;
 use crate::memory::{Memory, MemoryError};
@@ -147,17 +148,13 @@ impl RingConsole {
         if state.idle_looks < IDLE_LOOKS {
             return Ok(true);
         }
-        self.memory.store_u32(HOST_LOOKS, 0, Ordering::Relaxed)?;
-        // Pairs with the guest's barrier between its head and its look at the flag: one of the two
-        // sees the other's store.
-        fence(Ordering::SeqCst);
-        if self.drain(&mut state)? > 0 {
-            self.memory.store_u32(HOST_LOOKS, 1, Ordering::Relaxed)?;
-            state.idle_looks = 0;
-            return Ok(true);
-        }
-        state.looking = false;
-        Ok(false)
+        let stopped = stop_looking(&mut Output {
+            console: self,
+            state: &mut state,
+        })?;
+        state.looking = !stopped;
+        state.idle_looks = 0;
+        Ok(!stopped)
     }
 
     /// Takes what is left when the guest has stopped.
@@ -251,6 +248,25 @@ impl RingConsole {
         }
         self.event.store(vector | apic_id << 8, Ordering::Relaxed);
         Ok(0)
+    }
+}
+
+/// The output ring, while the state is locked.
+struct Output<'a> {
+    console: &'a RingConsole,
+    state: &'a mut State,
+}
+
+impl Looked for Output<'_> {
+    type Error = MemoryError;
+
+    fn tell(&mut self, looks: bool) -> Result<(), MemoryError> {
+        let memory = &self.console.memory;
+        memory.store_u32(HOST_LOOKS, u32::from(looks), Ordering::Relaxed)
+    }
+
+    fn take(&mut self) -> Result<u32, MemoryError> {
+        self.console.drain(self.state)
     }
 }
 

@@ -9,14 +9,19 @@ pub mod base;
 pub mod clock;
 pub mod console;
 pub mod crash;
+pub mod looks;
+pub mod ring;
 
 use std::fmt;
+use std::sync::Arc;
 
 use paravane_abi::boot_info::{BOOT_INFO_MAGIC, BootInfo};
 use paravane_abi::call::{CallId, CallResult, MAX_ARGS, Status};
 use paravane_abi::registry as reg;
 
+use self::ring::Rings;
 use crate::config::FacilitySet;
+use crate::end::End;
 use crate::memory::{Memory, MemoryError, PV_AREA};
 use crate::stats::Outcome;
 
@@ -66,10 +71,27 @@ fn take<const N: usize>(args: &Args) -> Result<[u64; N], Status> {
     used.try_into().map_err(|_| Status::InvalidParam)
 }
 
-/// The facilities of one guest.
+/// The calls of one guest, by facility. The rings, which carry out such calls, are not among them.
 #[derive(Debug, Default)]
-pub struct Paravirt {
+pub struct Calls {
     facilities: Vec<Box<dyn Facility>>,
+}
+
+impl Calls {
+    /// Carries out a call.
+    pub fn carry_out(&self, id: CallId, args: &Args) -> Reply {
+        match self.facilities.iter().find(|f| f.id() == id.facility()) {
+            Some(facility) => facility.call(id.function(), args),
+            None => Reply::Resume(Err(Status::NotSupported)),
+        }
+    }
+}
+
+/// The facilities of one guest.
+#[derive(Debug)]
+pub struct Paravirt {
+    calls: Arc<Calls>,
+    rings: Option<Rings>,
     set: FacilitySet,
 }
 
@@ -78,7 +100,8 @@ impl Paravirt {
     #[must_use]
     pub fn none() -> Self {
         Self {
-            facilities: Vec::new(),
+            calls: Arc::default(),
+            rings: None,
             set: FacilitySet::NONE,
         }
     }
@@ -87,7 +110,29 @@ impl Paravirt {
     #[must_use]
     pub fn new(set: FacilitySet, facilities: Vec<Box<dyn Facility>>) -> Self {
         let facilities = facilities.into_iter().filter(|f| set.has(f.id())).collect();
-        Self { facilities, set }
+        Self {
+            calls: Arc::new(Calls { facilities }),
+            rings: None,
+            set,
+        }
+    }
+
+    /// The same with submission rings in `memory`, if they are in the set: one for each of `vcpus`.
+    /// `end`: see [`Rings::new`].
+    #[must_use]
+    pub fn with_rings(mut self, memory: &Memory, vcpus: u8, end: &Arc<End>) -> Self {
+        self.rings = self.set.has(reg::FACILITY_RING).then(|| {
+            let calls = Arc::clone(&self.calls);
+            let exitless = self.set.transports() & reg::TRANSPORT_EXITLESS != 0;
+            Rings::new(memory.clone(), calls, vcpus, exitless, Arc::clone(end))
+        });
+        self
+    }
+
+    /// The submission rings, where there are any.
+    #[must_use]
+    pub fn rings(&self) -> Option<&Rings> {
+        self.rings.as_ref()
     }
 
     /// Whether this guest has the doorbell.
@@ -98,9 +143,9 @@ impl Paravirt {
 
     /// Carries out a call.
     pub fn call(&self, id: CallId, args: &Args) -> Reply {
-        match self.facilities.iter().find(|f| f.id() == id.facility()) {
-            Some(facility) => facility.call(id.function(), args),
-            None => Reply::Resume(Err(Status::NotSupported)),
+        match &self.rings {
+            Some(rings) if id.facility() == rings.id() => rings.call(id.function(), args),
+            _ => self.calls.carry_out(id, args),
         }
     }
 
@@ -118,12 +163,12 @@ impl Paravirt {
             version: reg::ABI_VERSION,
             size: u32::try_from(size_of::<BootInfo>()).unwrap_or(0),
             facilities: self.set.word(),
-            transports: reg::TRANSPORT_DOORBELL,
+            transports: self.set.transports(),
             doorbell_port: u32::from(DOORBELL_PORT),
             vcpu_count: u32::from(vcpus),
             ..BootInfo::default()
         };
-        for facility in &self.facilities {
+        for facility in &self.calls.facilities {
             facility.describe(&mut info);
         }
         memory.write_obj(BOOT_INFO, &info)

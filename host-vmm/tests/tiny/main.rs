@@ -83,5 +83,21 @@ tests! {
     pv_crash_2_a_wrong_length_is_invalid
     pv_crash_2_a_wrong_record_is_invalid
     pv_crash_3_bad_addresses
+    pv_ring_1_transports_and_facility_go_together
+    pv_ring_2_register_takes_what_can_be
+    pv_ring_2_no_exitless_ring_without_the_transport
+    pv_ring_2_a_second_ring_is_denied_and_the_first_stays
+    pv_ring_3_a_ring_lies_in_memory
+    pv_ring_4_an_unregistered_ring_is_the_guests
+    pv_ring_4_a_ring_can_be_registered_again
+    pv_ring_5_submit_tells_how_many
+    pv_ring_5_a_processor_may_submit_anothers_ring
+    pv_ring_6_each_entry_has_its_own_status
+    pv_ring_7_a_power_off_ends_the_batch
+    pv_ring_8_rings_do_not_nest
+    pv_ring_10_the_host_trusts_its_own_tail_only
+    pv_ring_11_impossible_indices_empty_the_ring
+    pv_ring_12_other_rings_are_not_looked_at
+    pv_ring_11_a_hostile_ring_harms_nobody
     pv_sec_2_no_range_reaches_beyond_guest_memory
 }

@@ -65,6 +65,9 @@ impl CallId {
             CALL_CONSOLE_EVENT => "console.event",
             CALL_CLOCK_WALL => "clock.wall",
             CALL_CRASH_REPORT => "crash.report",
+            CALL_RING_REGISTER => "ring.register",
+            CALL_RING_UNREGISTER => "ring.unregister",
+            CALL_RING_SUBMIT => "ring.submit",
             _ => return None,
         })
     }
@@ -80,7 +83,7 @@ impl core::fmt::Debug for CallId {
 }
 
 /// All calls of this version, for probing and for tests.
-pub const CALLS: [CallId; 10] = [
+pub const CALLS: [CallId; 13] = [
     CallId(CALL_BASE_VERSION),
     CallId(CALL_BASE_FACILITIES),
     CallId(CALL_BASE_PROBE),
@@ -91,6 +94,9 @@ pub const CALLS: [CallId; 10] = [
     CallId(CALL_CONSOLE_EVENT),
     CallId(CALL_CLOCK_WALL),
     CallId(CALL_CRASH_REPORT),
+    CallId(CALL_RING_REGISTER),
+    CallId(CALL_RING_UNREGISTER),
+    CallId(CALL_RING_SUBMIT),
 ];
 
 /// Why a call was not carried out. The numbers are `STATUS_…` in the registry; success is not an

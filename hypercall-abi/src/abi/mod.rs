@@ -12,3 +12,4 @@ pub mod clock;
 pub mod console;
 pub mod crash;
 pub mod registry;
+pub mod ring;

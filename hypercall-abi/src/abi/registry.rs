@@ -38,9 +38,9 @@ pub const CPUID_LEAF_COUNT: u32 = 3;
 
 /// T0: the PIO doorbell with arguments in registers. Mandatory. Spec: PV-CALL-1
 pub const TRANSPORT_DOORBELL: u32 = 0x0000_0001;
-/// T1: submission ring, one doorbell a batch. Reserved.
+/// T1: submission ring, one doorbell a batch. Spec: PV-RING-1
 pub const TRANSPORT_RING: u32 = 0x0000_0002;
-/// T2: submission ring drained by a polling host thread. Reserved.
+/// T2: submission ring that the host looks at by itself. Spec: PV-RING-1
 pub const TRANSPORT_EXITLESS: u32 = 0x0000_0004;
 /// T3: VMCALL/VMMCALL. Reserved.
 pub const TRANSPORT_VMCALL: u32 = 0x0000_0008;
@@ -77,6 +77,8 @@ pub const FACILITY_CRASH: u32 = 13;
 pub const FACILITY_CPU: u32 = 14;
 /// Facility `mmu`, for deprivileged kernels. Reserved.
 pub const FACILITY_MMU: u32 = 15;
+/// Facility `ring`: submission rings, transports T1 and T2.
+pub const FACILITY_RING: u32 = 16;
 /// First facility id for experiments; never in a published host.
 pub const FACILITY_EXPERIMENTAL_FIRST: u32 = 0x8000;
 /// First facility id for vendors.
@@ -108,6 +110,14 @@ pub const CALL_CLOCK_WALL: u32 = 0x0003_0000;
 
 /// `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1
 pub const CALL_CRASH_REPORT: u32 = 0x000d_0000;
+
+/// `ring.register(APIC id, address, entries, flags)`: that processor's ring lies there. Spec:
+/// PV-RING-2
+pub const CALL_RING_REGISTER: u32 = 0x0010_0000;
+/// `ring.unregister(APIC id)`: the ring's memory is the guest's again. Spec: PV-RING-4
+pub const CALL_RING_UNREGISTER: u32 = 0x0010_0001;
+/// `ring.submit(APIC id) -> entries completed`: the ring has entries. Spec: PV-RING-5
+pub const CALL_RING_SUBMIT: u32 = 0x0010_0002;
 
 // --- Status: RAX after a call, as a signed 64-bit number ---
 
