@@ -49,6 +49,71 @@
 /* Most bytes of kernel log in a record. */
 #define PARAVANE_CRASH_LOG_MAX 2048UL
 
+/* --- draft --- */
+
+/* Draft: `cpu.page(address)`: this processor's `DraftCpuPage` lies there. */
+#define PARAVANE_DRAFT_CALL_CPU_PAGE 0xe0000U
+
+/* Draft: `cpu.traps(address, limit)`: the interrupt descriptor table. */
+#define PARAVANE_DRAFT_CALL_CPU_TRAPS 0xe0001U
+
+/* Draft: `cpu.syscall(64-bit entry, 32-bit entry)`: where SYSCALL goes. */
+#define PARAVANE_DRAFT_CALL_CPU_SYSCALL 0xe0002U
+
+/* Draft: `cpu.return()`: goes on with the frame at the stack pointer; does not return. */
+#define PARAVANE_DRAFT_CALL_CPU_RETURN 0xe0003U
+
+/* Draft: `cpu.events()`: delivers what is pending. */
+#define PARAVANE_DRAFT_CALL_CPU_EVENTS 0xe0004U
+
+/* Draft: `cpu.idle()`: unmasks events and waits for one. */
+#define PARAVANE_DRAFT_CALL_CPU_IDLE 0xe0005U
+
+/* Draft: `cpu.base(which, value)`: FS, GS or user GS base: 0, 1, 2. */
+#define PARAVANE_DRAFT_CALL_CPU_BASE 0xe0006U
+
+/* Draft: `cpu.debug(number, value)`: a debug register. */
+#define PARAVANE_DRAFT_CALL_CPU_DEBUG 0xe0007U
+
+/* Draft: `cpu.read_msr(number) -> value`: a model-specific register. */
+#define PARAVANE_DRAFT_CALL_CPU_READ_MSR 0xe0008U
+
+/* Draft: `cpu.write_msr(number, value)`: the same. */
+#define PARAVANE_DRAFT_CALL_CPU_WRITE_MSR 0xe0009U
+
+/* Draft: `cpu.control(number, value)`: CR0 or CR4: 0 or 4. */
+#define PARAVANE_DRAFT_CALL_CPU_CONTROL 0xe000aU
+
+/* Draft: `cpu.descriptor(index, value)`: a thread-local-storage descriptor. */
+#define PARAVANE_DRAFT_CALL_CPU_DESCRIPTOR 0xe000bU
+
+/* Draft: `mmu.base(kernel root, user root)`: this processor's page tables. */
+#define PARAVANE_DRAFT_CALL_MMU_BASE 0xf0000U
+
+/*
+ * Draft: `mmu.update(address, count) -> entries done`: a batch of entry addresses and
+ * values.
+ */
+#define PARAVANE_DRAFT_CALL_MMU_UPDATE 0xf0001U
+
+/* Draft: `mmu.flush_page(virtual address)`: one page, on this processor. */
+#define PARAVANE_DRAFT_CALL_MMU_FLUSH_PAGE 0xf0002U
+
+/* Draft: `mmu.flush_range(virtual address, count, stride)`: so many pages. */
+#define PARAVANE_DRAFT_CALL_MMU_FLUSH_RANGE 0xf0003U
+
+/* Draft: `mmu.flush_all()`: this root's entries. */
+#define PARAVANE_DRAFT_CALL_MMU_FLUSH_ALL 0xf0004U
+
+/* Draft: `mmu.flush_global()`: all roots' entries. */
+#define PARAVANE_DRAFT_CALL_MMU_FLUSH_GLOBAL 0xf0005U
+
+/*
+ * Draft: `mmu.flush_many(address of bitmap, bits, form, virtual address, count, stride)`:
+ * one of these on many processors.
+ */
+#define PARAVANE_DRAFT_CALL_MMU_FLUSH_MANY 0xf0006U
+
 /* --- registry --- */
 
 /*
@@ -394,6 +459,51 @@ PARAVANE_ASSERT(offsetof(struct paravane_crash_record, reserved0) == 60);
 PARAVANE_ASSERT(offsetof(struct paravane_crash_record, backtrace) == 64);
 PARAVANE_ASSERT(offsetof(struct paravane_crash_record, message) == 320);
 PARAVANE_ASSERT(offsetof(struct paravane_crash_record, log) == 576);
+
+/*
+ * Draft: what a processor of a deprivileged guest shares with the switcher. Writers: see
+ * the fields.
+ */
+struct paravane_draft_cpu_page {
+	/* Not zero while events are masked: the virtual interrupt flag, inverted. Writers: both. */
+	uint8_t masked;
+	/* Not zero while an event waits. Writer: switcher. */
+	uint8_t pending;
+	/* Zero. */
+	uint8_t reserved0[6];
+	/* The address of the last page fault. Writer: switcher. */
+	uint64_t fault_address;
+	/* What DR6 is on hardware. Writer: switcher. */
+	uint64_t debug_status;
+	/* The GS base of user code; what SWAPGS swaps. Writers: both. */
+	uint64_t user_gs_base;
+	/* Page-table root of kernel code. Writer: guest. */
+	uint64_t kernel_root;
+	/* Page-table root of user code. Writer: guest. */
+	uint64_t user_root;
+	/* Stack for events that interrupt user code. Writer: guest. */
+	uint64_t stack;
+	/* Zero. */
+	uint64_t reserved1;
+	/* A bit for each interrupt vector that waits. Writer: switcher. */
+	uint64_t vectors[4];
+	/* Zero. */
+	uint64_t reserved2[4];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_draft_cpu_page) == 128);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, masked) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, pending) == 1);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, reserved0) == 2);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, fault_address) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, debug_status) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, user_gs_base) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, kernel_root) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, user_root) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, stack) == 48);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, reserved1) == 56);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, vectors) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, reserved2) == 96);
 
 /* The indices, each side's on its own cache line; the entries follow. Spec: PV-RING-10 */
 struct paravane_ring_header {

@@ -219,6 +219,7 @@ mod tests {
         let expected = in_rust(&model);
         assert_eq!(computed(&model), expected);
         assert_eq!(in_c(&model, "gcc", "c11"), expected);
+        assert_eq!(in_c(&model, "gcc", "c++17"), expected);
         assert_eq!(in_c(&model, "clang-19", "c11"), expected);
         assert_eq!(in_c(&model, "clang-19", "c++17"), expected);
     }

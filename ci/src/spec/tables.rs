@@ -49,13 +49,15 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
                 "FACILITY_",
                 "POWER_",
             ];
-            let own_chapter = ["boot_info", "clock", "crash", "console", "ring"];
+            let own_chapter = ["boot_info", "clock", "crash", "console", "ring", "draft"];
             !elsewhere.iter().any(|prefix| c.name.starts_with(prefix))
                 && !own_chapter.contains(&c.module.as_str())
         }),
         "boot_info" | "clock" | "console" | "crash" | "ring" => {
             module(name) + &structs(model, name)
         }
+        "draft_cpu" => constants("DRAFT_CALL_CPU_") + &structs(model, "draft"),
+        "draft_mmu" => constants("DRAFT_CALL_MMU_"),
         "checklist" => checklist(clauses),
         other => bail!("SPEC.md asks for gen:{other}, which is not known"),
     };

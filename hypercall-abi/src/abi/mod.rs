@@ -11,5 +11,6 @@ pub mod call;
 pub mod clock;
 pub mod console;
 pub mod crash;
+pub mod draft;
 pub mod registry;
 pub mod ring;
