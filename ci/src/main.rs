@@ -114,7 +114,7 @@ enum Task {
         #[arg(long)]
         list: bool,
     },
-    /// The main job: doctor, both kernels, and the paired boot (what ci/demo does)
+    /// The main job: both kernels and the paired boot (what ci/demo does after doctor)
     Demo {
         /// Arguments for `paravane bench boot`
         #[arg(last = true)]
