@@ -155,6 +155,13 @@ pub(crate) struct RunArgs {
     /// Start the guest again when it restarts itself.
     #[arg(long)]
     pub(crate) reboot: bool,
+    /// Be a difficult host to a para guest, within the rules of the ABI; the seed says in which ways, and they are printed.
+    ///
+    /// It leaves out facilities (never `base` or `clock`), answers `HostError` to console and clock calls, answers
+    /// late, looks at the console ring rarely or unasked and takes a few bytes only, raises events for nothing and moves
+    /// the CPUID block. A guest that hangs or dies of it does not keep to hypercall-abi/SPEC.md.
+    #[arg(long, value_name = "SEED")]
+    awkward: Option<u64>,
     /// Stop the guest after so many seconds; 0: never. [default: 0 on a terminal, else 600]
     #[arg(long, value_name = "SECONDS")]
     watchdog: Option<u64>,
@@ -181,6 +188,7 @@ impl RunArgs {
             facilities: FacilitySet::parse(&self.pv)?,
             entry: self.entry,
             watchdog: (seconds > 0).then(|| Duration::from_secs(seconds)),
+            awkward: self.awkward,
         };
         config.validate()?;
         Ok(config)

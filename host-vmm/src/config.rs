@@ -97,6 +97,14 @@ impl FacilitySet {
         id < 64 && self.word & (1 << id) != 0
     }
 
+    /// The same without facility `id`.
+    #[must_use]
+    pub const fn without(mut self, id: u32) -> Self {
+        self.word &= !(1 << id);
+        self.exitless &= id != reg::FACILITY_RING;
+        self
+    }
+
     /// The transport bits of the ABI. Spec: PV-RING-1
     #[must_use]
     pub const fn transports(self) -> u32 {
@@ -194,6 +202,8 @@ pub struct Config {
     pub entry: Entry,
     /// Stop the guest after this long.
     pub watchdog: Option<Duration>,
+    /// The seed of an awkward host, which takes all the liberties of the specification.
+    pub awkward: Option<u64>,
 }
 
 /// A run that makes no sense, found before anything is started.
@@ -226,6 +236,9 @@ pub enum ConfigError {
         "facility `base` cannot be switched off: without it there is no Paravane; use --guest full"
     )]
     MandatoryFacility,
+    /// `--awkward` without a guest that would notice.
+    #[error("an awkward host (--awkward) is awkward to calls: use --guest para")]
+    Awkward,
     /// A file that cannot be read.
     #[error("the {what} `{}` cannot be read: {reason}; {mend}", path.display())]
     File {
@@ -283,6 +296,9 @@ impl Config {
         }
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(ConfigError::Vcpus { vcpus: self.vcpus });
+        }
+        if self.awkward.is_some() && self.profile != Profile::Para {
+            return Err(ConfigError::Awkward);
         }
         check_file(
             "kernel",

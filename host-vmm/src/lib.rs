@@ -17,6 +17,7 @@
 //! Not the guest. Every byte that comes from guest memory or guest registers is checked where it
 //! enters ([`memory`], [`pv`]), and never becomes a Rust reference.
 
+pub mod awkward;
 pub mod boot;
 pub mod config;
 pub mod conformance;

@@ -135,6 +135,9 @@ fn run_once(args: &RunArgs, config: &Config, started: Instant) -> anyhow::Result
     };
     let signals = Signals::block().context("signals cannot be watched")?;
     let mut vm = Vm::new(config.clone(), console, started)?;
+    if let Some(awkward) = vm.awkward() {
+        eprintln!("paravane: {awkward}");
+    }
     vm.boot()?;
     let stdin = args.console_log.is_none();
     // From here on every way out restores the terminal: drop, `main`, and the panic hook.

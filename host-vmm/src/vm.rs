@@ -18,6 +18,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use crate::awkward::Awkward;
 use crate::boot::{self, BootError, Loaded};
 use crate::config::{Config, FacilitySet, Profile};
 use crate::console::Console;
@@ -33,7 +34,7 @@ use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, Memory, MemoryError};
 use crate::pv::base::Base;
 use crate::pv::clock::Clock;
-use crate::pv::console::RingConsole;
+use crate::pv::console::{EventTarget, RingConsole};
 use crate::pv::crash::{Crash, LastWords};
 use crate::pv::ring::Rings;
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
@@ -85,6 +86,7 @@ pub struct Machine {
     ports: Ports,
     pv: Paravirt,
     rings: Option<Arc<RingConsole>>,
+    awkward: Option<Arc<Awkward>>,
     kernel: PathBuf,
     wake: EventFd,
     end: Arc<End>,
@@ -145,9 +147,16 @@ impl Machine {
 
     /// The event loop's look at the output ring; returns whether it should look again.
     pub fn look_at_console(&self) -> bool {
-        self.rings
-            .as_ref()
-            .is_some_and(|rings| rings.look().unwrap_or(false))
+        let Some(rings) = &self.rings else {
+            return false;
+        };
+        let Some(awkward) = &self.awkward else {
+            return rings.look().unwrap_or(false);
+        };
+        if let Some(target) = awkward.look(rings) {
+            self.raise(target);
+        }
+        true
     }
 
     /// Gives terminal input to the guest; returns whether some of it still waits for room.
@@ -160,15 +169,20 @@ impl Machine {
             return false;
         };
         if let Some(target) = event {
-            let msi = kvm_msi {
-                address_lo: 0xfee0_0000 | u32::from(target.apic_id) << 12,
-                data: u32::from(target.vector),
-                ..Default::default()
-            };
-            // A guest that has switched its LAPIC off does not get the event: as on hardware.
-            let _ = self.vm.signal_msi(msi);
+            self.raise(target);
         }
         waits
+    }
+
+    /// Raises an event of the guest.
+    fn raise(&self, target: EventTarget) {
+        let msi = kvm_msi {
+            address_lo: 0xfee0_0000 | u32::from(target.apic_id) << 12,
+            data: u32::from(target.vector),
+            ..Default::default()
+        };
+        // A guest that has switched its LAPIC off does not get the event: as on hardware.
+        let _ = self.vm.signal_msi(msi);
     }
 
     /// Exits of all vCPUs so far, by KVM's count.
@@ -250,7 +264,15 @@ impl Vm {
     /// # Errors
     ///
     /// [`VmError`]; each says what to do about it.
-    pub fn new(config: Config, console: Console, setup_started: Instant) -> Result<Self, VmError> {
+    pub fn new(
+        mut config: Config,
+        console: Console,
+        setup_started: Instant,
+    ) -> Result<Self, VmError> {
+        let awkward = config.awkward.map(|seed| Arc::new(Awkward::new(seed)));
+        if let Some(awkward) = &awkward {
+            config.facilities = awkward.offers(config.facilities);
+        }
         let kvm = kvm::open()?;
         let vm = kvm.create_vm().map_err(refused("create a VM"))?;
         let memory = Memory::new(config.memory_mib)?;
@@ -282,7 +304,8 @@ impl Vm {
         } else {
             FacilitySet::NONE
         };
-        let cpuid = GuestCpuid::new(&kvm, config.profile, set, BOOT_INFO, DOORBELL_PORT)?;
+        let mut cpuid = GuestCpuid::new(&kvm, config.profile, set, BOOT_INFO, DOORBELL_PORT)?;
+        cpuid.move_block(awkward.as_ref().map_or(0, |a| a.block_moved_by()));
         let mut vcpus = Vec::new();
         for id in 0..config.vcpus {
             let fd = vm
@@ -315,6 +338,7 @@ impl Vm {
             &console,
             &wake,
             &last_words,
+            awkward.as_ref(),
         )?;
         let pv = pv.with_rings(&memory, config.vcpus, &end);
         let counters = vcpus.iter().filter_map(Counters::open).collect();
@@ -325,6 +349,7 @@ impl Vm {
             ports,
             pv,
             rings,
+            awkward,
             kernel: config.kernel.clone(),
             wake,
             end,
@@ -341,6 +366,12 @@ impl Vm {
             last_words,
             setup_started,
         })
+    }
+
+    /// The awkward host, if it is one.
+    #[must_use]
+    pub fn awkward(&self) -> Option<&Awkward> {
+        self.machine.awkward.as_deref()
     }
 
     /// Guest memory.
@@ -585,6 +616,7 @@ fn paravirt(
     console: &Console,
     wake: &EventFd,
     last_words: &LastWords,
+    awkward: Option<&Arc<Awkward>>,
 ) -> Result<(Paravirt, Option<Arc<RingConsole>>), VmError> {
     if set == FacilitySet::NONE {
         return Ok((Paravirt::none(), None));
@@ -610,12 +642,15 @@ fn paravirt(
         boot_cpu.map_or(0, guest_tsc),
         reliable,
     );
-    let facilities: Vec<Box<dyn Facility>> = vec![
+    let mut facilities: Vec<Box<dyn Facility>> = vec![
         Box::new(Base::new(set)),
         Box::new(Arc::clone(&rings)),
         Box::new(clock),
         Box::new(Crash::new(memory.clone(), Arc::clone(last_words))),
     ];
+    if let Some(awkward) = awkward {
+        facilities = awkward.wrap(facilities, &rings, memory);
+    }
     let has_console = set.has(paravane_abi::registry::FACILITY_CONSOLE);
     Ok((Paravirt::new(set, facilities), has_console.then_some(rings)))
 }

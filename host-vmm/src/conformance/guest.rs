@@ -241,6 +241,7 @@ impl Guest {
             facilities: FacilitySet::parse(self.facilities)?,
             entry: Entry::Linux64,
             watchdog: Some(Duration::from_secs(60)),
+            awkward: None,
         };
         let console = Console::memory()?;
         let mut vm = Vm::new(config, console.clone(), Instant::now())?;

@@ -147,6 +147,26 @@ impl GuestCpuid {
         Ok(Self { entries })
     }
 
+    /// Moves the Paravane block `distance` leaves up, and puts another interface's block into its place.
+    pub fn move_block(&mut self, distance: u32) {
+        if distance == 0 {
+            return;
+        }
+        let end = PARAVANE_BASE + reg::CPUID_LEAF_COUNT;
+        for e in self.entries.iter_mut() {
+            if (PARAVANE_BASE..end).contains(&e.function) {
+                if e.function == PARAVANE_BASE {
+                    e.eax += distance;
+                }
+                e.function += distance;
+            }
+        }
+        let signature = [b"Some", b"body", b"Else"].map(|part| u32::from_le_bytes(*part));
+        let [b, c, d] = signature;
+        self.entries
+            .push(leaf(PARAVANE_BASE, [PARAVANE_BASE, b, c, d]));
+    }
+
     /// The extended state that the guest may switch on (leaf 0xd, subleaf 0); x87 at least.
     #[must_use]
     pub fn supported_xcr0(&self) -> u64 {

@@ -95,9 +95,16 @@ impl RingConsole {
 
     /// Takes all bytes from the output ring; returns how many. Spec: PV-CONSOLE-4
     fn drain(&self, state: &mut State) -> Result<u32, MemoryError> {
+        self.drain_some(state, OUT_SIZE)
+    }
+
+    /// Takes up to `most` bytes.
+    fn drain_some(&self, state: &mut State, most: u32) -> Result<u32, MemoryError> {
         let head = self.memory.load_u32(OUT_HEAD, Ordering::Acquire)?;
         // A head that cannot be true empties the ring: nothing of it is printed.
-        let used = ring_used(head, state.out_tail, OUT_SIZE).unwrap_or(0);
+        let held = ring_used(head, state.out_tail, OUT_SIZE);
+        let used = held.unwrap_or(0).min(most);
+        let end = held.map_or(head, |_| state.out_tail.wrapping_add(used));
         let start = state.out_tail & (OUT_SIZE - 1);
         let first = used.min(OUT_SIZE - start);
         let mut chunk = [0; 4096];
@@ -111,8 +118,8 @@ impl RingConsole {
                 done += part;
             }
         }
-        state.out_tail = head;
-        self.memory.store_u32(OUT_TAIL, head, Ordering::Release)?;
+        state.out_tail = end;
+        self.memory.store_u32(OUT_TAIL, end, Ordering::Release)?;
         Ok(used)
     }
 
@@ -162,6 +169,28 @@ impl RingConsole {
         let _ = self.drain(&mut self.lock());
     }
 
+    /// A look that takes up to `most` bytes and ends no promise: that of an awkward host.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::look`].
+    pub fn look_at_some(&self, most: u32) -> Result<u32, MemoryError> {
+        let mut state = self.lock();
+        if !state.looking {
+            return Ok(0);
+        }
+        self.drain_some(&mut state, most)
+    }
+
+    /// Begins to look though nobody has notified.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::look`].
+    pub fn look_unasked(&self) -> Result<(), MemoryError> {
+        self.notify().map(|_| ())
+    }
+
     /// Room for terminal input.
     #[must_use]
     pub fn wants_input(&self) -> bool {
@@ -205,7 +234,9 @@ impl RingConsole {
         self.lock().in_bytes
     }
 
-    fn event_target(&self) -> Option<EventTarget> {
+    /// The event that the guest has asked for.
+    #[must_use]
+    pub fn event_target(&self) -> Option<EventTarget> {
         let [vector, apic_id, ..] = self.event.load(Ordering::Relaxed).to_le_bytes();
         (vector != 0).then_some(EventTarget { vector, apic_id })
     }
