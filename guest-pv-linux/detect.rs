@@ -11,7 +11,13 @@
 //! What the host says is checked here and then copied; nothing reads the page again.
 
 use crate::{
-    abi::{boot_info::*, call::CallResult, clock::ClockInfo, console::ConsoleInfo, registry::*},
+    abi::{
+        boot_info::*,
+        call::{CallResult, Status},
+        clock::ClockInfo,
+        console::ConsoleInfo,
+        registry::*,
+    },
     call::Doorbell,
     clock, console, kernel_c,
     once::Once,
@@ -27,6 +33,9 @@ pub(crate) struct Host {
     pub(crate) info: BootInfo,
 }
 
+/// How often a call is made while the host is busy.
+const BUSY_TRIES: u32 = 100;
+
 static HOST: Once<Host> = Once::new();
 
 /// The host, `None` where there is no Paravane host.
@@ -35,14 +44,21 @@ pub(crate) fn host() -> Option<&'static Host> {
 }
 
 impl Host {
-    /// Makes a call, see [`Doorbell::call`].
+    /// Makes a call, see [`Doorbell::call`]. A host that is busy is asked again, but not for ever.
     ///
     /// # Safety
     ///
     /// As for [`Doorbell::call`].
     pub(crate) unsafe fn call(&self, id: u32, arguments: [u64; 3]) -> CallResult {
-        // SAFETY: The requirement is the same.
-        unsafe { self.doorbell.call(id, arguments) }
+        let mut result = Err(Status::Busy);
+        for _ in 0..BUSY_TRIES {
+            // SAFETY: The requirement is the same.
+            result = unsafe { self.doorbell.call(id, arguments) };
+            if result != Err(Status::Busy) {
+                break;
+            }
+        }
+        result
     }
 }
 
