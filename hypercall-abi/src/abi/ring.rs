@@ -10,21 +10,21 @@
 //! # How it works
 //!
 //! A guest gives each processor that wants one a ring: `ring.register` with the APIC id, the
-//! page-aligned address of a [`RingHeader`], the number of [`RingEntry`]s that follow it at once, and
-//! flags. Both indices run freely (modulo 2^32) and are masked on use: `head - tail` entries wait,
-//! never more than there are.
+//! page-aligned address of a [`RingHeader`], the number of [`RingEntry`]s that follow it at once,
+//! and flags. Both indices run freely (modulo 2^32) and are masked on use: `head - tail` entries
+//! wait, never more than there are.
 //!
 //! *Batch (transport T1).* The guest fills entries, publishes `head` (release) and calls
 //! `ring.submit`. The host takes entry by entry: it copies the entry, carries the call out, writes
-//! status and value into the entry, and publishes `tail` (release). Each entry has its own status: one
-//! that fails does not keep the next from being carried out. An entry that stops the machine is the
-//! last. An entry with a call of this facility is refused: rings do not nest.
+//! status and value into the entry, and publishes `tail` (release). Each entry has its own status:
+//! one that fails does not keep the next from being carried out. An entry that stops the machine
+//! is the last. An entry with a call of this facility is refused: rings do not nest.
 //!
 //! *Exitless (transport T2).* With [`RING_EXITLESS`] the host looks at the ring by itself while
 //! `host_looks` is not zero. The guest publishes `head`, makes a full barrier, and reads
 //! `host_looks`. Zero: it calls `ring.submit`. Otherwise it waits for `tail`. The host, before it
-//! stops looking, clears `host_looks`, makes a full barrier and looks once more; so no entry is left
-//! behind. The protocol is that of `console.rs`.
+//! stops looking, clears `host_looks`, makes a full barrier and looks once more; so no entry is
+//! left behind. The protocol is that of `console.rs`.
 //!
 //! `head` from the guest is hostile: one that says that more entries wait than there are makes the
 //! host treat the ring as empty and move `tail` to `head`.
