@@ -11,39 +11,33 @@ use std::process::Command;
 
 include!("../benches/bare-metal/link_args.rs");
 
-fn main() {
-    let var = |name| std::env::var(name).unwrap_or_else(|_| panic!("Cargo sets {name}"));
-    let guest = Path::new(&var("CARGO_MANIFEST_DIR")).join("../benches/bare-metal");
-    let status = Command::new(var("RUSTC"))
-        .args([
-            "--edition",
-            "2024",
-            "--crate-name",
-            "paravane_bare_metal",
-            "--crate-type",
-            "bin",
-        ])
-        .args([
-            "--target",
-            "x86_64-unknown-linux-gnu",
-            "-C",
-            "opt-level=s",
-            "-C",
-            "panic=abort",
-        ])
-        .args(["-C", "relocation-model=static"])
-        .args(
-            LINK_ARGS
-                .iter()
-                .flat_map(|arg| ["-C".to_owned(), format!("link-arg={arg}")]),
-        )
-        .arg("-C")
-        .arg(format!(
-            "link-arg=-Wl,-T,{}",
-            guest.join("guest.ld").display()
-        ))
-        .arg("-o")
-        .arg(Path::new(&var("OUT_DIR")).join("bare-metal"))
+fn var(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("Cargo sets {name}"))
+}
+
+/// Compiles the guest in folder `guest` to `file`, to be entered at `entry`.
+fn build(guest: &Path, file: &str, entry: &str) {
+    let mut command = Command::new(var("RUSTC"));
+    command.args(["--edition", "2024", "--crate-name", "paravane_bare_metal"]);
+    command.args([
+        "--crate-type",
+        "bin",
+        "--target",
+        "x86_64-unknown-linux-gnu",
+    ]);
+    for option in ["opt-level=s", "panic=abort", "relocation-model=static"] {
+        command.args(["-C", option]);
+    }
+    let script = format!("-Wl,-T,{}", guest.join("guest.ld").display());
+    let entry = format!("-Wl,-e,{entry}");
+    for arg in LINK_ARGS
+        .into_iter()
+        .chain([script.as_str(), entry.as_str()])
+    {
+        command.arg("-C").arg(format!("link-arg={arg}"));
+    }
+    command.arg("-o").arg(Path::new(&var("OUT_DIR")).join(file));
+    let status = command
         .arg(guest.join("src/main.rs"))
         .status()
         .expect("the compiler that Cargo named can be started");
@@ -51,6 +45,16 @@ fn main() {
         status.success(),
         "the bare-metal guest does not build: {status}"
     );
-    println!("cargo:rerun-if-changed=build.rs");
-    println!("cargo:rerun-if-changed={}", guest.display());
+}
+
+fn main() {
+    let root = Path::new(&var("CARGO_MANIFEST_DIR")).join("..");
+    let guest = root.join("benches/bare-metal");
+    // Entered at a call table that the VMM has written, or at the steps of the guest's own.
+    build(&guest, "bare-metal", "entry");
+    build(&guest, "conformance-guest", "conform");
+    let registry = root.join("hypercall-abi/src/abi/registry.rs");
+    for path in [Path::new("build.rs"), &guest, &registry] {
+        println!("cargo:rerun-if-changed={}", path.display());
+    }
 }

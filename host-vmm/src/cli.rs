@@ -44,6 +44,21 @@ pub(crate) enum Command {
 pub(crate) enum AbiCommand {
     /// Check this VMM against every clause that a guest can see.
     Check(AbiCheckArgs),
+    /// Write the guest that checks any host by itself, to be booted by another VMM.
+    Guest(AbiGuestArgs),
+}
+
+/// Options of `paravane abi guest`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The file is an ELF kernel that needs nothing but the ABI: it finds the host by CPUID, makes calls, prints TAP with\n\
+    console.write and switches off with base.power. hypercall-abi/CONFORMANCE.md tells how to boot it and what to compare.\n\
+    Here: paravane run --guest para --host kvm --kernel FILE"
+)]
+pub(crate) struct AbiGuestArgs {
+    /// The ELF file to write.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
 }
 
 /// Options of `paravane abi check`.

@@ -10,7 +10,8 @@ use anyhow::Context;
 use clap::Parser;
 
 use cli::{
-    AbiCheckArgs, AbiCommand, BenchCommand, Cli, Command, CpuidArgs, Host, RunArgs, StatsForm,
+    AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchCommand, Cli, Command, CpuidArgs, Host, RunArgs,
+    StatsForm,
 };
 use paravane::config::{Config, FacilitySet, Profile};
 use paravane::conformance::report::Report;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Bench(BenchCommand::Boot(args)) => bench_boot(args),
         Command::Cpuid(args) => cpuid(&args),
         Command::Abi(AbiCommand::Check(args)) => abi_check(&args),
+        Command::Abi(AbiCommand::Guest(args)) => abi_guest(&args),
     };
     terminal::restore();
     result.unwrap_or_else(|e| {
@@ -201,6 +203,13 @@ fn abi_check(args: &AbiCheckArgs) -> anyhow::Result<ExitCode> {
         write!(out, "{report}")?;
     }
     Ok(ExitCode::from(if report.conforms() { 0 } else { 2 }))
+}
+
+fn abi_guest(args: &AbiGuestArgs) -> anyhow::Result<ExitCode> {
+    let path = &args.output;
+    std::fs::write(path, paravane::doctor::image::CONFORMANCE_ELF)
+        .with_context(|| format!("the guest `{}` cannot be written", path.display()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn cpuid(args: &CpuidArgs) -> anyhow::Result<ExitCode> {

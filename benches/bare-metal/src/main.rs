@@ -19,9 +19,13 @@
 #[macro_use]
 mod code;
 mod calls;
+mod conform;
 mod crossings;
 mod kernel;
 pub mod layout;
+#[path = "../../../hypercall-abi/src/abi/registry.rs"]
+pub mod registry;
+mod steps;
 mod traps;
 mod user;
 

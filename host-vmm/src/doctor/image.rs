@@ -13,6 +13,9 @@ pub mod layout;
 /// The ELF file that `build.rs` has made. It can be booted like a kernel, too.
 pub static ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/bare-metal"));
 
+/// The same guest, entered where it checks its host by itself and prints TAP: for any VMM.
+pub static CONFORMANCE_ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/conformance-guest"));
+
 /// The embedded guest is not what this binary expects.
 #[derive(Debug, Error)]
 pub enum ImageError {
