@@ -24,7 +24,7 @@ enum Kernel {
 }
 
 /// A launch: its name, the kernel, what `paravane run` gets, and what init gets.
-const LAUNCHES: [(&str, Kernel, &str, &str); 12] = [
+const LAUNCHES: [(&str, Kernel, &str, &str); 15] = [
     (
         "full",
         Kernel::Full,
@@ -86,6 +86,24 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 12] = [
         Kernel::Para,
         "--guest para --pv=-console",
         "end=poweroff",
+    ),
+    (
+        "para-awkward-4",
+        Kernel::Para,
+        "--guest para --awkward 4",
+        "end=poweroff WORKLOAD",
+    ),
+    (
+        "para-awkward-10",
+        Kernel::Para,
+        "--guest para --awkward 10 --cpus 2",
+        "end=poweroff WORKLOAD",
+    ),
+    (
+        "para-awkward-28",
+        Kernel::Para,
+        "--guest para --awkward 28",
+        "end=poweroff WORKLOAD",
     ),
 ];
 

@@ -121,15 +121,19 @@ fn para_writes_the_console_with_a_hundredth_of_the_exits() {
     );
 }
 
+/// Whole lines of the console workload.
+fn workload_lines(launch: &Launch) -> usize {
+    let lines = launch.console.lines();
+    lines
+        .filter(|line| *line == launches::WORKLOAD_LINE)
+        .count()
+}
+
 #[test]
 fn every_byte_of_the_workload_arrives() {
     for name in ["full", "para"] {
         let launch = launch_or_skip!(name);
-        let lines = launch
-            .console
-            .lines()
-            .filter(|line| *line == launches::WORKLOAD_LINE)
-            .count();
+        let lines = workload_lines(launch);
         assert_eq!(lines, launches::CONSOLE_BYTES / 64, "{name}: {launch}");
     }
 }
@@ -218,6 +222,26 @@ fn a_para_guest_without_its_console_boots_all_the_same() {
     );
     assert_eq!(launch.call("console.notify"), 0, "{launch}");
     assert!(launch.exits_at(1) > 0);
+}
+
+#[test]
+fn a_para_guest_bears_an_awkward_host() {
+    let para = launch_or_skip!("para");
+    for name in ["para-awkward-4", "para-awkward-10", "para-awkward-28"] {
+        let launch = launch_or_skip!(name);
+        assert_eq!(
+            (launch.code, launch.outcome()),
+            (0, "power-off"),
+            "{launch}"
+        );
+        assert!(launch.errors.contains("awkward host, seed"), "{launch}");
+        assert!(launch.call("console.notify") > 0, "{launch}");
+        assert_eq!(workload_lines(launch), workload_lines(para), "{launch}");
+        // Also on the host whose `clock.wall` fails: both were launched within one boot of the reference host.
+        let seconds =
+            |launch: &Launch| launch.report["realtime_ns"].as_u64().unwrap() / 1_000_000_000;
+        assert!(seconds(launch).abs_diff(seconds(para)) < 600, "{launch}");
+    }
 }
 
 #[test]
