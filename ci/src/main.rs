@@ -15,6 +15,7 @@ mod spec;
 mod test;
 mod tools;
 mod tree;
+mod tutorial;
 mod workspace;
 
 use std::path::PathBuf;
@@ -106,6 +107,8 @@ enum Task {
         #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = SPEC_PDF)]
         pdf: Option<PathBuf>,
     },
+    /// Do what hypercall-abi/TUTORIAL.md says, to the letter, in a copy of the tree
+    Tutorial,
     /// Run everything that must hold (what ci/test does after ci/setup)
     Test {
         /// Run only the steps whose names contain this
@@ -186,6 +189,7 @@ fn start(task: Task) -> anyhow::Result<()> {
         Task::Spec { write, html, pdf } => {
             spec::run(&workspace, write, &spec::Published { html, pdf })
         }
+        Task::Tutorial => tutorial::run(&workspace),
         Task::Test { only, list } => test::run(&workspace, only.as_deref(), list),
         Task::Demo { bench } => demo::run(&workspace, &bench),
     }

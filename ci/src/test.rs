@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::progress::short;
 use crate::workspace::Workspace;
-use crate::{Arm, demo, initramfs, kernel, patches, run, spec, tools};
+use crate::{Arm, demo, initramfs, kernel, patches, run, spec, tools, tutorial};
 
 /// A step: a name, what to do when it fails, and how it runs.
 struct Step {
@@ -36,7 +36,7 @@ const ONE: Count = Count {
 const DOC_FLAGS: &str = "-D warnings -A rustdoc::private-intra-doc-links";
 
 /// Quick ones first; what boots a guest comes after what it boots.
-const STEPS: [Step; 13] = [
+const STEPS: [Step; 14] = [
     Step {
         name: "set-up",
         mend: "run ci/setup",
@@ -77,6 +77,11 @@ const STEPS: [Step; 13] = [
         name: "doc-tests",
         mend: "run `cargo test --doc`",
         run: |workspace| tests(workspace, "doc-tests", "--doc"),
+    },
+    Step {
+        name: "tutorial",
+        mend: "bring hypercall-abi/TUTORIAL.md up to date; `cargo ci tutorial` tries it",
+        run: |workspace| tutorial::run(workspace).map(|()| ONE),
     },
     Step {
         name: "kernel-full",
