@@ -45,6 +45,8 @@ pub(crate) const SLOT_CONSOLE: u64 = 8;
 pub(crate) const SLOT_WALL: u64 = 9;
 
 const COUNT: usize = LIST.len();
+/// How often [`Op::Await`] looks: a tenth of a second and more, whatever a call costs.
+const AWAIT_TRIES: u32 = 200_000;
 
 /// The table, where the assembly finds it.
 #[used]
@@ -139,6 +141,8 @@ core::arch::global_asm!(
     "je 21f",
     "cmpl ${op_store}, %eax",
     "je 22f",
+    "cmpl ${op_await}, %eax",
+    "je 23f",
     // A write to the doorbell.
     "movl %eax, %r15d",
     "movq {args}(%rbx), %rdi",
@@ -236,6 +240,27 @@ core::arch::global_asm!(
     "addq {what}(%rbx), %rdx",
     "movl {args} + 8(%rbx), %eax",
     "movl %eax, (%rdx)",
+    "jmp 30f",
+    // Memory, again and again; each call gives the host time.
+    "23: movl ${await_tries}, %ebp",
+    "24: movq {args}(%rbx), %rcx",
+    "movq {slots}(, %rcx, 8), %r12",
+    "movq {what}(%rbx), %rdx",
+    "movq (%r12, %rdx), %rax",
+    "movq %rax, CONFORM_VALUE",
+    "andq {mask}(%rbx), %rax",
+    "cmpq {expected}(%rbx), %rax",
+    "je 30f",
+    "movq {args} + 8(%rbx), %rdx",
+    "cmpl $0, (%r12, %rdx)",
+    "je 25f",
+    "movl ${nop}, %eax",
+    "call bare_call",
+    "decl %ebp",
+    "jnz 24b",
+    "jmp 30f",
+    "25: movq {expected}(%rbx), %rax",
+    "movq %rax, CONFORM_VALUE",
     // --- Compare. ---
     "30: movq CONFORM_VALUE, %rax",
     "andq {mask}(%rbx), %rax",
@@ -308,14 +333,7 @@ core::arch::global_asm!(
     "jnz 10b",
     // --- Off. ---
     "movl ${power}, %eax",
-    "movl {slots} + 8 * {slot_port}, %edx",
-    "xorl %edi, %edi",
-    "xorl %esi, %esi",
-    "xorl %r8d, %r8d",
-    "xorl %r9d, %r9d",
-    "xorl %r10d, %r10d",
-    "xorl %r11d, %r11d",
-    "outl %eax, %dx",
+    "call bare_call",
     "movl ${line}, %edi",
     "movl $text_bail, %esi",
     "movl $text_bail_end - text_bail, %ecx",
@@ -323,6 +341,16 @@ core::arch::global_asm!(
     "call print_line",
     "80: hlt",
     "jmp 80b",
+    // Call EAX, all arguments zero.
+    "bare_call: movl {slots} + 8 * {slot_port}, %edx",
+    "xorl %edi, %edi",
+    "xorl %esi, %esi",
+    "xorl %r8d, %r8d",
+    "xorl %r9d, %r9d",
+    "xorl %r10d, %r10d",
+    "xorl %r11d, %r11d",
+    "outl %eax, %dx",
+    "ret",
     // "ok N - TEXT" of the step, to RDI.
     "append_ok: movl $0x206b6f, %eax", // "ok "
     "stosl",
@@ -431,6 +459,9 @@ core::arch::global_asm!(
     leaf_features = const CPUID_LEAF_FEATURES,
     leaf_boot = const CPUID_LEAF_BOOT,
     power = const CALL_BASE_POWER,
+    nop = const CALL_BASE_NOP,
+    await_tries = const AWAIT_TRIES,
+    op_await = const Op::Await as u64,
     write = const CALL_CONSOLE_WRITE,
     busy = const STATUS_BUSY,
     host_error = const STATUS_HOST_ERROR,

@@ -22,6 +22,9 @@ pub(crate) enum Op {
     Byte = 4,
     /// Writes two bytes.
     Word = 5,
+    /// Loads like [`Op::Load`] until the value is as expected or the `u32` at `arg 1` behind the same address is
+    /// zero, and then gives the value that is expected; between two loads the host gets a call.
+    Await = 6,
 }
 
 /// What the value must be.
@@ -170,6 +173,7 @@ const TRANSPORTS: u32 = TRANSPORT_DOORBELL | TRANSPORT_RING | TRANSPORT_EXITLESS
 const CLOCK_INFO: u64 = 48;
 const CONSOLE_INFO: u64 = 96;
 const OUT_TAIL: u64 = 64;
+const HOST_LOOKS: u64 = 68;
 
 /// All steps, in this order.
 pub(crate) const LIST: &[Step] = &[
@@ -419,6 +423,45 @@ pub(crate) const LIST: &[Step] = &[
     )
     .mask(LOW)
     .is(8)
+    .needs(CONSOLE),
+    // Eight bytes more, and no call: whoever has promised to look takes them.
+    step(
+        Op::Store,
+        PAGE_SIZE as u64 + 8,
+        &[SLOT_CONSOLE, u32::from_le_bytes(*b"# lo") as u64],
+        "",
+    )
+    .needs(CONSOLE),
+    step(
+        Op::Store,
+        PAGE_SIZE as u64 + 12,
+        &[SLOT_CONSOLE, u32::from_le_bytes(*b"ok.\n") as u64],
+        "",
+    )
+    .needs(CONSOLE),
+    step(Op::Store, 0, &[SLOT_CONSOLE, 16], "").needs(CONSOLE),
+    step(
+        Op::Await,
+        OUT_TAIL,
+        &[SLOT_CONSOLE, HOST_LOOKS],
+        "PV-CONSOLE-6 bytes are taken while the host looks",
+    )
+    .mask(LOW)
+    .is(16)
+    .needs(CONSOLE),
+    call(
+        CALL_CONSOLE_NOTIFY,
+        &[],
+        "PV-CONSOLE-5 console.notify returns zero once more",
+    ),
+    step(
+        Op::Load,
+        OUT_TAIL,
+        &[SLOT_CONSOLE],
+        "PV-CONSOLE-5 all bytes of the ring were taken once more",
+    )
+    .mask(LOW)
+    .is(16)
     .needs(CONSOLE),
     call(
         CALL_CONSOLE_EVENT,

@@ -130,7 +130,7 @@ pub(super) fn pv_call_4_unknown_calls_are_not_supported() -> Verdict {
     Ok(())
 }
 
-pub(super) fn pv_call_4_a_facility_that_is_off_is_not_supported() -> Verdict {
+pub(super) fn pv_conf_2_a_facility_that_is_off_is_not_supported() -> Verdict {
     for (off, facility) in [
         ("-console", FACILITY_CONSOLE),
         ("-clock", FACILITY_CLOCK),

@@ -46,6 +46,7 @@ mod discovery;
 pub mod guest;
 mod hostile;
 pub mod report;
+mod reporting;
 mod ring;
 mod trust;
 
@@ -103,7 +104,7 @@ checks! {
         pv_call_1_an_out_to_the_doorbell_is_a_call pv_call_1_another_width_is_not_a_call
         pv_call_1_another_port_is_not_a_call pv_call_1_strings_and_reads_are_not_calls
         pv_call_2_other_registers_stay pv_call_3_unused_arguments_are_zero
-        pv_call_4_unknown_calls_are_not_supported pv_call_4_a_facility_that_is_off_is_not_supported;
+        pv_call_4_unknown_calls_are_not_supported pv_conf_2_a_facility_that_is_off_is_not_supported;
     hostile: pv_call_4_a_hostile_guest_gets_exact_answers_and_harms_nobody;
     call:
         pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port
@@ -122,6 +123,7 @@ checks! {
         pv_console_4_impossible_indices_empty_the_ring pv_console_4_indices_wrap
         pv_console_5_notify_takes_all_bytes pv_console_5_notify_of_an_empty_ring_is_no_error
         pv_console_7_event_vectors_and_processors;
+    reporting: pv_console_6_what_is_published_while_the_host_looks_is_taken;
     clock:
         pv_clock_1_the_frequency_is_in_boot_info pv_clock_2_the_pair_is_of_this_run
         pv_clock_3_wall_tells_the_time pv_clock_4_flags_and_timer;

@@ -49,7 +49,7 @@ tests! {
     pv_call_2_other_registers_stay
     pv_call_3_unused_arguments_are_zero
     pv_call_4_unknown_calls_are_not_supported
-    pv_call_4_a_facility_that_is_off_is_not_supported
+    pv_conf_2_a_facility_that_is_off_is_not_supported
     pv_call_4_a_hostile_guest_gets_exact_answers_and_harms_nobody
     pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port
     pv_call_6_the_host_takes_what_the_registers_of_32_bit_code_hold
@@ -75,6 +75,7 @@ tests! {
     pv_console_5_notify_takes_all_bytes
     pv_console_5_notify_of_an_empty_ring_is_no_error
     pv_console_7_event_vectors_and_processors
+    pv_console_6_what_is_published_while_the_host_looks_is_taken
     pv_clock_1_the_frequency_is_in_boot_info
     pv_clock_2_the_pair_is_of_this_run
     pv_clock_3_wall_tells_the_time
