@@ -184,6 +184,9 @@ fn excuses(workspace: &Workspace) -> Result<BTreeMap<String, String>> {
         let (id, reason) = line
             .split_once(": ")
             .with_context(|| format!("{UNTESTED}: {line:?} is not `id: reason`"))?;
+        if reason.trim().is_empty() {
+            bail!("{UNTESTED}: {id} has no reason");
+        }
         excuses.insert(id.to_owned(), reason.to_owned());
     }
     Ok(excuses)
