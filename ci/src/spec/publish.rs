@@ -346,7 +346,7 @@ impl Page<'_> {
             .map(|(name, at)| entry(name, *at))
             .collect();
         format!(
-            "<h2 id=\"index\"><span></span> Index</h2>\n<h3>Clauses</h3>\n<ul class=\"index\">\n\
+            "<h2 id=\"index\">Index</h2>\n<h3>Clauses</h3>\n<ul class=\"index\">\n\
              {ids}</ul>\n<h3>Names</h3>\n<ul class=\"index\">\n{names}</ul>\n"
         )
     }
