@@ -17,7 +17,7 @@ use paravane_abi::ring::{RingEntry, RingHeader, entry_offset};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 /// Guest memory.
-pub(crate) const MEMORY_MIB: u64 = 2;
+pub(crate) const MEMORY_MIB: u64 = 1;
 /// Bytes of it.
 pub(crate) const MEMORY_END: u64 = MEMORY_MIB << 20;
 /// Processors.

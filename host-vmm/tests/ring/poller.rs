@@ -15,7 +15,8 @@ use crate::host::{Host, MEMORY_END};
 /// When to give up waiting for something that has to come.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+/// Waits for something that has to come.
+pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !done() {
         assert!(Instant::now() < deadline, "{what} has not come");
