@@ -91,6 +91,8 @@ pub struct Crossing {
     pub batches: usize,
     /// Crossings in each.
     pub batch: u32,
+    /// Exits to the VMM in the median batch, for one crossing.
+    pub exits: Option<f64>,
     /// Why there is no number.
     pub failed: Option<String>,
 }
@@ -111,6 +113,9 @@ pub struct Report {
     /// By name; empty with `--quick`.
     #[serde(serialize_with = "as_map")]
     pub crossings: Vec<(String, Crossing)>,
+    /// What calls cost beside each other, by name; empty with `--quick`.
+    #[serde(serialize_with = "as_map")]
+    pub ratios: Vec<(String, f64)>,
     /// By name.
     #[serde(serialize_with = "as_map")]
     pub profiles: Vec<(String, Verdict)>,
@@ -173,6 +178,7 @@ pub fn examine(quick: bool) -> Result<Report, DoctorError> {
                 capabilities: Vec::new(),
                 instructions: Vec::new(),
                 crossings: Vec::new(),
+                ratios: Vec::new(),
                 profiles: profiles::ALL
                     .map(|needs| (needs.name.to_owned(), verdict.clone()))
                     .into(),
@@ -201,11 +207,13 @@ pub fn examine(quick: bool) -> Result<Report, DoctorError> {
             )
         })
         .into();
+    let crossings = costs(crossings);
     Ok(Report {
         host: Host::examine(true),
         problem: None,
         profiles,
-        crossings: costs(crossings),
+        ratios: ratios(&crossings),
+        crossings,
         capabilities,
         instructions,
     })
@@ -297,7 +305,33 @@ fn instruction(probe: &probes::InstructionProbe, finished: &Finished) -> Instruc
     }
 }
 
-/// Makes costs of stamps: percentiles of the batches, less the median of an empty one.
+/// What calls cost beside each other: the ABI's three promises, at each privilege.
+fn ratios(crossings: &[(String, Crossing)]) -> Vec<(String, f64)> {
+    let find = |name: &str| {
+        let row = crossings.iter().find(|(known, _)| known == name);
+        row.map(|(_, crossing)| crossing)
+    };
+    let mut ratios = Vec::new();
+    for cpl in ["cpl0", "cpl3"] {
+        let median = |name: &str| find(&format!("{cpl}.{name}")).and_then(|row| row.median_ns);
+        for (ratio, of, by) in [
+            ("null_call_by_out", "call_nop", "call_bare"),
+            ("batched_call_by_null_call", "call_batch", "call_nop"),
+            ("exitless_call_by_null_call", "call_exitless", "call_nop"),
+        ] {
+            if let (Some(of), Some(by)) = (median(of), median(by)) {
+                let value = (of / by * 1000.0).round() / 1000.0;
+                ratios.push((format!("{cpl}.{ratio}"), value));
+            }
+        }
+        let exits = find(&format!("{cpl}.call_exitless")).and_then(|row| row.exits);
+        ratios.extend(exits.map(|exits| (format!("{cpl}.exits_of_an_exitless_call"), exits)));
+    }
+    ratios
+}
+
+/// Makes costs of stamps: percentiles of the batches, less the median of an empty one, or of the
+/// crossing's own frame.
 fn costs(finished: &[Finished]) -> Vec<(String, Crossing)> {
     let median = |index: usize| {
         finished
@@ -317,6 +351,10 @@ fn costs(finished: &[Finished]) -> Vec<(String, Crossing)> {
                 (_, machine::Privilege::Kernel) => (kernel, image::layout::KERNEL_CS),
                 (_, machine::Privilege::User) => (user, image::layout::USER_CS),
             };
+            let frame = CROSSINGS
+                .iter()
+                .position(|other| !probe.frame.is_empty() && other.name == probe.frame);
+            let base = frame.map_or(base, median);
             let failed = match &finished.outcome {
                 Outcome::Result { value } if *value == u32::from(cs) => None,
                 // Stopped by the deadline, but with numbers.
@@ -339,6 +377,9 @@ fn costs(finished: &[Finished]) -> Vec<(String, Crossing)> {
                 p90_ns: one(90),
                 batches: finished.batches_ns.len(),
                 batch: probe.batch,
+                exits: percentile(&finished.batches_exits, 50)
+                    .filter(|_| failed.is_none())
+                    .map(|exits| f64::from(exits) / f64::from(probe.batch)),
                 failed,
             };
             (probe.name.to_owned(), crossing)
@@ -375,6 +416,7 @@ mod tests {
                 value: value.into(),
             },
             batches_ns: vec![batch; 5],
+            batches_exits: Vec::new(),
         };
         let (kernel, user) = (image::layout::KERNEL_CS, image::layout::USER_CS);
         let finished: Vec<_> = CROSSINGS
@@ -387,9 +429,43 @@ mod tests {
                 (_, machine::Privilege::User) => ran(user, 5000 + 32 * probe.batch),
             })
             .collect();
-        for (name, crossing) in &costs(&finished)[2..] {
-            assert_eq!(crossing.median_ns, Some(32.0), "{name}");
+        for (probe, (name, crossing)) in CROSSINGS.iter().zip(costs(&finished)).skip(2) {
+            // One with a frame of its own costs here as much as that.
+            let expected = if probe.frame.is_empty() { 32.0 } else { 0.0 };
+            assert_eq!(crossing.median_ns, Some(expected), "{name}");
         }
+    }
+
+    #[test]
+    fn calls_are_compared_with_one_another() {
+        let row = |name: &str, median_ns, exits| {
+            let crossing = Crossing {
+                what: "",
+                median_ns: Some(median_ns),
+                p10_ns: None,
+                p90_ns: None,
+                batches: 5,
+                batch: 1,
+                exits: Some(exits),
+                failed: None,
+            };
+            (name.to_owned(), crossing)
+        };
+        let rows = [
+            row("cpl0.call_bare", 1000.0, 1.0),
+            row("cpl0.call_nop", 1040.0, 1.0),
+            row("cpl0.call_batch", 208.0, 0.125),
+            row("cpl0.call_exitless", 52.0, 0.0),
+        ];
+        let expected = [
+            ("cpl0.null_call_by_out", 1.04),
+            ("cpl0.batched_call_by_null_call", 0.2),
+            ("cpl0.exitless_call_by_null_call", 0.05),
+            ("cpl0.exits_of_an_exitless_call", 0.0),
+        ]
+        .map(|(name, ratio)| (name.to_owned(), ratio));
+        assert_eq!(ratios(&rows), expected);
+        assert_eq!(ratios(&[]), []);
     }
 
     #[test]
@@ -397,6 +473,7 @@ mod tests {
         let wrong = Finished {
             outcome: Outcome::Result { value: 0 },
             batches_ns: vec![9; 5],
+            batches_exits: Vec::new(),
         };
         for (name, crossing) in costs(&vec![wrong; CROSSINGS.len()]) {
             assert_eq!(

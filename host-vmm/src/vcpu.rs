@@ -5,7 +5,7 @@
 //! 1. the guest executes `out dx, eax` on the doorbell; KVM exits with `KVM_EXIT_IO`;
 //! 2. [`Vcpu::io_out`] sees the port, and takes the registers out of the shared run page
 //!    (`KVM_CAP_SYNC_REGS`: no ioctl);
-//! 3. [`crate::pv::Paravirt::call`] finds the facility, which checks the arguments and acts;
+//! 3. [`crate::pv::Paravirt::call_in_registers`] finds the facility, which checks the arguments and acts;
 //! 4. status and value go back into RAX and RDX of the run page, marked dirty; KVM loads them on
 //!    the next entry.
 
@@ -14,10 +14,10 @@ use std::sync::Arc;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use paravane_abi::call::{CallId, Status};
+use paravane_abi::call::CallId;
 
 use crate::device::{PortAction, uart};
-use crate::pv::{DOORBELL_PORT, Reply};
+use crate::pv::DOORBELL_PORT;
 use crate::stats::{Exit, Outcome, VcpuCounts};
 use crate::vm::Machine;
 
@@ -170,25 +170,17 @@ impl Vcpu {
 
     /// Steps 2 to 4 of a call's life. Spec: PV-CALL-1 to PV-CALL-6
     fn call(&mut self, id: CallId) {
-        let sync = self.fd.sync_regs();
-        let regs = sync.regs;
+        let regs = &mut self.fd.sync_regs_mut().regs;
         if regs.rax & u64::from(u32::MAX) != u64::from(id.0) {
             // The word comes from memory: a string instruction. One whose word is also in EAX
             // cannot be told from OUT. Spec: PV-CALL-1
             return;
         }
         self.counts.call(id);
-        let args = [regs.rdi, regs.rsi, regs.r8, regs.r9, regs.r10, regs.r11];
         // Whoever the guest lets to the port may call. Spec: PV-CALL-6
-        match self.machine.pv().call(id, &args) {
-            Reply::Resume(result) => {
-                let (status, value) = Status::encode(result);
-                let regs = &mut self.fd.sync_regs_mut().regs;
-                regs.rax = status.cast_unsigned();
-                regs.rdx = value;
-                self.fd.set_sync_dirty_reg(SyncReg::Register);
-            }
-            Reply::Stop(outcome) => self.machine.stop(outcome, None),
+        match self.machine.pv().call_in_registers(id, regs) {
+            None => self.fd.set_sync_dirty_reg(SyncReg::Register),
+            Some(outcome) => self.machine.stop(outcome, None),
         }
     }
 

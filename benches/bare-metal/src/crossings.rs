@@ -50,6 +50,36 @@ crossing! { "kernel";
         "movq FRAME+56, %rax", "movq FRAME+64, %rdx";
 }
 
+/// The calls of the ABI, with the VMM's own dispatcher behind them, for one privilege. Those with `_frame`
+/// lack the OUT: what the instructions around it cost, to be subtracted.
+macro_rules! calls {
+    ($part:literal; $out:literal $nop:literal $nop_frame:literal $batch:literal $batch_frame:literal $exitless:literal) => {
+        // `base.nop`; all argument registers are zero. And the same to a port behind which nobody answers.
+        crossing! { $part;
+            $out => "movl $0x00010003, %eax", "movl $PORT_PLAIN, %edx", "outl %eax, %dx";
+            $nop => "movl $0x00010003, %eax", "movl $PORT_CALL, %edx", "outl %eax, %dx";
+            $nop_frame => "movl $0x00010003, %eax", "movl $PORT_CALL, %edx";
+
+            // Several `base.nop` in the ring, and `ring.submit`. R14 is the ring's head.
+            $batch => "movl $RING + 128, %ebx", ".rept SUBMISSION", "movl $0x00010003, (%rbx)",
+                "movq %r15, 16(%rbx)", "addq $64, %rbx", ".endr", "addl $SUBMISSION, %r14d", "movl %r14d, RING",
+                "movl $0x00100002, %eax", "movl $PORT_CALL, %edx", "outl %eax, %dx";
+            $batch_frame => "movl $RING + 128, %ebx", ".rept SUBMISSION", "movl $0x00010003, (%rbx)",
+                "movq %r15, 16(%rbx)", "addq $64, %rbx", ".endr", "addl $SUBMISSION, %r14d", "movl %r14d, RING",
+                "movl $0x00100002, %eax", "movl $PORT_CALL, %edx";
+
+            // One `base.nop` in a ring of one entry, with the host looking; without that, `ring.submit`.
+            $exitless => "movl $0x00010003, RING + 128", "movq %r15, RING + 144", "incl %r14d",
+                "movl %r14d, RING", "lock xaddl %eax, SCRATCH", "cmpl $0, RING + 68", "jne 2f",
+                "movl $0x00100002, %eax", "movl $PORT_CALL, %edx", "outl %eax, %dx",
+                "2: cmpl %r14d, RING + 64", "jne 2b";
+        }
+    };
+}
+
+calls! { "kernel"; "c_k_call_bare" "c_k_call_nop" "c_k_call_nop_frame" "c_k_call_batch" "c_k_call_batch_frame" "c_k_call_exitless" }
+calls! { "user"; "c_u_call_bare" "c_u_call_nop" "c_u_call_nop_frame" "c_u_call_batch" "c_u_call_batch_frame" "c_u_call_exitless" }
+
 slow_crossing! { "kernel";
     "c_k_empty" => "";
     "c_k_rep_stosq_4k" => "movl $SCRATCH, %edi", "movl $512, %ecx", "rep stosq";

@@ -60,6 +60,12 @@ pub const PORT_PLAIN: u16 = 0x90;
 pub const PORT_DOORBELL: u16 = 0x92;
 /// A port on which the VMM answers with the call frame in memory.
 pub const PORT_FRAME: u16 = 0x94;
+/// The doorbell, with the VMM's own dispatcher behind it.
+pub const PORT_CALL: u16 = 0x7e;
+/// A submission ring's header; its first entry follows. Open to CPL 3.
+pub const RING: u64 = 0x32_0000;
+/// Calls in one submission.
+pub const SUBMISSION: u32 = 8;
 /// A port that KVM turns into an event.
 pub const PORT_EVENT: u16 = 0xa0;
 /// A port that KVM collects.

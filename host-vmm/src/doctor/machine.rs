@@ -7,13 +7,16 @@
 //! guest, at CPL 0 or CPL 3. A new machine for each probe: what one leaves behind, another must not
 //! find.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
     CpuId, KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_enable_cap, kvm_msr_entry,
     kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region, kvm_xcrs,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, SyncReg, VcpuFd, VmFd};
+use paravane_abi::call::CallId;
+use paravane_abi::registry as reg;
+use paravane_abi::ring::RING_EXITLESS;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -21,6 +24,11 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::image::layout::*;
 use super::image::{Image, ImageError};
 use super::interrupts::{self, Source};
+use crate::config::FacilitySet;
+use crate::end::End;
+use crate::memory::Memory;
+use crate::pv::base::Base;
+use crate::pv::{Paravirt, Reply};
 
 /// A machine for a probe could not be made.
 #[derive(Debug, Error)]
@@ -35,10 +43,13 @@ pub enum MachineError {
     },
     /// The guest's memory could not be mapped.
     #[error("4 MiB of memory for the bare-metal guest cannot be mapped")]
-    Map(#[from] vm_memory::mmap::FromRangesError),
+    Map(#[from] crate::memory::MemoryError),
     /// The guest's memory does not take what it should hold.
     #[error("the bare-metal guest does not fit its memory")]
     Memory(#[from] vm_memory::GuestMemoryError),
+    /// The ring is refused.
+    #[error("the bare-metal guest cannot have a submission ring: {0}")]
+    Ring(String),
     /// The embedded guest is damaged.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -89,6 +100,19 @@ pub struct Gate {
     pub to: Privilege,
 }
 
+/// What answers at the doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    /// Nothing.
+    None,
+    /// The VMM's dispatcher.
+    Doorbell,
+    /// The same; the processor has a ring of [`SUBMISSION`] entries.
+    Ring,
+    /// The same; the processor has a ring of one entry, at which the host looks.
+    Exitless,
+}
+
 /// What is special about a probe's machine.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
@@ -108,6 +132,8 @@ pub struct Setup {
     pub no_xsave: bool,
     /// What KVM shall exchange through the run page.
     pub sync: Sync,
+    /// What answers at the doorbell.
+    pub calls: Calls,
     /// The interrupt that it shall get; interrupts are then on.
     pub interrupt: Option<Source>,
     /// The entry of the level 4 page table through which the code is reached.
@@ -127,6 +153,7 @@ impl Setup {
             open_ports: false,
             no_xsave: false,
             sync: Sync::Nothing,
+            calls: Calls::None,
             interrupt: None,
             slot: 0,
         }
@@ -140,7 +167,11 @@ pub struct Machine {
     pub vcpu: VcpuFd,
     _vm: VmFd,
     /// Guest memory.
-    pub memory: GuestMemoryMmap,
+    pub memory: Memory,
+    /// What answers at the doorbell.
+    pub pv: Paravirt,
+    /// How calls end the machine.
+    pub end: Arc<End>,
     _events: [Option<EventFd>; 2],
 }
 
@@ -167,7 +198,7 @@ impl Machine {
             flags: 0,
             guest_phys_addr: 0,
             memory_size: MEMORY_END,
-            userspace_addr: memory.get_host_address(GuestAddress(0))? as u64,
+            userspace_addr: memory.mmap().get_host_address(GuestAddress(0))? as u64,
         };
         // SAFETY: the range is the mapping that `memory` owns; the machine drops `memory` after the
         // VM, and nobody else maps or unmaps it.
@@ -193,19 +224,50 @@ impl Machine {
             vcpu.map_coalesced_mmio_ring()
                 .map_err(kvm_error("map the ring of coalesced writes"))?;
         }
+        let end = Arc::new(End::new().map_err(event_error)?);
+        let pv = answer_calls(&memory, setup.calls, &end)?;
         Ok(Self {
             vcpu,
             _vm: vm,
             memory,
+            pv,
+            end,
             _events: [event, interrupt],
         })
     }
 }
 
+/// The VMM's own dispatcher, and the processor's ring.
+fn answer_calls(memory: &Memory, calls: Calls, end: &Arc<End>) -> Result<Paravirt, MachineError> {
+    if calls == Calls::None {
+        return Ok(Paravirt::none());
+    }
+    let set = FacilitySet::default();
+    let pv = Paravirt::new(set, vec![Box::new(Base::new(set))]).with_rings(memory, 1, end);
+    let call = |id, args| match pv.call(CallId(id), &args) {
+        Reply::Resume(Ok(_)) => Ok(()),
+        other => Err(MachineError::Ring(format!("{other:?}"))),
+    };
+    let register = |entries: u32, flags| {
+        let args = [0, RING, u64::from(entries), flags, 0, 0];
+        call(reg::CALL_RING_REGISTER, args)
+    };
+    match calls {
+        Calls::None | Calls::Doorbell => {}
+        Calls::Ring => register(SUBMISSION, 0)?,
+        Calls::Exitless => {
+            register(1, RING_EXITLESS)?;
+            // From now on the host looks.
+            call(reg::CALL_RING_SUBMIT, [0; 6])?;
+        }
+    }
+    Ok(pv)
+}
+
 /// Tables, image, everything that the guest finds in memory.
-fn fill_memory(image: &Image, setup: &Setup) -> Result<GuestMemoryMmap, MachineError> {
-    let size = usize::try_from(MEMORY_END).expect("4 MiB fit an address");
-    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), size)])?;
+fn fill_memory(image: &Image, setup: &Setup) -> Result<Memory, MachineError> {
+    let whole = Memory::new(MEMORY_END >> 20)?;
+    let memory = whole.mmap();
     let put = |address: u64, value: u64| memory.write_obj(value, GuestAddress(address));
     for (address, bytes) in &image.segments {
         memory.write_slice(bytes, GuestAddress(*address))?;
@@ -246,16 +308,16 @@ fn fill_memory(image: &Image, setup: &Setup) -> Result<GuestMemoryMmap, MachineE
     let stubs = image.symbol("trap_stubs")?;
     for vector in 0..=255 {
         set_gate(
-            &memory,
+            memory,
             vector,
             stubs + 16 * u64::from(vector),
             Privilege::Kernel,
         )?;
     }
     if let Some(gate) = setup.gate {
-        set_gate(&memory, gate.vector, image.symbol(gate.handler)?, gate.to)?;
+        set_gate(memory, gate.vector, image.symbol(gate.handler)?, gate.to)?;
     }
-    Ok(memory)
+    Ok(whole)
 }
 
 /// The TSS's last byte: enough of the bitmap for the ports in use.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kvm_ioctls::SyncReg;
 use kvm_ioctls::{Kvm, VcpuExit};
+use paravane_abi::call::CallId;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
@@ -107,6 +108,8 @@ pub struct Finished {
     pub outcome: Outcome,
     /// Nanoseconds of each batch, for crossings.
     pub batches_ns: Vec<u32>,
+    /// Exits to the VMM in each batch, without the one that ends it.
+    pub batches_exits: Vec<u32>,
 }
 
 impl From<Outcome> for Finished {
@@ -114,6 +117,7 @@ impl From<Outcome> for Finished {
         Self {
             outcome,
             batches_ns: Vec::new(),
+            batches_exits: Vec::new(),
         }
     }
 }
@@ -165,26 +169,36 @@ fn build(setup: &Setup, batches: u32) -> Result<Machine, MachineError> {
 fn run_to_end(machine: &mut Machine, batches: u32, end: Instant) -> Finished {
     let capacity = usize::try_from(batches).unwrap_or(0);
     let mut stamps = Vec::with_capacity(capacity + 1);
+    let mut exits = 0;
     let outcome = loop {
         if Instant::now() >= end {
             break Outcome::Hang { killed: false };
         }
-        if let Some(outcome) = step(machine, &mut stamps) {
+        if let Some(outcome) = step(machine, &mut stamps, &mut exits) {
             break outcome;
         }
     };
     let batches_ns = stamps
         .windows(2)
-        .map(|pair| u32::try_from((pair[1] - pair[0]).as_nanos()).unwrap_or(u32::MAX))
+        .map(|pair| u32::try_from((pair[1].at - pair[0].at).as_nanos()).unwrap_or(u32::MAX))
         .collect();
+    let batches_exits = stamps.iter().skip(1).map(|stamp| stamp.exits).collect();
     Finished {
         outcome,
         batches_ns,
+        batches_exits,
     }
 }
 
+/// The end of a batch.
+struct Stamp {
+    at: Instant,
+    /// Exits since the one before.
+    exits: u32,
+}
+
 /// Runs the vCPU to its next exit. `Some` ends the probe.
-fn step(machine: &mut Machine, stamps: &mut Vec<Instant>) -> Option<Outcome> {
+fn step(machine: &mut Machine, stamps: &mut Vec<Stamp>, exits: &mut u32) -> Option<Outcome> {
     let exit = match machine.vcpu.run() {
         Ok(exit) => exit,
         Err(error) if error.errno() == libc::EINTR || error.errno() == libc::EAGAIN => return None,
@@ -194,9 +208,14 @@ fn step(machine: &mut Machine, stamps: &mut Vec<Instant>) -> Option<Outcome> {
             });
         }
     };
+    *exits += 1;
     match exit {
         VcpuExit::MmioWrite(MARK, _) => {
-            stamps.push(Instant::now());
+            *exits -= 1;
+            stamps.push(Stamp {
+                at: Instant::now(),
+                exits: std::mem::take(exits),
+            });
             while let Ok(Some(_)) = machine.vcpu.coalesced_mmio_read() {}
         }
         VcpuExit::MmioWrite(DONE, data) => {
@@ -205,6 +224,16 @@ fn step(machine: &mut Machine, stamps: &mut Vec<Instant>) -> Option<Outcome> {
         }
         VcpuExit::IoOut(PORT_TRAP, _) => return Some(trap(machine)),
         VcpuExit::IoOut(PORT_DOORBELL, _) => answer_in_registers(machine),
+        VcpuExit::IoOut(PORT_CALL, data) => {
+            let id = <[u8; 4]>::try_from(data).map_or(0, u32::from_le_bytes);
+            let regs = &mut machine.vcpu.sync_regs_mut().regs;
+            let stop = machine.pv.call_in_registers(CallId(id), regs);
+            machine.vcpu.set_sync_dirty_reg(SyncReg::Register);
+            if let Some(outcome) = stop {
+                let what = format!("{outcome:?}");
+                return Some(Outcome::Exit { what });
+            }
+        }
         VcpuExit::IoOut(PORT_FRAME, _) => answer_in_memory(machine),
         VcpuExit::IoOut(..) | VcpuExit::MmioWrite(MMIO_PLAIN.., _) | VcpuExit::Hlt => (),
         VcpuExit::IoIn(_, data) | VcpuExit::MmioRead(_, data) => data.fill(0xff),
@@ -235,13 +264,17 @@ fn answer_in_registers(machine: &mut Machine) {
 fn answer_in_memory(machine: &Machine) {
     let frame: [u64; 7] = machine
         .memory
+        .mmap()
         .read_obj(GuestAddress(FRAME))
         .unwrap_or_default();
     let sum = frame[1..]
         .iter()
         .fold(0, |sum: u64, x| sum.wrapping_add(*x));
     // The frame lies in memory; so this cannot fail.
-    let _ = machine.memory.write_obj([0, sum], GuestAddress(FRAME + 56));
+    let _ = machine
+        .memory
+        .mmap()
+        .write_obj([0, sum], GuestAddress(FRAME + 56));
 }
 
 /// A trap stub has spoken: vector, error code and frame are on the stack.
@@ -250,7 +283,7 @@ fn trap(machine: &Machine) -> Outcome {
         .vcpu
         .get_regs()
         .ok()
-        .and_then(|regs| machine.memory.read_obj(GuestAddress(regs.rsp)).ok());
+        .and_then(|regs| machine.memory.mmap().read_obj(GuestAddress(regs.rsp)).ok());
     let Some(stack) = stack else {
         return Outcome::Exit {
             what: "a trap with its stack out of memory".to_owned(),

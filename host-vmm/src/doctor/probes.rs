@@ -1,7 +1,7 @@
 //! The probes: what each one is called, and what a CPU does there according to its manual.
 
 use super::interrupts::{Source, VECTOR};
-use super::machine::{Gate, Privilege, Setup, Sync};
+use super::machine::{Calls, Gate, Privilege, Setup, Sync};
 use super::probe::Outcome;
 
 /// What the manuals of Intel and AMD promise.
@@ -53,6 +53,8 @@ pub struct CrossingProbe {
     pub what: &'static str,
     /// The machine.
     pub setup: Setup,
+    /// The crossing whose batches are subtracted from its own; empty: those of the frame.
+    pub frame: &'static str,
     /// Times in a batch.
     pub batch: u32,
     /// Batches.
@@ -219,6 +221,8 @@ pub const NOTES: &[(&str, &str)] = &[
 
 const BATCH: u32 = super::image::layout::BATCH;
 const BATCHES: u32 = 50;
+/// For costs that are compared with one another.
+const MANY_BATCHES: u32 = 400;
 
 const fn crossing(
     name: &'static str,
@@ -230,6 +234,7 @@ const fn crossing(
         name,
         what,
         setup: Setup::plain(entry, privilege),
+        frame: "",
         batch: BATCH,
         batches: BATCHES,
         hardware_only: false,
@@ -262,6 +267,25 @@ const fn hardware_crossing(mut probe: CrossingProbe) -> CrossingProbe {
     probe
 }
 
+/// A call of the ABI, answered by the VMM's own dispatcher.
+const fn call(
+    name: &'static str,
+    what: &'static str,
+    entry: &'static str,
+    privilege: Privilege,
+    calls: Calls,
+    frame: &'static str,
+) -> CrossingProbe {
+    let mut probe = crossing(name, what, entry, privilege);
+    (probe.setup.sync, probe.setup.calls) = (Sync::General, calls);
+    (probe.setup.open_ports, probe.frame) = (true, frame);
+    if matches!(calls, Calls::Ring) {
+        probe.batch = BATCH * super::image::layout::SUBMISSION;
+    }
+    probe.batches = MANY_BATCHES;
+    probe
+}
+
 use Privilege::{Kernel, User};
 
 /// All crossings. The first two are the frames around a batch, which the others lose.
@@ -286,6 +310,50 @@ pub const CROSSINGS: &[CrossingProbe] = &[
     ),
     crossing("cpl0.nop", "one instruction", "c_k_nop", Kernel),
     crossing("cpl0.out", "OUT to the VMM", "c_k_out", Kernel),
+    call(
+        "cpl0.call_nop_frame",
+        "a null call's instructions without OUT",
+        "c_k_call_nop_frame",
+        Kernel,
+        Calls::Doorbell,
+        "",
+    ),
+    with!(
+        call("cpl0.call_bare", "bare OUT in its place", "c_k_call_bare", Kernel, Calls::Doorbell, "cpl0.call_nop_frame"),
+        sync: Sync::Nothing
+    ),
+    call(
+        "cpl0.call_nop",
+        "null call",
+        "c_k_call_nop",
+        Kernel,
+        Calls::Doorbell,
+        "cpl0.call_nop_frame",
+    ),
+    call(
+        "cpl0.call_batch_frame",
+        "a ring's instructions without OUT",
+        "c_k_call_batch_frame",
+        Kernel,
+        Calls::Ring,
+        "",
+    ),
+    call(
+        "cpl0.call_batch",
+        "null call of 8 in a ring",
+        "c_k_call_batch",
+        Kernel,
+        Calls::Ring,
+        "cpl0.call_batch_frame",
+    ),
+    call(
+        "cpl0.call_exitless",
+        "null call, exitless",
+        "c_k_call_exitless",
+        Kernel,
+        Calls::Exitless,
+        "",
+    ),
     with!(crossing("cpl0.out_sync_regs", "OUT to the VMM with SYNC_REGS", "c_k_out", Kernel), sync: Sync::General),
     with!(
         crossing("cpl0.out_sync_sregs", "OUT to the VMM with all of SYNC_REGS", "c_k_out", Kernel),
@@ -384,6 +452,34 @@ pub const CROSSINGS: &[CrossingProbe] = &[
         Kernel,
     )),
     with!(crossing("cpl3.out", "OUT to the VMM, by the I/O bitmap", "c_u_out", User), open_ports: true),
+    with!(
+        call("cpl3.call_bare", "bare OUT in a call's place", "c_u_call_bare", User, Calls::Doorbell, ""),
+        sync: Sync::Nothing
+    ),
+    call(
+        "cpl3.call_nop",
+        "null call",
+        "c_u_call_nop",
+        User,
+        Calls::Doorbell,
+        "",
+    ),
+    call(
+        "cpl3.call_batch",
+        "null call of 8 in a ring",
+        "c_u_call_batch",
+        User,
+        Calls::Ring,
+        "",
+    ),
+    call(
+        "cpl3.call_exitless",
+        "null call, exitless",
+        "c_u_call_exitless",
+        User,
+        Calls::Exitless,
+        "",
+    ),
     crossing(
         "cpl3.mmio_write",
         "MMIO write to the VMM",

@@ -67,6 +67,7 @@ fn render(report: &Report, colours: Colours) -> String {
         );
         if !report.crossings.is_empty() {
             text += &crossings(&report.crossings, colours);
+            text += &ratios(&report.ratios, colours);
         }
     }
     text + &profiles(report, colours)
@@ -225,6 +226,36 @@ fn crossings(rows: &[(String, Crossing)], colours: Colours) -> String {
                 failed.as_deref().unwrap_or("no samples")
             ),
         };
+    }
+    text
+}
+
+/// What the ABI promises of its calls.
+const PROMISES: [(&str, &str, f64); 3] = [
+    ("null_call_by_out", "null call / bare OUT", 1.05),
+    (
+        "batched_call_by_null_call",
+        "null call of 8 in a ring / null call",
+        0.25,
+    ),
+    (
+        "exits_of_an_exitless_call",
+        "exits of an exitless call",
+        0.0,
+    ),
+];
+
+fn ratios(rows: &[(String, f64)], colours: Colours) -> String {
+    let mut text = format!("\n{}\n", colours.heading("What calls promise"));
+    for (name, ratio) in rows {
+        let Some((cpl, name)) = name.split_once('.') else {
+            continue;
+        };
+        if let Some((_, what, most)) = PROMISES.iter().find(|promise| promise.0 == name) {
+            let what = format!("{} {what}", cpl.to_uppercase().replace("CPL", "CPL "));
+            let mark = colours.mark(Some(ratio <= most));
+            let _ = writeln!(text, "  {mark} {what:<46} {ratio:>6.3}, at most {most}");
+        }
     }
     text
 }

@@ -15,6 +15,7 @@ pub mod ring;
 use std::fmt;
 use std::sync::Arc;
 
+use kvm_bindings::kvm_regs;
 use paravane_abi::boot_info::{BOOT_INFO_MAGIC, BootInfo};
 use paravane_abi::call::{CallId, CallResult, MAX_ARGS, Status};
 use paravane_abi::registry as reg;
@@ -25,8 +26,9 @@ use crate::end::End;
 use crate::memory::{Memory, MemoryError, PV_AREA};
 use crate::stats::Outcome;
 
-/// The doorbell's port: `PV` in ASCII, far from what a PC has.
-pub const DOORBELL_PORT: u16 = 0x5650;
+/// The doorbell's port. KVM steps over an OUT to this one before it exits (`KVM_X86_QUIRK_OUT_7E_INC_RIP`),
+/// so nothing is left to be completed on the way back: `doctor` sees it. No PC has a device there.
+pub const DOORBELL_PORT: u16 = 0x7e;
 /// The boot-info page.
 pub const BOOT_INFO: u64 = PV_AREA;
 /// The console page; the output buffer follows, then the input buffer.
@@ -65,7 +67,8 @@ pub trait Facility: fmt::Debug + Send + Sync {
 /// The first `N` arguments, if all others are zero. Spec: PV-CALL-3
 fn take<const N: usize>(args: &Args) -> Result<[u64; N], Status> {
     let (used, unused) = args.split_at(N);
-    if unused.iter().any(|arg| *arg != 0) {
+    // All at once: nearly always they are zero.
+    if unused.iter().fold(0, |all, arg| all | arg) != 0 {
         return Err(Status::InvalidParam);
     }
     used.try_into().map_err(|_| Status::InvalidParam)
@@ -74,13 +77,33 @@ fn take<const N: usize>(args: &Args) -> Result<[u64; N], Status> {
 /// The calls of one guest, by facility. The rings, which carry out such calls, are not among them.
 #[derive(Debug, Default)]
 pub struct Calls {
-    facilities: Vec<Box<dyn Facility>>,
+    /// A facility's id is its index.
+    facilities: Vec<Option<Box<dyn Facility>>>,
 }
 
 impl Calls {
+    fn new(facilities: impl IntoIterator<Item = Box<dyn Facility>>) -> Self {
+        let mut calls = Self::default();
+        for facility in facilities {
+            let Ok(index) = usize::try_from(facility.id()) else {
+                continue;
+            };
+            if calls.facilities.len() <= index {
+                calls.facilities.resize_with(index + 1, || None);
+            }
+            calls.facilities[index] = Some(facility);
+        }
+        calls
+    }
+
+    fn find(&self, id: CallId) -> Option<&dyn Facility> {
+        let index = usize::try_from(id.facility()).ok()?;
+        self.facilities.get(index)?.as_deref()
+    }
+
     /// Carries out a call.
     pub fn carry_out(&self, id: CallId, args: &Args) -> Reply {
-        match self.facilities.iter().find(|f| f.id() == id.facility()) {
+        match self.find(id) {
             Some(facility) => facility.call(id.function(), args),
             None => Reply::Resume(Err(Status::NotSupported)),
         }
@@ -109,9 +132,9 @@ impl Paravirt {
     /// These facilities, as far as they are in `set`.
     #[must_use]
     pub fn new(set: FacilitySet, facilities: Vec<Box<dyn Facility>>) -> Self {
-        let facilities = facilities.into_iter().filter(|f| set.has(f.id())).collect();
+        let facilities = facilities.into_iter().filter(|f| set.has(f.id()));
         Self {
-            calls: Arc::new(Calls { facilities }),
+            calls: Arc::new(Calls::new(facilities)),
             rings: None,
             set,
         }
@@ -143,9 +166,25 @@ impl Paravirt {
 
     /// Carries out a call.
     pub fn call(&self, id: CallId, args: &Args) -> Reply {
-        match &self.rings {
-            Some(rings) if id.facility() == rings.id() => rings.call(id.function(), args),
-            _ => self.calls.carry_out(id, args),
+        match (self.calls.find(id), &self.rings) {
+            (Some(facility), _) => facility.call(id.function(), args),
+            (None, Some(rings)) if id.facility() == rings.id() => rings.call(id.function(), args),
+            _ => Reply::Resume(Err(Status::NotSupported)),
+        }
+    }
+
+    /// Carries out the call whose arguments a vCPU's registers hold, and leaves status and value there.
+    /// `Some`: the guest does not go on. Spec: PV-CALL-2
+    pub fn call_in_registers(&self, id: CallId, regs: &mut kvm_regs) -> Option<Outcome> {
+        let args = [regs.rdi, regs.rsi, regs.r8, regs.r9, regs.r10, regs.r11];
+        match self.call(id, &args) {
+            Reply::Resume(result) => {
+                let (status, value) = Status::encode(result);
+                regs.rax = status.cast_unsigned();
+                regs.rdx = value;
+                None
+            }
+            Reply::Stop(outcome) => Some(outcome),
         }
     }
 
@@ -168,7 +207,7 @@ impl Paravirt {
             vcpu_count: u32::from(vcpus),
             ..BootInfo::default()
         };
-        for facility in &self.calls.facilities {
+        for facility in self.calls.facilities.iter().flatten() {
             facility.describe(&mut info);
         }
         memory.write_obj(BOOT_INFO, &info)

@@ -35,7 +35,7 @@ use crate::memory::{Memory, MemoryError};
 use crate::stats::{Outcome, VcpuCounts};
 
 /// How long the poller looks at a ring in which it finds nothing.
-const IDLE: Duration = Duration::from_millis(2);
+const IDLE: Duration = Duration::from_millis(5);
 /// Rounds without an entry after which the poller lets others have its processor.
 const SPINS: u32 = 200;
 
