@@ -78,6 +78,7 @@ pub(crate) fn run(workspace: &Workspace, write: bool, published: &Published) -> 
     faults.extend(clauses::faults_of_text(&spec, &clauses));
     faults.extend(clauses::faults_of_code(workspace, &clauses)?);
     faults.extend(rules::faults_of_text(&spec, &model)?);
+    faults.extend(rules::faults_of_version(workspace, &spec, &model)?);
     faults.extend(rules::faults_of_names(workspace, &clauses)?);
     if !faults.is_empty() {
         bail!(

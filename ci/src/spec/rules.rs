@@ -79,6 +79,41 @@ fn unknown_names(spec: &str, model: &Model) -> Result<Vec<String>> {
     Ok(faults)
 }
 
+/// The version stands in places that are not generated: the list of versions, and how to cite.
+pub(crate) fn faults_of_version(
+    workspace: &Workspace,
+    spec: &str,
+    model: &Model,
+) -> Result<Vec<String>> {
+    let version = model.version()?;
+    let citation = fs::read_to_string(workspace.root.join("hypercall-abi/CITATION.cff"))?;
+    let changes = fs::read_to_string(workspace.root.join("hypercall-abi/CHANGELOG.md"))?;
+    let mut faults = Vec::new();
+    for (name, text, line) in [
+        ("SPEC.md's versions", spec, format!("\n| {version} | ")),
+        (
+            "SPEC.md's BibTeX entry",
+            spec,
+            format!("{{Version {version}, "),
+        ),
+        (
+            "CITATION.cff",
+            &citation,
+            format!("\nversion: \"{version}\"\n"),
+        ),
+        ("CITATION.cff", &citation, format!("\"Version {version}, ")),
+        ("CHANGELOG.md", &changes, format!("\n## {version}, ")),
+    ] {
+        if !text.contains(&line) {
+            faults.push(format!(
+                "{name} lacks {:?}: the version is {version}",
+                line.trim()
+            ));
+        }
+    }
+    Ok(faults)
+}
+
 /// Tests that are named for a clause, and clauses that are cited, where there is no such clause:
 /// in the files that [`clauses`](super::clauses) does not read.
 pub(crate) fn faults_of_names(workspace: &Workspace, clauses: &[Clause]) -> Result<Vec<String>> {
