@@ -216,6 +216,7 @@ impl fmt::Display for Launch {
 pub(crate) struct Launches {
     launches: BTreeMap<&'static str, Launch>,
     cpuid: BTreeMap<&'static str, Value>,
+    conformance: Value,
 }
 
 impl Launches {
@@ -223,6 +224,11 @@ impl Launches {
         self.launches
             .get(name)
             .unwrap_or_else(|| panic!("there is no launch {name}"))
+    }
+
+    /// What `paravane abi check --json` prints.
+    pub(crate) fn conformance(&self) -> &Value {
+        &self.conformance
     }
 
     /// What `paravane cpuid` prints for a guest.
@@ -279,6 +285,10 @@ fn run_all() -> Result<Launches, String> {
     Ok(Launches {
         launches,
         cpuid: ["full", "kvm-pv", "para"].map(cpuid).into(),
+        conformance: fs::read(folder.join("conformance"))
+            .ok()
+            .and_then(|json| serde_json::from_slice(&json).ok())
+            .unwrap_or_default(),
     })
 }
 
@@ -308,6 +318,7 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
             "'{program}' cpuid --guest {guest} --json >{guest}.cpuid"
         );
     }
+    let _ = writeln!(script, "'{program}' abi check --json >conformance");
     script + "exit 0\n"
 }
 

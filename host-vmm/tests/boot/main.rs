@@ -245,6 +245,25 @@ fn a_para_guest_bears_an_awkward_host() {
 }
 
 #[test]
+fn the_vmm_conforms_on_a_stock_kvm_too() {
+    let report = match launches() {
+        Ok(all) => all.conformance(),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return;
+        }
+    };
+    let count = |state: &str| report["counts"][state].as_u64();
+    assert_eq!(report["host"], "reference", "{report:#}");
+    assert_eq!(
+        (count("fail"), count("skipped")),
+        (Some(0), Some(0)),
+        "{report:#}"
+    );
+    assert!(count("pass") > Some(40), "{report:#}");
+}
+
+#[test]
 fn the_guests_say_what_they_must_and_nothing_that_they_must_not() {
     for name in ["full", "kvm-pv", "para", "para-image-as-full"] {
         let launch = launch_or_skip!(name);
