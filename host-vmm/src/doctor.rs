@@ -91,6 +91,8 @@ pub struct Crossing {
     pub batches: usize,
     /// Crossings in each.
     pub batch: u32,
+    /// How many times as much as a bare OUT, where the two take turns: the median of pairs.
+    pub by_bare_out: Option<f64>,
     /// Exits to the VMM in the median batch, for one crossing.
     pub exits: Option<f64>,
     /// Why there is no number.
@@ -315,7 +317,6 @@ fn ratios(crossings: &[(String, Crossing)]) -> Vec<(String, f64)> {
     for cpl in ["cpl0", "cpl3"] {
         let median = |name: &str| find(&format!("{cpl}.{name}")).and_then(|row| row.median_ns);
         for (ratio, of, by) in [
-            ("null_call_by_out", "call_nop", "call_bare"),
             ("batched_call_by_null_call", "call_batch", "call_nop"),
             ("exitless_call_by_null_call", "call_exitless", "call_nop"),
         ] {
@@ -324,6 +325,8 @@ fn ratios(crossings: &[(String, Crossing)]) -> Vec<(String, f64)> {
                 ratios.push((format!("{cpl}.{ratio}"), value));
             }
         }
+        let by_out = find(&format!("{cpl}.call_nop")).and_then(|row| row.by_bare_out);
+        ratios.extend(by_out.map(|ratio| (format!("{cpl}.null_call_by_out"), ratio)));
         let exits = find(&format!("{cpl}.call_exitless")).and_then(|row| row.exits);
         ratios.extend(exits.map(|exits| (format!("{cpl}.exits_of_an_exitless_call"), exits)));
     }
@@ -362,9 +365,9 @@ fn costs(finished: &[Finished]) -> Vec<(String, Crossing)> {
                 Outcome::Result { .. } => Some("ends at another privilege".to_owned()),
                 other => Some(other.text()),
             };
+            let own = own_batches(probe, &finished.batches_ns);
             let one = |percent| {
-                let batch =
-                    percentile(&finished.batches_ns, percent).filter(|_| failed.is_none())?;
+                let batch = percentile(&own, percent).filter(|_| failed.is_none())?;
                 Some(
                     (f64::from(batch.saturating_sub(base)) / f64::from(probe.batch) * 10.0).round()
                         / 10.0,
@@ -377,6 +380,8 @@ fn costs(finished: &[Finished]) -> Vec<(String, Crossing)> {
                 p90_ns: one(90),
                 batches: finished.batches_ns.len(),
                 batch: probe.batch,
+                by_bare_out: by_bare_out(probe, &finished.batches_ns, base)
+                    .filter(|_| failed.is_none()),
                 exits: percentile(&finished.batches_exits, 50)
                     .filter(|_| failed.is_none())
                     .map(|exits| f64::from(exits) / f64::from(probe.batch)),
@@ -385,6 +390,31 @@ fn costs(finished: &[Finished]) -> Vec<(String, Crossing)> {
             (probe.name.to_owned(), crossing)
         })
         .collect()
+}
+
+/// The batches that are the crossing's own. The first stamp ends a batch of bare OUTs.
+fn own_batches(probe: &probes::CrossingProbe, batches: &[u32]) -> Vec<u32> {
+    let step = if probe.in_turns { 2 } else { 1 };
+    batches.iter().copied().step_by(step).collect()
+}
+
+/// The median of the pairs' ratios, each less the frame. Neighbours see the same load.
+fn by_bare_out(probe: &probes::CrossingProbe, batches: &[u32], frame: u32) -> Option<f64> {
+    if !probe.in_turns {
+        return None;
+    }
+    // The first pair warms up.
+    let mut ratios: Vec<f64> = batches
+        .chunks_exact(2)
+        .skip(1)
+        .map(|pair| {
+            let [own, bare] = [pair[0], pair[1]].map(|batch| batch.saturating_sub(frame));
+            f64::from(own) / f64::from(bare.max(1))
+        })
+        .collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let median = ratios.get(ratios.len().checked_sub(1)? / 2)?;
+    Some((median * 1000.0).round() / 1000.0)
 }
 
 /// The value below which `percent` of the values lie; the first is left out, it warms up.
@@ -437,8 +467,20 @@ mod tests {
     }
 
     #[test]
+    fn a_call_in_turns_is_compared_with_its_neighbour() {
+        let find = |name| CROSSINGS.iter().find(|probe| probe.name == name).unwrap();
+        let call = find("cpl0.call_nop");
+        // Own, bare, own, bare …; the load doubles in the middle, and the frame is 100.
+        let batches = [900, 900, 310, 300, 310, 300, 520, 500, 520, 500, 520, 500];
+        assert_eq!(by_bare_out(call, &batches, 100), Some(1.05));
+        assert_eq!(own_batches(call, &batches), [900, 310, 310, 520, 520, 520]);
+        assert_eq!(by_bare_out(find("cpl0.out"), &batches, 100), None);
+        assert_eq!(by_bare_out(call, &[], 100), None);
+    }
+
+    #[test]
     fn calls_are_compared_with_one_another() {
-        let row = |name: &str, median_ns, exits| {
+        let row = |name: &str, median_ns, by_bare_out, exits| {
             let crossing = Crossing {
                 what: "",
                 median_ns: Some(median_ns),
@@ -446,21 +488,21 @@ mod tests {
                 p90_ns: None,
                 batches: 5,
                 batch: 1,
+                by_bare_out,
                 exits: Some(exits),
                 failed: None,
             };
             (name.to_owned(), crossing)
         };
         let rows = [
-            row("cpl0.call_bare", 1000.0, 1.0),
-            row("cpl0.call_nop", 1040.0, 1.0),
-            row("cpl0.call_batch", 208.0, 0.125),
-            row("cpl0.call_exitless", 52.0, 0.0),
+            row("cpl0.call_nop", 1040.0, Some(1.04), 1.0),
+            row("cpl0.call_batch", 208.0, None, 0.125),
+            row("cpl0.call_exitless", 52.0, None, 0.0),
         ];
         let expected = [
-            ("cpl0.null_call_by_out", 1.04),
             ("cpl0.batched_call_by_null_call", 0.2),
             ("cpl0.exitless_call_by_null_call", 0.05),
+            ("cpl0.null_call_by_out", 1.04),
             ("cpl0.exits_of_an_exitless_call", 0.0),
         ]
         .map(|(name, ratio)| (name.to_owned(), ratio));

@@ -53,11 +53,17 @@ crossing! { "kernel";
 /// The calls of the ABI, with the VMM's own dispatcher behind them, for one privilege. Those with `_frame`
 /// lack the OUT: what the instructions around it cost, to be subtracted.
 macro_rules! calls {
-    ($part:literal; $out:literal $nop:literal $nop_frame:literal $batch:literal $batch_frame:literal $exitless:literal) => {
-        // `base.nop`; all argument registers are zero. And the same to a port behind which nobody answers.
+    ($part:literal; $nop:literal $nop_frame:literal $batch:literal $batch_frame:literal $exitless:literal) => {
+        // `base.nop`, all argument registers being zero, in turns with the same to a port behind which nobody
+        // answers: a batch of these, a batch of those.
+        code! { $part;
+            $nop => "1:", ".rept BATCH", "movl $0x00010003, %eax", "movl $PORT_PLAIN, %edx", "outl %eax, %dx", ".endr",
+                "movl %eax, MARK",
+                ".rept BATCH", "movl $0x00010003, %eax", "movl $PORT_CALL, %edx", "outl %eax, %dx", ".endr",
+                "movl %eax, MARK", "decq %r15", "jnz 1b", "movl %cs, %eax", "movl %eax, DONE";
+        }
+
         crossing! { $part;
-            $out => "movl $0x00010003, %eax", "movl $PORT_PLAIN, %edx", "outl %eax, %dx";
-            $nop => "movl $0x00010003, %eax", "movl $PORT_CALL, %edx", "outl %eax, %dx";
             $nop_frame => "movl $0x00010003, %eax", "movl $PORT_CALL, %edx";
 
             // Several `base.nop` in the ring, and `ring.submit`. R14 is the ring's head.
@@ -77,8 +83,8 @@ macro_rules! calls {
     };
 }
 
-calls! { "kernel"; "c_k_call_bare" "c_k_call_nop" "c_k_call_nop_frame" "c_k_call_batch" "c_k_call_batch_frame" "c_k_call_exitless" }
-calls! { "user"; "c_u_call_bare" "c_u_call_nop" "c_u_call_nop_frame" "c_u_call_batch" "c_u_call_batch_frame" "c_u_call_exitless" }
+calls! { "kernel"; "c_k_call_nop" "c_k_call_nop_frame" "c_k_call_batch" "c_k_call_batch_frame" "c_k_call_exitless" }
+calls! { "user"; "c_u_call_nop" "c_u_call_nop_frame" "c_u_call_batch" "c_u_call_batch_frame" "c_u_call_exitless" }
 
 slow_crossing! { "kernel";
     "c_k_empty" => "";

@@ -87,6 +87,8 @@ pub enum Sync {
     General,
     /// The special registers, such as CS, too.
     Special,
+    /// The general registers, in every other batch.
+    InTurns,
 }
 
 /// A vector with a handler of its own; all others go to the trap stubs.
@@ -168,6 +170,8 @@ pub struct Machine {
     _vm: VmFd,
     /// Guest memory.
     pub memory: Memory,
+    /// What the run page has after an exit.
+    pub sync: Sync,
     /// What answers at the doorbell.
     pub pv: Paravirt,
     /// How calls end the machine.
@@ -230,6 +234,7 @@ impl Machine {
             vcpu,
             _vm: vm,
             memory,
+            sync: setup.sync,
             pv,
             end,
             _events: [event, interrupt],

@@ -13,7 +13,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::image::Image;
 use super::image::layout::*;
-use super::machine::{Machine, MachineError, Setup};
+use super::machine::{Machine, MachineError, Setup, Sync};
 
 /// How long building a machine may take on top of a probe's deadline.
 const BUILDING: Duration = Duration::from_millis(500);
@@ -216,6 +216,14 @@ fn step(machine: &mut Machine, stamps: &mut Vec<Stamp>, exits: &mut u32) -> Opti
                 at: Instant::now(),
                 exits: std::mem::take(exits),
             });
+            if machine.sync == Sync::InTurns {
+                // The first batch is one of bare OUTs, then they take turns.
+                if stamps.len() % 2 == 1 {
+                    machine.vcpu.set_sync_valid_reg(SyncReg::Register);
+                } else {
+                    machine.vcpu.clear_sync_valid_reg(SyncReg::Register);
+                }
+            }
             while let Ok(Some(_)) = machine.vcpu.coalesced_mmio_read() {}
         }
         VcpuExit::MmioWrite(DONE, data) => {

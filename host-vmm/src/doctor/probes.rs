@@ -55,6 +55,8 @@ pub struct CrossingProbe {
     pub setup: Setup,
     /// The crossing whose batches are subtracted from its own; empty: those of the frame.
     pub frame: &'static str,
+    /// Whether every other batch is one of bare OUTs, without `SYNC_REGS`, to be compared with.
+    pub in_turns: bool,
     /// Times in a batch.
     pub batch: u32,
     /// Batches.
@@ -235,6 +237,7 @@ const fn crossing(
         what,
         setup: Setup::plain(entry, privilege),
         frame: "",
+        in_turns: false,
         batch: BATCH,
         batches: BATCHES,
         hardware_only: false,
@@ -286,6 +289,11 @@ const fn call(
     probe
 }
 
+const fn in_turns(mut probe: CrossingProbe) -> CrossingProbe {
+    (probe.in_turns, probe.setup.sync) = (true, Sync::InTurns);
+    probe
+}
+
 use Privilege::{Kernel, User};
 
 /// All crossings. The first two are the frames around a batch, which the others lose.
@@ -318,18 +326,14 @@ pub const CROSSINGS: &[CrossingProbe] = &[
         Calls::Doorbell,
         "",
     ),
-    with!(
-        call("cpl0.call_bare", "bare OUT in its place", "c_k_call_bare", Kernel, Calls::Doorbell, "cpl0.call_nop_frame"),
-        sync: Sync::Nothing
-    ),
-    call(
+    in_turns(call(
         "cpl0.call_nop",
         "null call",
         "c_k_call_nop",
         Kernel,
         Calls::Doorbell,
         "cpl0.call_nop_frame",
-    ),
+    )),
     call(
         "cpl0.call_batch_frame",
         "a ring's instructions without OUT",
@@ -452,18 +456,14 @@ pub const CROSSINGS: &[CrossingProbe] = &[
         Kernel,
     )),
     with!(crossing("cpl3.out", "OUT to the VMM, by the I/O bitmap", "c_u_out", User), open_ports: true),
-    with!(
-        call("cpl3.call_bare", "bare OUT in a call's place", "c_u_call_bare", User, Calls::Doorbell, ""),
-        sync: Sync::Nothing
-    ),
-    call(
+    in_turns(call(
         "cpl3.call_nop",
         "null call",
         "c_u_call_nop",
         User,
         Calls::Doorbell,
         "",
-    ),
+    )),
     call(
         "cpl3.call_batch",
         "null call of 8 in a ring",
