@@ -9,6 +9,7 @@
 mod bindgen;
 mod clauses;
 mod header;
+mod ids;
 mod model;
 mod publish;
 mod rules;
@@ -40,12 +41,15 @@ pub(crate) fn run(workspace: &Workspace, write: bool, published: &Published) -> 
     let spec = text(&spec_path)?;
     let clauses = clauses::read(&spec)?;
     let lock = model.lock();
+    // Missing at first, as any generated file can be.
+    let ids = fs::read_to_string(folder.join("clauses.lock")).unwrap_or_default();
 
     let mut differ = Vec::new();
     for (name, content) in [
         ("include/paravane.h", header::write(&model)),
         ("SPEC.md", tables::fill(&spec, &model, &clauses)?),
         ("abi.lock", lock.clone()),
+        ("clauses.lock", ids::add(&ids, &clauses)),
     ] {
         let path = folder.join(name);
         if fs::read_to_string(&path).is_ok_and(|old| old == content) {
@@ -75,6 +79,7 @@ pub(crate) fn run(workspace: &Workspace, write: bool, published: &Published) -> 
             hash::short(&lock_hash)
         ));
     }
+    faults.extend(ids::faults(&ids, &clauses));
     faults.extend(clauses::faults_of_text(&spec, &clauses));
     faults.extend(clauses::faults_of_code(workspace, &clauses)?);
     faults.extend(rules::faults_of_text(&spec, &model)?);
