@@ -33,8 +33,8 @@ pub(crate) struct Host {
     pub(crate) info: BootInfo,
 }
 
-/// How often a call is made while the host is busy.
-const BUSY_TRIES: u32 = 100;
+/// How often a call is made while the host is busy or has failed.
+const TRIES: u32 = 100;
 
 static HOST: Once<Host> = Once::new();
 
@@ -44,17 +44,18 @@ pub(crate) fn host() -> Option<&'static Host> {
 }
 
 impl Host {
-    /// Makes a call, see [`Doorbell::call`]. A host that is busy is asked again, but not for ever.
+    /// Makes a call, see [`Doorbell::call`]. A host that is busy, or has failed, is asked again, but
+    /// not for ever.
     ///
     /// # Safety
     ///
     /// As for [`Doorbell::call`].
     pub(crate) unsafe fn call(&self, id: u32, arguments: [u64; 3]) -> CallResult {
         let mut result = Err(Status::Busy);
-        for _ in 0..BUSY_TRIES {
+        for _ in 0..TRIES {
             // SAFETY: The requirement is the same.
             result = unsafe { self.doorbell.call(id, arguments) };
-            if result != Err(Status::Busy) {
+            if !matches!(result, Err(Status::Busy | Status::HostError)) {
                 break;
             }
         }
