@@ -3,7 +3,7 @@
 //! # How it works
 //!
 //! A seed gives the host a character ([`Character`]), the same each time: which facilities it does not offer, where its
-//! CPUID block lies, how often it answers `HostError`, how slow it is, what becomes of its promise to look at the
+//! CPUID block lies, how often it answers `Busy` or `HostError`, how slow it is, what becomes of its promise to look at the
 //! console ring. Each facility is wrapped ([`Awkward::wrap`]); a host that is not awkward has no wrapper, so it
 //! pays nothing.
 //!
@@ -11,9 +11,9 @@
 //!
 //! * Facility `base` is offered and never fails; it is only slow. `clock` is not refused, since without it a
 //!   guest whose CPUID tells no frequency cannot boot: `--pv=-clock` does that.
-//! * `HostError` is answered only where it is among a call's statuses, and only to a call that would be carried out, so
-//!   that a breach still gets the status that its clause names; nothing has been done then (PV-CALL-4). After
-//!   [`REFUSALS_MAX`] errors in a row a call is carried out. `Busy` is for calls of later facilities.
+//! * `Busy` and `HostError` are answered to console and clock calls, and only to those that would be carried out, so that a
+//!   breach still gets the status that its clause names; nothing has been done then (PV-CALL-4). After
+//!   [`REFUSALS_MAX`] errors in a row a call is carried out.
 //! * `console.notify`, where it succeeds, takes all bytes (PV-CONSOLE-5). While `host_looks` is set, bytes are taken within
 //!   some tens of milliseconds; the promise is taken back as PV-CONSOLE-6 says.
 //! * An interrupt without input is like any spurious interrupt: the guest finds the ring empty.
@@ -49,6 +49,8 @@ struct Character {
     block: u32,
     /// TSCs are not said to agree.
     unreliable: bool,
+    /// One call in so many is answered `Busy`; zero: none.
+    busy: u64,
     /// One call in so many is answered `HostError`; zero: none.
     fails: u64,
     /// One call in so many is slow; zero: none.
@@ -84,6 +86,7 @@ impl Character {
             refused,
             block: random.pick(&[0, 1, 2, 7, 30]),
             unreliable: random.one_in(3),
+            busy: random.pick(&[0, 2, 8]),
             fails: random.pick(&[0, 2, 4, 16]),
             slow: random.pick(&[0, 1, 4]),
             slow_micros: random.pick(&[50, 500, 3000]),
@@ -107,6 +110,7 @@ impl fmt::Display for Character {
             write!(f, " TSC not reliable,")?;
         }
         for (what, odds) in [
+            ("Busy", self.busy),
             ("HostError", self.fails),
             ("partial looks", self.partial),
             ("no look", self.skips),
@@ -174,13 +178,14 @@ impl Awkward {
         self.character.moved_by()
     }
 
-    /// Wraps the facilities of a guest that has this memory.
+    /// Wraps the facilities of a guest that has this memory and so many processors.
     #[must_use]
     pub fn wrap(
         self: &Arc<Self>,
         facilities: Vec<Box<dyn Facility>>,
         rings: &Arc<RingConsole>,
         memory: &Memory,
+        vcpus: u8,
     ) -> Vec<Box<dyn Facility>> {
         let wrap = |inner| {
             Box::new(Wrapped {
@@ -188,6 +193,7 @@ impl Awkward {
                 host: Arc::clone(self),
                 rings: Arc::clone(rings),
                 memory: memory.clone(),
+                vcpus,
             }) as Box<dyn Facility>
         };
         facilities.into_iter().map(wrap).collect()
@@ -209,17 +215,22 @@ impl Awkward {
         }
     }
 
-    /// Whether a call that could be carried out gets an error.
-    fn refuses(&self, id: CallId) -> bool {
-        let refused = self.happens(self.character.fails);
+    /// The error that a call gets which would be carried out.
+    fn refusal(&self, id: CallId) -> Option<Status> {
+        let status = if self.happens(self.character.busy) {
+            Some(Status::Busy)
+        } else {
+            self.happens(self.character.fails)
+                .then_some(Status::HostError)
+        };
         let mut mood = self.mood();
         let in_a_row = mood.refusals.entry(id).or_default();
-        if refused && *in_a_row < REFUSALS_MAX {
+        if status.is_some() && *in_a_row < REFUSALS_MAX {
             *in_a_row += 1;
-            return true;
+            return status;
         }
         *in_a_row = 0;
-        false
+        None
     }
 
     /// The event loop's look at the console ring. Returns the event to raise for nothing.
@@ -268,17 +279,22 @@ struct Wrapped {
     host: Arc<Awkward>,
     rings: Arc<RingConsole>,
     memory: Memory,
+    vcpus: u8,
 }
 
 impl Wrapped {
-    /// Whether `HostError` is among the call's statuses, and it would be carried out: a breach has its own status.
+    /// Whether the call would be carried out, and may get an error of ours instead: a breach has its own status.
     fn may_fail(&self, id: CallId, args: &Args) -> bool {
-        let [address, length, unused @ ..] = *args;
+        let [first, second, unused @ ..] = *args;
         let sound = match id.0 {
-            reg::CALL_CONSOLE_NOTIFY | reg::CALL_CLOCK_WALL => address == 0 && length == 0,
-            reg::CALL_CONSOLE_WRITE => usize::try_from(length).is_ok_and(|bytes| {
-                length <= reg::CONSOLE_WRITE_MAX && self.memory.contains(address, bytes)
+            reg::CALL_CONSOLE_NOTIFY | reg::CALL_CLOCK_WALL => first == 0 && second == 0,
+            reg::CALL_CONSOLE_WRITE => usize::try_from(second).is_ok_and(|length| {
+                second <= reg::CONSOLE_WRITE_MAX && self.memory.contains(first, length)
             }),
+            reg::CALL_CONSOLE_EVENT => {
+                let vectors = reg::EVENT_VECTOR_FIRST..=reg::EVENT_VECTOR_LAST;
+                (first == 0 || vectors.contains(&first)) && second < u64::from(self.vcpus)
+            }
             _ => false,
         };
         sound && unused == [0; 4]
@@ -300,8 +316,10 @@ impl Facility for Wrapped {
     fn call(&self, function: u32, args: &Args) -> Reply {
         self.host.dawdle();
         let id = CallId(self.id() << 16 | function);
-        if self.may_fail(id, args) && self.host.refuses(id) {
-            return Reply::Resume(Err(Status::HostError));
+        if self.may_fail(id, args)
+            && let Some(status) = self.host.refusal(id)
+        {
+            return Reply::Resume(Err(status));
         }
         let reply = self.inner.call(function, args);
         if id.0 == reg::CALL_CONSOLE_NOTIFY && reply == Reply::Resume(Ok(0)) {
@@ -353,7 +371,7 @@ mod tests {
             let host = Awkward::new(seed);
             let id = CallId(reg::CALL_CONSOLE_NOTIFY);
             for _ in 0..100 {
-                let tries = (0..=REFUSALS_MAX).filter(|_| !host.refuses(id));
+                let tries = (0..=REFUSALS_MAX).filter(|_| host.refusal(id).is_none());
                 assert!(tries.count() > 0, "seed {seed}");
             }
         }

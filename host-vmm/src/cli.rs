@@ -172,7 +172,7 @@ pub(crate) struct RunArgs {
     pub(crate) reboot: bool,
     /// Be a difficult host to a para guest, within the rules of the ABI; the seed says in which ways, and they are printed.
     ///
-    /// It leaves out facilities (never `base` or `clock`), answers `HostError` to console and clock calls, answers
+    /// It leaves out facilities (never `base` or `clock`), answers `Busy` or `HostError` to console and clock calls, answers
     /// late, looks at the console ring rarely or unasked and takes a few bytes only, raises events for nothing and moves
     /// the CPUID block. A guest that hangs or dies of it does not keep to hypercall-abi/SPEC.md.
     #[arg(long, value_name = "SEED")]

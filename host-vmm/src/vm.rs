@@ -649,7 +649,7 @@ fn paravirt(
         Box::new(Crash::new(memory.clone(), Arc::clone(last_words))),
     ];
     if let Some(awkward) = awkward {
-        facilities = awkward.wrap(facilities, &rings, memory);
+        facilities = awkward.wrap(facilities, &rings, memory, config.vcpus);
     }
     let has_console = set.has(paravane_abi::registry::FACILITY_CONSOLE);
     Ok((Paravirt::new(set, facilities), has_console.then_some(rings)))

@@ -88,9 +88,9 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 15] = [
         "end=poweroff",
     ),
     (
-        "para-awkward-4",
+        "para-awkward-5",
         Kernel::Para,
-        "--guest para --awkward 4",
+        "--guest para --awkward 5",
         "end=poweroff WORKLOAD",
     ),
     (
@@ -100,9 +100,9 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 15] = [
         "end=poweroff WORKLOAD",
     ),
     (
-        "para-awkward-28",
+        "para-awkward-16",
         Kernel::Para,
-        "--guest para --awkward 28",
+        "--guest para --awkward 16",
         "end=poweroff WORKLOAD",
     ),
 ];

@@ -227,7 +227,7 @@ fn a_para_guest_without_its_console_boots_all_the_same() {
 #[test]
 fn a_para_guest_bears_an_awkward_host() {
     let para = launch_or_skip!("para");
-    for name in ["para-awkward-4", "para-awkward-10", "para-awkward-28"] {
+    for name in ["para-awkward-5", "para-awkward-10", "para-awkward-16"] {
         let launch = launch_or_skip!(name);
         assert_eq!(
             (launch.code, launch.outcome()),
@@ -237,7 +237,7 @@ fn a_para_guest_bears_an_awkward_host() {
         assert!(launch.errors.contains("awkward host, seed"), "{launch}");
         assert!(launch.call("console.notify") > 0, "{launch}");
         assert_eq!(workload_lines(launch), workload_lines(para), "{launch}");
-        // Also on the host whose `clock.wall` fails: both were launched within one boot of the reference host.
+        // Also on the hosts that often refuse `clock.wall`: both were launched within one boot of the reference host.
         let seconds =
             |launch: &Launch| launch.report["realtime_ns"].as_u64().unwrap() / 1_000_000_000;
         assert!(seconds(launch).abs_diff(seconds(para)) < 600, "{launch}");
