@@ -1,5 +1,5 @@
 //! The reference model and the VMM's dispatcher side by side: the same guest, the same answers, the same
-//! memory, the same console.
+//! memory, the same console. The seed is fixed: each run does the same.
 
 use std::mem::offset_of;
 use std::sync::atomic::{Ordering, fence};
@@ -11,6 +11,7 @@ use paravane_abi::console::ConsolePage;
 use paravane_abi::registry::*;
 use paravane_abi::ring::{RING_EXITLESS, RingEntry, entry_offset};
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use zerocopy::IntoBytes;
 
 use crate::host::{Host, MEMORY_END, RING, VCPUS};
@@ -80,7 +81,9 @@ fn calls() -> BoxedStrategy<(u32, [u64; 6])> {
             match id {
                 CALL_CRASH_REPORT if luck > 5 => args[..2].copy_from_slice(&[RECORD, 2624]),
                 CALL_BASE_POWER if luck > 0 => args[0] |= 0x100,
-                CALL_CONSOLE_WRITE if luck > 5 => args[1] %= 40,
+                CALL_BASE_POWER => args = [args[0] % 3, args[1] % 3, 0, 0, 0, 0],
+                // Short: `host_looks` stands further on in its pages, and is the host's own business.
+                CALL_CONSOLE_WRITE if args[1] <= CONSOLE_WRITE_MAX => args[1] %= 40,
                 _ => {}
             }
             (id, args)
@@ -195,6 +198,7 @@ proptest! {
     #![proptest_config(ProptestConfig {
         cases: 200,
         failure_persistence: None,
+        rng_seed: RngSeed::Fixed(0x5249_4e47),
         ..ProptestConfig::default()
     })]
 
@@ -208,6 +212,16 @@ proptest! {
         }
         pair.compare()?;
     }
+}
+
+proptest! {
+    // Fewer: each starts a poller.
+    #![proptest_config(ProptestConfig {
+        cases: 100,
+        failure_persistence: None,
+        rng_seed: RngSeed::Fixed(0x5249_4e47),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn pv_ring_12_the_poller_does_as_the_model(
@@ -221,11 +235,7 @@ proptest! {
         prop_assert_eq!(registered, Answer::Back(Ok(0)));
         let mut head = 0_u32;
         for batch in batches {
-            for (id, mut args) in batch {
-                if id == CALL_CONSOLE_WRITE {
-                    // Not the ring itself, where `host_looks` is the host's own business.
-                    args[0] = args[0].max(RECORD);
-                }
+            for (id, args) in batch {
                 pair.entry(RING, head, ENTRIES, id, args);
                 head += 1;
             }
