@@ -44,8 +44,9 @@ pub(crate) fn host() -> Option<&'static Host> {
 }
 
 impl Host {
-    /// Makes a call, see [`Doorbell::call`]. A host that is busy, or has failed, is asked again, but
-    /// not for ever.
+    /// Makes a call, see [`Doorbell::call`].
+    ///
+    /// A host that is busy, or has failed, is asked again, but not for ever.
     ///
     /// # Safety
     ///
