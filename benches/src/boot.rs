@@ -214,18 +214,6 @@ fn jobs(args: &BootArgs) -> Vec<(Job, u32)> {
     jobs
 }
 
-/// The folder of built kernels and initramfs.
-fn cache() -> Option<PathBuf> {
-    let of = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    of("PARAVANE_CACHE")
-        .or_else(|| of("XDG_CACHE_HOME").map(|folder| folder.join("paravane")))
-        .or_else(|| of("HOME").map(|folder| folder.join(".cache/paravane")))
-}
-
 fn launcher(args: &BootArgs, arms: &[Arm]) -> anyhow::Result<Launcher> {
     let input = |given: Option<&PathBuf>,
                  cached: &str,
@@ -234,7 +222,7 @@ fn launcher(args: &BootArgs, arms: &[Arm]) -> anyhow::Result<Launcher> {
      -> anyhow::Result<PathBuf> {
         let path = match given {
             Some(path) => path.clone(),
-            None => cache()
+            None => paravane_reference_host::cache_folder()
                 .context("there is no place for the cache; set HOME or PARAVANE_CACHE")?
                 .join(cached),
         };

@@ -65,14 +65,7 @@ impl Workspace {
 }
 
 fn cache_root() -> Result<PathBuf> {
-    let set = |name| env::var_os(name).filter(|value| !value.is_empty());
-    let path = if let Some(path) = set("PARAVANE_CACHE") {
-        PathBuf::from(path)
-    } else if let Some(path) = set("XDG_CACHE_HOME") {
-        Path::new(&path).join("paravane")
-    } else if let Some(home) = set("HOME") {
-        Path::new(&home).join(".cache/paravane")
-    } else {
+    let Some(path) = paravane_reference_host::cache_folder() else {
         bail!("neither PARAVANE_CACHE nor HOME is set, so there is no place for the cache");
     };
     std::path::absolute(&path).with_context(|| format!("cannot resolve {path:?}"))

@@ -119,17 +119,23 @@ impl Appliance {
     }
 }
 
-/// The cache's folder of appliances.
-fn cache() -> Result<PathBuf, ApplianceError> {
+/// Where all of Paravane's tools keep what they have built: `PARAVANE_CACHE`, or `paravane` in the user's cache folder.
+/// `None` where the environment names neither that nor a home.
+#[must_use]
+pub fn cache_folder() -> Option<PathBuf> {
     let set = |name| {
         env::var_os(name)
             .filter(|value| !value.is_empty())
             .map(PathBuf::from)
     };
-    let cache = set("PARAVANE_CACHE")
+    set("PARAVANE_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|folder| folder.join("paravane")))
         .or_else(|| set("HOME").map(|folder| folder.join(".cache/paravane")))
-        .ok_or(ApplianceError::NoCache)?;
+}
+
+/// The cache's folder of appliances.
+fn cache() -> Result<PathBuf, ApplianceError> {
+    let cache = cache_folder().ok_or(ApplianceError::NoCache)?;
     Ok(cache.join("reference-host"))
 }
 

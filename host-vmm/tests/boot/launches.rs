@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -244,7 +244,8 @@ pub(crate) fn launches() -> Result<&'static Launches, &'static str> {
 }
 
 fn run_all() -> Result<Launches, String> {
-    let cache = cache().ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
+    let cache = paravane_reference_host::cache_folder()
+        .ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
     let built = |path: &str, task: &str| {
         let path = cache.join(path);
         path.canonicalize()
@@ -320,15 +321,4 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
     }
     let _ = writeln!(script, "'{program}' abi check --json >conformance");
     script + "exit 0\n"
-}
-
-fn cache() -> Option<PathBuf> {
-    let of = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    of("PARAVANE_CACHE")
-        .or_else(|| of("XDG_CACHE_HOME").map(|folder| folder.join("paravane")))
-        .or_else(|| of("HOME").map(|folder| folder.join(".cache/paravane")))
 }
