@@ -49,7 +49,6 @@ impl Vcpu {
     pub fn new(mut fd: VcpuFd, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
         if machine.pv().is_present() {
             fd.set_sync_valid_reg(SyncReg::Register);
-            // For the privilege level: `doctor` measures next to nothing for it.
         }
         Self {
             fd,

@@ -217,6 +217,42 @@ pub fn result(id: u32, args: &[u64]) -> Result<CallResult, Failure> {
     Ok(results(&[Call::new(id, args)])?[0])
 }
 
+/// A machine with the guest `elf` loaded, its console, and the guest's file: a guest that dies is
+/// explained with the symbols in it.
+///
+/// # Errors
+///
+/// [`Failure::Skipped`] where there is no KVM.
+pub(super) fn boot(
+    elf: &[u8],
+    vcpus: u8,
+    facilities: FacilitySet,
+) -> Result<(Vm, Console, TempFile), Failure> {
+    if let Err(error) = crate::kvm::open() {
+        return Err(Failure::Skipped(error.to_string()));
+    }
+    // Loaded from a file, as every kernel is.
+    let file = TempFile::new()?;
+    file.as_file().write_all(elf)?;
+    let config = Config {
+        profile: Profile::Para,
+        kernel: file.as_path().to_owned(),
+        initrd: None,
+        cmdline: String::new(),
+        memory_mib: MEMORY_MIB,
+        prealloc: false,
+        vcpus,
+        facilities,
+        entry: Entry::Linux64,
+        watchdog: Some(Duration::from_secs(60)),
+        awkward: None,
+    };
+    let console = Console::memory()?;
+    let mut vm = Vm::new(config, console.clone(), Instant::now())?;
+    vm.boot()?;
+    Ok((vm, console, file))
+}
+
 impl Guest {
     /// Boots it with these calls and runs it to its end.
     ///
@@ -224,28 +260,8 @@ impl Guest {
     ///
     /// [`Failure::Skipped`] where there is no KVM.
     pub fn run(&self, calls: &[Call]) -> Result<Ran, Failure> {
-        if let Err(error) = crate::kvm::open() {
-            return Err(Failure::Skipped(error.to_string()));
-        }
-        // Loaded from a file, as every kernel is.
-        let elf = TempFile::new()?;
-        elf.as_file().write_all(image::ELF)?;
-        let config = Config {
-            profile: Profile::Para,
-            kernel: elf.as_path().to_owned(),
-            initrd: None,
-            cmdline: String::new(),
-            memory_mib: MEMORY_MIB,
-            prealloc: false,
-            vcpus: self.vcpus,
-            facilities: FacilitySet::parse(self.facilities)?,
-            entry: Entry::Linux64,
-            watchdog: Some(Duration::from_secs(60)),
-            awkward: None,
-        };
-        let console = Console::memory()?;
-        let mut vm = Vm::new(config, console.clone(), Instant::now())?;
-        vm.boot()?;
+        let facilities = FacilitySet::parse(self.facilities)?;
+        let (vm, console, _file) = boot(image::ELF, self.vcpus, facilities)?;
         let memory = vm.memory().clone();
         let table = self.fill(&memory, calls)?;
         let mut before = vec![0; usize::try_from(MEMORY_END)?];

@@ -1,40 +1,15 @@
 //! What the guest that checks its host by itself finds better than a table of calls: things that take time.
 
-use std::io::Write;
-use std::time::{Duration, Instant};
-
-use crate::config::{Config, Entry, FacilitySet, Profile};
-use crate::console::Console;
+use crate::config::FacilitySet;
 use crate::doctor::image;
-use crate::vm::{RunOptions, Vm};
-use vmm_sys_util::tempfile::TempFile;
+use crate::vm::RunOptions;
 
-use super::guest::MEMORY_MIB;
+use super::guest::boot;
 use super::{Failure, Verdict};
 
 /// Boots the guest of `paravane abi guest`; what it has printed.
 fn report() -> Result<String, Failure> {
-    if let Err(error) = crate::kvm::open() {
-        return Err(Failure::Skipped(error.to_string()));
-    }
-    let elf = TempFile::new()?;
-    elf.as_file().write_all(image::CONFORMANCE_ELF)?;
-    let config = Config {
-        profile: Profile::Para,
-        kernel: elf.as_path().to_owned(),
-        initrd: None,
-        cmdline: String::new(),
-        memory_mib: MEMORY_MIB,
-        prealloc: false,
-        vcpus: 1,
-        facilities: FacilitySet::default(),
-        entry: Entry::Linux64,
-        watchdog: Some(Duration::from_secs(60)),
-        awkward: None,
-    };
-    let console = Console::memory()?;
-    let mut vm = Vm::new(config, console.clone(), Instant::now())?;
-    vm.boot()?;
+    let (vm, console, _file) = boot(image::CONFORMANCE_ELF, 1, FacilitySet::default())?;
     vm.run(RunOptions::default())?;
     Ok(String::from_utf8_lossy(&console.contents()).into_owned())
 }
