@@ -2,6 +2,7 @@
 //!
 //! One thread for all that is not a vCPU. It sleeps without a timeout unless something is under way.
 
+use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ use crate::vm::Machine;
 const FLUSH_AFTER: Duration = Duration::from_millis(4);
 /// How often input that found no room is tried again.
 const RETRY_INPUT: Duration = Duration::from_millis(10);
+/// Most bytes of input that wait for room. A terminal's further keys are lost, but still read, since
+/// Ctrl-A x may be among them; a pipe's wait in the pipe.
+const BACKLOG_MAX: usize = 0x1_0000;
 /// The key that leaves an interactive guest, after Ctrl-A, as in QEMU.
 const ESCAPE: u8 = 0x01;
 
@@ -55,6 +59,17 @@ impl Signals {
     }
 }
 
+/// How terminal input stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stdin {
+    /// Its next byte wakes the loop.
+    Watched,
+    /// The backlog is full: it waits.
+    Full,
+    /// There is none, or no more.
+    Ended,
+}
+
 /// What the loop watches.
 #[derive(Debug)]
 pub struct EventLoop<'a> {
@@ -62,11 +77,11 @@ pub struct EventLoop<'a> {
     epoll: Epoll,
     wake: EventFd,
     console_wake: EventFd,
-    stdin: bool,
+    stdin: Stdin,
     escaped: bool,
     looking: bool,
     dirty: bool,
-    backlog: bool,
+    backlog: VecDeque<u8>,
     deadline: Option<Instant>,
 }
 
@@ -106,11 +121,11 @@ impl<'a> EventLoop<'a> {
             epoll,
             wake,
             console_wake,
-            stdin,
+            stdin: if stdin { Stdin::Watched } else { Stdin::Ended },
             escaped: false,
             looking: false,
             dirty: false,
-            backlog: false,
+            backlog: VecDeque::new(),
             deadline: watchdog.map(|limit| Instant::now() + limit),
         })
     }
@@ -119,7 +134,7 @@ impl<'a> EventLoop<'a> {
         [
             self.looking.then_some(LOOK_INTERVAL),
             self.dirty.then_some(FLUSH_AFTER),
-            self.backlog.then_some(RETRY_INPUT),
+            (!self.backlog.is_empty()).then_some(RETRY_INPUT),
             self.deadline.map(|at| at.saturating_duration_since(now)),
         ]
         .into_iter()
@@ -162,9 +177,7 @@ impl<'a> EventLoop<'a> {
                 self.dirty = self.machine.console().flush_now();
                 next = now + LOOK_INTERVAL;
             }
-            if self.backlog {
-                self.backlog = self.machine.input(&[]);
-            }
+            self.offer_input();
             if self.deadline.is_some_and(|at| now >= at) {
                 self.machine.stop(
                     Outcome::Watchdog,
@@ -175,22 +188,30 @@ impl<'a> EventLoop<'a> {
         }
     }
 
+    /// Begins or stops to watch the terminal, unless its end has come.
+    fn watch_stdin(&mut self, wanted: bool) {
+        let (operation, after) = match (self.stdin, wanted) {
+            (Stdin::Watched, false) => (ControlOperation::Delete, Stdin::Full),
+            (Stdin::Full, true) => (ControlOperation::Add, Stdin::Watched),
+            _ => return,
+        };
+        let event = EpollEvent::new(EventSet::IN, STDIN);
+        if self.epoll.ctl(operation, libc::STDIN_FILENO, event).is_ok() {
+            self.stdin = after;
+        }
+    }
+
     fn input(&mut self) {
         let mut buffer = [0; 256];
         let count = match io::stdin().lock().read(&mut buffer) {
             Ok(count) if count > 0 => count,
             _ => {
                 // End of input: stop watching, or epoll would report it for ever.
-                let _ = self.epoll.ctl(
-                    ControlOperation::Delete,
-                    libc::STDIN_FILENO,
-                    EpollEvent::default(),
-                );
-                self.stdin = false;
+                self.watch_stdin(false);
+                self.stdin = Stdin::Ended;
                 return;
             }
         };
-        let mut bytes = Vec::with_capacity(count);
         for byte in &buffer[..count] {
             match (self.escaped, byte) {
                 (false, &ESCAPE) if terminal::is_attended() => self.escaped = true,
@@ -201,16 +222,23 @@ impl<'a> EventLoop<'a> {
                     );
                     return;
                 }
-                (true, &ESCAPE) => {
-                    self.escaped = false;
-                    bytes.push(ESCAPE);
-                }
                 (_, byte) => {
                     self.escaped = false;
-                    bytes.push(*byte);
+                    if self.backlog.len() < BACKLOG_MAX {
+                        self.backlog.push_back(*byte);
+                    }
                 }
             }
         }
-        self.backlog = self.machine.input(&bytes);
+    }
+
+    /// Gives the guest what it has room for.
+    fn offer_input(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        let taken = self.machine.input(self.backlog.make_contiguous());
+        self.backlog.drain(..taken);
+        self.watch_stdin(self.backlog.len() < BACKLOG_MAX || terminal::is_attended());
     }
 }

@@ -159,19 +159,22 @@ impl Machine {
         true
     }
 
-    /// Gives terminal input to the guest; returns whether some of it still waits for room.
-    pub fn input(&self, bytes: &[u8]) -> bool {
+    /// Gives terminal input to the guest, as far as it has room; returns how many bytes it took.
+    pub fn input(&self, bytes: &[u8]) -> usize {
+        // A guest without a console device takes, and loses, all.
         let Some(rings) = &self.rings else {
-            self.ports.with_uart(|uart| uart.input(bytes));
-            return false;
+            return self
+                .ports
+                .with_uart(|uart| uart.input(bytes))
+                .unwrap_or(bytes.len());
         };
-        let Ok((event, waits)) = rings.input(bytes) else {
-            return false;
+        let Ok((event, taken)) = rings.input(bytes) else {
+            return bytes.len();
         };
         if let Some(target) = event {
             self.raise(target);
         }
-        waits
+        taken
     }
 
     /// Raises an event of the guest.

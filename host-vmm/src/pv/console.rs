@@ -8,7 +8,6 @@
 //! promise back, with a last look after a full barrier. A ring that is full makes the guest notify
 //! again, and the vCPU drains it.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -32,8 +31,6 @@ const IDLE_LOOKS: u32 = 2;
 pub const OUT_SIZE: u32 = 0x1_0000;
 /// Bytes of the input buffer.
 pub const IN_SIZE: u32 = 0x1000;
-/// Terminal input that waits for room in the ring; more is left to the terminal.
-const BACKLOG_MAX: usize = 0x1_0000;
 
 const PAGE: u64 = reg::PAGE_SIZE as u64;
 const OUT_BUFFER: u64 = CONSOLE_PAGE + PAGE;
@@ -58,7 +55,6 @@ struct State {
     /// Host's own copies: the page's are for the guest to read, and it may write what it likes.
     out_tail: u32,
     in_head: u32,
-    backlog: VecDeque<u8>,
     idle_looks: u32,
     looking: bool,
     in_bytes: u64,
@@ -191,31 +187,25 @@ impl RingConsole {
         self.notify().map(|_| ())
     }
 
-    /// Room for terminal input.
-    #[must_use]
-    pub fn wants_input(&self) -> bool {
-        self.lock().backlog.len() < BACKLOG_MAX
-    }
-
-    /// Puts terminal input into the ring. Returns the event to raise, and whether some input still
-    /// waits for room. Spec: PV-CONSOLE-7
+    /// Puts terminal input into the ring, as far as there is room. Returns the event to raise, and
+    /// how many bytes the ring took. Spec: PV-CONSOLE-7
     ///
     /// # Errors
     ///
     /// [`MemoryError::Range`]: never, for a guest that has the page.
-    pub fn input(&self, bytes: &[u8]) -> Result<(Option<EventTarget>, bool), MemoryError> {
+    pub fn input(&self, bytes: &[u8]) -> Result<(Option<EventTarget>, usize), MemoryError> {
         let mut state = self.lock();
-        state.backlog.extend(bytes);
         let tail = self.memory.load_u32(IN_TAIL, Ordering::Acquire)?;
         // A tail that cannot be true: the guest has spoilt its own input; the ring counts as full.
         let room = ring_used(state.in_head, tail, IN_SIZE).map_or(0, |used| IN_SIZE - used);
         let mut written = 0;
-        while written < room {
-            let Some(byte) = state.backlog.pop_front() else {
+        for byte in bytes {
+            if written == room {
                 break;
-            };
+            }
             let at = state.in_head.wrapping_add(written) & (IN_SIZE - 1);
-            self.memory.write(IN_BUFFER + u64::from(at), &[byte])?;
+            self.memory
+                .write(IN_BUFFER + u64::from(at), std::slice::from_ref(byte))?;
             written += 1;
         }
         if written > 0 {
@@ -225,7 +215,7 @@ impl RingConsole {
                 .store_u32(IN_HEAD, state.in_head, Ordering::Release)?;
         }
         let target = (written > 0).then(|| self.event_target()).flatten();
-        Ok((target, !state.backlog.is_empty()))
+        Ok((target, written as usize))
     }
 
     /// Bytes that have gone to the guest.

@@ -93,16 +93,16 @@ fn pv_console_6_the_host_looks_until_it_says_that_it_does_not() {
 fn pv_console_7_input_raises_the_event_that_was_asked_for() {
     let it = Rings::new();
     let input = |text: &[u8]| it.rings.input(text).unwrap();
-    assert_eq!(input(b"a"), (None, false));
+    assert_eq!(input(b"a"), (None, 1));
     it.call(CALL_CONSOLE_EVENT, [0x41, 1, 0, 0, 0, 0]);
     let target = EventTarget {
         vector: 0x41,
         apic_id: 1,
     };
-    assert_eq!(input(b"b"), (Some(target), false));
-    assert_eq!(input(b""), (None, false), "nothing has been published");
+    assert_eq!(input(b"b"), (Some(target), 1));
+    assert_eq!(input(b""), (None, 0), "nothing has been published");
     it.call(CALL_CONSOLE_EVENT, [0; 6]);
-    assert_eq!(input(b"c"), (None, false));
+    assert_eq!(input(b"c"), (None, 1));
 }
 
 #[test]
@@ -110,15 +110,15 @@ fn pv_console_8_input_never_overtakes_the_guest() {
     let it = Rings::new();
     let size = IN_SIZE as usize;
     let text: Vec<u8> = (b'a'..=b'z').cycle().take(size + 10).collect();
-    let (_, waits) = it.rings.input(&text).unwrap();
-    assert!(waits, "ten bytes have no room");
+    let (_, taken) = it.rings.input(&text).unwrap();
+    assert_eq!(taken, size, "ten bytes have no room");
     assert_eq!(it.get(IN_HEAD), IN_SIZE);
     let mut ring = vec![0; size];
     it.memory.read(IN_BUFFER, &mut ring).unwrap();
     assert!(ring == text[..size]);
     // The guest takes four; four of the ten follow, over the ring's end.
     it.set(IN_TAIL, 4);
-    assert!(it.rings.input(b"").unwrap().1);
+    assert_eq!(it.rings.input(&text[size..]).unwrap().1, 4);
     assert_eq!(it.get(IN_HEAD), IN_SIZE + 4);
     it.memory.read(IN_BUFFER, &mut ring[..4]).unwrap();
     assert_eq!(ring[..4], text[size..size + 4]);
@@ -128,11 +128,10 @@ fn pv_console_8_input_never_overtakes_the_guest() {
 fn pv_console_4_an_impossible_input_index_is_a_full_ring() {
     let it = Rings::new();
     it.set(IN_TAIL, 1);
-    let (_, waits) = it.rings.input(b"abc").unwrap();
-    assert!(waits);
+    assert_eq!(it.rings.input(b"abc").unwrap().1, 0);
     assert_eq!(it.get(IN_HEAD), 0);
     it.set(IN_TAIL, 0);
-    assert!(!it.rings.input(b"").unwrap().1);
+    assert_eq!(it.rings.input(b"abc").unwrap().1, 3);
     assert_eq!(it.get(IN_HEAD), 3);
 }
 
