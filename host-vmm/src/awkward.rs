@@ -12,10 +12,10 @@
 //! * Facility `base` is offered and never fails; it is only slow. `clock` is not refused, since without it a
 //!   guest whose CPUID tells no frequency cannot boot: `--pv=-clock` does that.
 //! * `Busy` and `HostError` are answered to console and clock calls, and only to those that would be carried out, so that a
-//!   breach still gets the status that its clause names; nothing has been done then (PV-CALL-4). After
+//!   breach still gets the status that its clause names; nothing has been done then (PV-CALL-10). After
 //!   [`REFUSALS_MAX`] errors in a row a call is carried out.
 //! * `console.notify`, where it succeeds, takes all bytes (PV-CONSOLE-5). While `host_looks` is set, bytes are taken within
-//!   some tens of milliseconds; the promise is taken back as PV-CONSOLE-6 says.
+//!   some tens of milliseconds; the promise is taken back as PV-CONSOLE-13 says.
 //! * An interrupt without input is like any spurious interrupt: the guest finds the ring empty.
 
 use std::collections::BTreeMap;

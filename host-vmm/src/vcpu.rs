@@ -167,7 +167,7 @@ impl Vcpu {
         }
     }
 
-    /// Steps 2 to 4 of a call's life. Spec: PV-CALL-1 to PV-CALL-6
+    /// Steps 2 to 4 of a call's life. Spec: PV-CALL-1 to PV-CALL-11
     fn call(&mut self, id: CallId) {
         let regs = &mut self.fd.sync_regs_mut().regs;
         if regs.rax & u64::from(u32::MAX) != u64::from(id.0) {
@@ -176,7 +176,7 @@ impl Vcpu {
             return;
         }
         self.counts.call(id);
-        // Whoever the guest lets to the port may call. Spec: PV-CALL-6
+        // Whoever the guest lets to the port may call. Spec: PV-CALL-11
         match self.machine.pv().call_in_registers(id, regs) {
             None => self.fd.set_sync_dirty_reg(SyncReg::Register),
             Some(outcome) => self.machine.stop(outcome, None),

@@ -1,12 +1,19 @@
 //! The guest in C that is written from `SPEC.md` and `paravane.h` alone
 //! (`hypercall-abi/tests/minimal-guest`): a host has to be usable by it.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use paravane::config::{Config, Entry, FacilitySet, Profile};
+use paravane::console::Console;
+use paravane::pv::BOOT_INFO;
+use paravane::vm::{RunOptions, Vm};
+use paravane_abi::boot_info::BootInfo;
 use paravane_abi::registry::*;
 use serde_json::Value;
 
@@ -160,4 +167,86 @@ fn pv_state_1_a_restart_finds_everything_as_at_the_first_start() {
     machine.wait().unwrap();
     assert_eq!(states.len(), 4, "it has ended by itself: {states:?}");
     assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
+}
+
+/// Boots the guest with bytes of its boot-info page changed; what it prints and how many calls it makes.
+fn run_spoilt(offset: usize, bytes: &[u8]) -> Option<(String, u64)> {
+    if !kvm() {
+        return None;
+    }
+    let config = Config {
+        profile: Profile::Para,
+        kernel: build("gcc", "guest"),
+        initrd: None,
+        cmdline: String::new(),
+        memory_mib: 32,
+        prealloc: false,
+        vcpus: 1,
+        facilities: FacilitySet::default(),
+        entry: Entry::Linux64,
+        // A guest that finds no host halts.
+        watchdog: Some(Duration::from_secs(3)),
+        awkward: None,
+    };
+    let console = Console::memory().unwrap();
+    let mut vm = Vm::new(config, console.clone(), Instant::now()).unwrap();
+    vm.boot().unwrap();
+    vm.memory().write(BOOT_INFO + offset as u64, bytes).unwrap();
+    let stats = vm.run(RunOptions::default()).unwrap();
+    let text = String::from_utf8(console.contents()).unwrap();
+    Some((text, stats.hypercalls.values().sum()))
+}
+
+#[test]
+fn pv_boot_6_a_page_with_another_magic_is_not_used() {
+    let Some(found) = run_spoilt(offset_of!(BootInfo, magic), b"PARAVANF") else {
+        return;
+    };
+    assert_eq!(found, (String::new(), 0));
+}
+
+#[test]
+fn pv_boot_7_fields_beyond_the_size_are_not_used() {
+    let size = u32::try_from(offset_of!(BootInfo, clock)).unwrap();
+    let at = offset_of!(BootInfo, size);
+    let Some(found) = run_spoilt(at, &size.to_le_bytes()) else {
+        return;
+    };
+    // This guest takes a page only with all fields that it knows.
+    assert_eq!(found, (String::new(), 0));
+    // One that a later version has filled further.
+    let (text, _) = run_spoilt(at, &4096_u32.to_le_bytes()).unwrap();
+    assert!(text.starts_with("minimal: hello"), "{text}");
+}
+
+#[test]
+fn pv_disc_7_a_guest_goes_by_bits_whatever_the_version() {
+    let at = offset_of!(BootInfo, version);
+    for version in [0, ABI_VERSION + 1, u32::MAX] {
+        let Some((text, _)) = run_spoilt(at, &version.to_le_bytes()) else {
+            return;
+        };
+        assert!(text.contains("this came through the ring"), "{text}");
+    }
+}
+
+#[test]
+fn pv_disc_5_a_guest_finds_the_block_wherever_it_is() {
+    if !kvm() {
+        return;
+    }
+    let elf = build("gcc", "guest");
+    let mut places = BTreeSet::new();
+    for seed in 0..16 {
+        // A host that refuses calls, but powers off.
+        let output = command(&elf)
+            .args(["--awkward", &seed.to_string()])
+            .output()
+            .unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "seed {seed}: {errors}");
+        let (_, place) = errors.split_once("CPUID block moved by ").unwrap();
+        places.insert(place.lines().next().unwrap().to_owned());
+    }
+    assert!(places.len() > 2, "{places:?}");
 }

@@ -314,13 +314,13 @@
  */
 #define PARAVANE_PAGE_SIZE 4096UL
 
-/* Most bytes that one `console.write` takes. Spec: PV-CONSOLE-1 */
+/* Most bytes that one `console.write` takes. Spec: PV-CONSOLE-9 */
 #define PARAVANE_CONSOLE_WRITE_MAX 65536ULL
 
-/* First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-7 */
+/* First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11 */
 #define PARAVANE_EVENT_VECTOR_FIRST 0x20ULL
 
-/* Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-7 */
+/* Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11 */
 #define PARAVANE_EVENT_VECTOR_LAST 0xffULL
 
 /* --- ring --- */

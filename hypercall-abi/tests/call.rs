@@ -36,7 +36,7 @@ fn registry(prefix: &str) -> Vec<(String, i64)> {
 }
 
 #[test]
-fn pv_call_4_a_status_survives_the_crossing() {
+fn pv_call_9_a_status_survives_the_crossing() {
     for status in ALL {
         assert_eq!(Status::encode(Err(status)), (status.code(), 0));
         assert_eq!(Status::decode(status.code(), 0), Err(status));
@@ -54,7 +54,7 @@ fn pv_call_4_a_status_survives_the_crossing() {
 }
 
 #[test]
-fn pv_call_4_every_status_of_the_registry_has_a_variant() {
+fn pv_call_9_every_status_of_the_registry_has_a_variant() {
     let mut numbers: Vec<i64> = ALL.iter().map(|status| status.code()).collect();
     numbers.push(STATUS_OK);
     let mut registered: Vec<i64> = registry("STATUS_").into_iter().map(|row| row.1).collect();
@@ -103,7 +103,7 @@ fn an_unknown_call_has_no_name() {
 }
 
 #[test]
-fn pv_base_5_only_the_registrys_actions_and_reasons_are_known() {
+fn pv_base_7_only_the_registrys_actions_and_reasons_are_known() {
     let numbers = |prefix: &str, without: &str| -> Vec<u64> {
         registry(prefix)
             .into_iter()

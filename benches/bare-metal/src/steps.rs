@@ -317,7 +317,7 @@ pub(crate) const LIST: &[Step] = &[
     call(
         CALL_BASE_PROBE,
         &[1 << 32 | CALL_BASE_NOP as u64],
-        "PV-BASE-3 an id has 32 bits",
+        "PV-BASE-6 an id has 32 bits",
     )
     .fails(STATUS_INVALID_PARAM),
     call(CALL_BASE_NOP, &[0], "PV-BASE-4 base.nop gives zero back"),
@@ -330,13 +330,13 @@ pub(crate) const LIST: &[Step] = &[
     call(
         CALL_BASE_POWER,
         &[POWER_CRASH + 1, 0],
-        "PV-BASE-5 an unknown action is invalid",
+        "PV-BASE-7 an unknown action is invalid",
     )
     .fails(STATUS_INVALID_PARAM),
     call(
         CALL_BASE_POWER,
         &[0, POWER_REASON_EMERGENCY + 1],
-        "PV-BASE-5 an unknown reason is invalid",
+        "PV-BASE-7 an unknown reason is invalid",
     )
     .fails(STATUS_INVALID_PARAM),
     call(
@@ -444,7 +444,7 @@ pub(crate) const LIST: &[Step] = &[
         Op::Await,
         OUT_TAIL,
         &[SLOT_CONSOLE, HOST_LOOKS],
-        "PV-CONSOLE-6 bytes are taken while the host looks",
+        "PV-CONSOLE-12 bytes are taken while the host looks",
     )
     .mask(LOW)
     .is(16)
@@ -471,25 +471,25 @@ pub(crate) const LIST: &[Step] = &[
     call(
         CALL_CONSOLE_EVENT,
         &[EVENT_VECTOR_FIRST - 1, 0],
-        "PV-CONSOLE-7 a vector too low is invalid",
+        "PV-CONSOLE-11 a vector too low is invalid",
     )
     .fails(STATUS_INVALID_PARAM),
     call(
         CALL_CONSOLE_EVENT,
         &[EVENT_VECTOR_LAST + 1, 0],
-        "PV-CONSOLE-7 a vector too high is invalid",
+        "PV-CONSOLE-11 a vector too high is invalid",
     )
     .fails(STATUS_INVALID_PARAM),
     call(
         CALL_CONSOLE_EVENT,
         &[EVENT_VECTOR_FIRST, u64::MAX],
-        "PV-CONSOLE-7 no such processor is invalid",
+        "PV-CONSOLE-11 no such processor is invalid",
     )
     .fails(STATUS_INVALID_PARAM),
     info(CLOCK_INFO, "PV-CLOCK-1 the counter has a frequency")
         .at_least(1_000_000)
         .needs(CLOCK),
-    info(CLOCK_INFO + 8, "PV-CLOCK-4 the timer has a frequency")
+    info(CLOCK_INFO + 8, "PV-CLOCK-5 the timer has a frequency")
         .at_least(1_000_000)
         .needs(CLOCK),
     info(CLOCK_INFO + 32, "PV-CLOCK-4 undefined flags are zero")

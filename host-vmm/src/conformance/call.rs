@@ -4,6 +4,7 @@ use crate::pv::DOORBELL_PORT;
 use crate::stats::Outcome;
 use paravane_abi::call::{CALLS, CallId, Status};
 use paravane_abi::registry::*;
+use paravane_abi::ring::RING_EXITLESS;
 
 use super::Verdict;
 use super::guest::{After, Call, DATA, Guest, Mode, result, results};
@@ -14,7 +15,7 @@ pub(super) fn pv_call_1_an_out_to_the_doorbell_is_a_call() -> Verdict {
     Ok(())
 }
 
-pub(super) fn pv_call_1_another_width_is_not_a_call() -> Verdict {
+pub(super) fn pv_call_7_another_width_is_not_a_call() -> Verdict {
     // EAX has the whole id each time, so that the width alone decides.
     let narrow = |width| Call {
         width,
@@ -43,7 +44,7 @@ pub(super) fn pv_call_1_another_port_is_not_a_call() -> Verdict {
     Ok(())
 }
 
-pub(super) fn pv_call_1_strings_and_reads_are_not_calls() -> Verdict {
+pub(super) fn pv_call_7_strings_and_reads_are_not_calls() -> Verdict {
     // The string instruction's count is where the width stands otherwise.
     let guest = Guest {
         mode: Mode::OtherAccesses,
@@ -155,7 +156,7 @@ pub(super) fn pv_conf_2_a_facility_that_is_off_is_not_supported() -> Verdict {
     Ok(())
 }
 
-pub(super) fn pv_call_6_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port() -> Verdict
+pub(super) fn pv_call_11_calls_from_cpl3_are_carried_out_where_the_guest_opens_the_port() -> Verdict
 {
     let guest = Guest {
         mode: Mode::Cpl3,
@@ -205,5 +206,29 @@ pub(super) fn pv_call_6_the_host_takes_what_the_registers_of_32_bit_code_hold() 
     let [eax, edx, ..] = ran.after[0].registers;
     let ok = STATUS_OK.cast_unsigned() & u64::from(u32::MAX);
     check_eq!((eax, edx), (ok, u64::from(ABI_VERSION)));
+    Ok(())
+}
+
+pub(super) fn pv_call_8_arguments_are_taken_in_their_order() -> Verdict {
+    // Each argument of this call means something else, and none of them suits another's place.
+    let right = [1, DATA, 8, RING_EXITLESS];
+    let mut orders = vec![right];
+    for turn in 1..4 {
+        let mut turned = right;
+        turned.rotate_left(turn);
+        orders.push(turned);
+    }
+    let calls: Vec<_> = orders
+        .iter()
+        .rev()
+        .map(|order| Call::new(CALL_RING_REGISTER, order))
+        .collect();
+    let guest = Guest {
+        vcpus: 2,
+        ..Guest::default()
+    };
+    let bad = Err(Status::InvalidParam);
+    let ran = guest.run(&calls)?;
+    check_eq!(ran.results(&calls)?, [bad, bad, bad, Ok(0)]);
     Ok(())
 }

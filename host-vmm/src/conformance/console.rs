@@ -62,7 +62,7 @@ pub(super) fn pv_console_1_write_comes_after_what_is_in_the_ring() -> Verdict {
     Ok(())
 }
 
-pub(super) fn pv_console_1_write_too_long_is_invalid() -> Verdict {
+pub(super) fn pv_console_9_write_too_long_is_invalid() -> Verdict {
     let calls = [CONSOLE_WRITE_MAX + 1, 1 << 32, u64::MAX]
         .map(|length| Call::new(CALL_CONSOLE_WRITE, &[DATA, length]));
     let ran = Guest::default().run(&calls)?;
@@ -71,7 +71,7 @@ pub(super) fn pv_console_1_write_too_long_is_invalid() -> Verdict {
     Ok(())
 }
 
-pub(super) fn pv_console_1_write_outside_memory_is_a_bad_address() -> Verdict {
+pub(super) fn pv_console_10_write_outside_memory_is_a_bad_address() -> Verdict {
     let calls = [
         (MEMORY_END - 1, 2),
         (MEMORY_END, 1),
@@ -185,7 +185,7 @@ pub(super) fn pv_console_5_notify_takes_all_bytes() -> Verdict {
     Ok(())
 }
 
-pub(super) fn pv_console_7_event_vectors_and_processors() -> Verdict {
+pub(super) fn pv_console_11_event_vectors_and_processors() -> Verdict {
     let guest = Guest {
         vcpus: 2,
         ..Guest::default()

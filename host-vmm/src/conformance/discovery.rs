@@ -4,6 +4,7 @@ use crate::config::FacilitySet;
 use crate::memory::{HIGH_RAM, PV_AREA};
 use crate::pv::{BOOT_INFO, DOORBELL_PORT};
 use paravane_abi::boot_info::{BOOT_INFO_MAGIC, BootInfo};
+use paravane_abi::call::CALLS;
 use paravane_abi::registry::*;
 
 use super::guest::{After, Call, Guest, Mode};
@@ -160,8 +161,8 @@ pub(super) fn pv_boot_4_shared_pages_are_reserved_memory() -> Verdict {
     Ok(())
 }
 
-pub(super) fn pv_boot_5_the_host_does_not_write_the_page_again() -> Verdict {
-    // The guest breaks the page, against PV-BOOT-4, and harms itself only.
+pub(super) fn pv_boot_8_a_guest_that_spoils_the_page_harms_itself_only() -> Verdict {
+    // The guest breaks the page, against PV-BOOT-8, and harms itself only.
     let spoil = Call {
         store: (BOOT_INFO, 0xdead_beef),
         ..Call::new(CALL_BASE_FACILITIES, &[])
@@ -169,5 +170,21 @@ pub(super) fn pv_boot_5_the_host_does_not_write_the_page_again() -> Verdict {
     let ran = Guest::default().run(&[spoil, Call::new(CALL_BASE_NOP, &[5])])?;
     check_eq!(ran.u32(BOOT_INFO)?, 0xdead_beef);
     check_eq!(ran.after[1].result()?, Ok(5));
+    Ok(())
+}
+
+pub(super) fn pv_boot_9_the_page_stays_as_it_was() -> Verdict {
+    let guest = Guest {
+        facilities: "-ring",
+        ..Guest::default()
+    };
+    let calls: Vec<_> = CALLS
+        .iter()
+        .filter(|id| id.0 != CALL_BASE_POWER)
+        .map(|id| Call::new(id.0, &[]))
+        .collect();
+    let ran = guest.run(&calls)?;
+    let at = usize::try_from(BOOT_INFO)?;
+    check!(ran.bytes(BOOT_INFO, PAGE_SIZE)? == ran.before[at..at + PAGE_SIZE]);
     Ok(())
 }

@@ -184,7 +184,7 @@ fn may_change(frames: &Range<u64>, address: u64) -> bool {
         || (PV_AREA..CONSOLE_PAGE + 4096).contains(&address)
 }
 
-pub(super) fn pv_call_4_a_hostile_guest_gets_exact_answers_and_harms_nobody() -> Verdict {
+pub(super) fn pv_call_10_a_hostile_guest_gets_exact_answers_and_harms_nobody() -> Verdict {
     let mut record = CrashRecord::new_zeroed();
     record.magic = CRASH_MAGIC;
     record.size = u32::try_from(RECORD_BYTES)?;

@@ -281,7 +281,7 @@ mod tests {
     fn a_clause_without_checks_says_why() {
         let why = why_untested("PV-CALL-5");
         assert!(why.starts_with("it binds the guest alone"), "{why}");
-        let why = why_untested("PV-CONSOLE-8");
+        let why = why_untested("PV-CONSOLE-13");
         assert!(why.starts_with("a guest cannot see it"), "{why}");
     }
 

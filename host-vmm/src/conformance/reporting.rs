@@ -14,9 +14,9 @@ fn report() -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&console.contents()).into_owned())
 }
 
-pub(super) fn pv_console_6_what_is_published_while_the_host_looks_is_taken() -> Verdict {
+pub(super) fn pv_console_12_what_is_published_while_the_host_looks_is_taken() -> Verdict {
     let tap = report()?;
-    let point = tap.lines().find(|line| line.contains("- PV-CONSOLE-6 "));
+    let point = tap.lines().find(|line| line.contains("- PV-CONSOLE-12 "));
     check!(
         point.is_some_and(|line| line.starts_with("ok ")),
         "the guest reports {point:?}"

@@ -31,7 +31,8 @@ pub(super) fn pv_conf_1_every_call_of_an_offered_facility_is_carried_out() -> Ve
     Ok(())
 }
 
-pub(super) fn pv_sec_2_no_range_reaches_beyond_guest_memory() -> Verdict {
+/// Calls whose ranges are not wholly in guest memory.
+fn stray_calls() -> Vec<Call> {
     let record = size_of::<CrashRecord>() as u64;
     let mut calls = Vec::new();
     for (address, length) in [
@@ -56,6 +57,11 @@ pub(super) fn pv_sec_2_no_range_reaches_beyond_guest_memory() -> Verdict {
     ] {
         calls.push(Call::new(CALL_CRASH_REPORT, &[address, record]));
     }
+    calls
+}
+
+pub(super) fn pv_sec_4_no_range_reaches_beyond_guest_memory() -> Verdict {
+    let calls = stray_calls();
     let ran = Guest::default().run(&calls)?;
     for (call, result) in calls.iter().zip(ran.results(&calls)?) {
         check_eq!(result, Err(Status::BadAddress), "{call:x?}");
@@ -67,5 +73,18 @@ pub(super) fn pv_sec_2_no_range_reaches_beyond_guest_memory() -> Verdict {
         ran.bytes(rings, length)? == ran.before[at..at + length],
         "the console's buffers have changed"
     );
+    Ok(())
+}
+
+pub(super) fn pv_sec_2_a_neighbour_is_not_written_to() -> Verdict {
+    // Another machine of the same process, with the pattern of an unused memory everywhere.
+    let bystander = crate::memory::Memory::new(crate::conformance::guest::MEMORY_MIB)?;
+    let mut text = vec![0x5a; usize::try_from(MEMORY_END)?];
+    bystander.write(0, &text)?;
+    let calls = stray_calls();
+    Guest::default().run(&calls)?.results(&calls)?;
+    let expected = text.clone();
+    bystander.read(0, &mut text)?;
+    check!(text == expected, "a call has written to another machine");
     Ok(())
 }

@@ -133,7 +133,7 @@ impl RingConsole {
         Ok(0)
     }
 
-    /// The event loop's look. Returns whether it wants to look again. Spec: PV-CONSOLE-6
+    /// The event loop's look. Returns whether it wants to look again. Spec: PV-CONSOLE-12
     ///
     /// # Errors
     ///

@@ -19,7 +19,7 @@
 //! the host's end, which is here; `tests/wakeup.rs` checks it in all interleavings that the memory
 //! model allows, and that it fails without either barrier.
 //!
-//! Spec: PV-CONSOLE-6, PV-RING-12
+//! Spec: PV-CONSOLE-13, PV-RING-21
 
 use std::sync::atomic::{Ordering, fence};
 

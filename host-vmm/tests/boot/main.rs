@@ -245,6 +245,19 @@ fn a_para_guest_bears_an_awkward_host() {
 }
 
 #[test]
+fn pv_clock_6_a_guest_asks_where_the_counter_is_not_reliable() {
+    let mut tried = 0;
+    for name in ["para-awkward-5", "para-awkward-10", "para-awkward-16"] {
+        let launch = launch_or_skip!(name);
+        if launch.errors.contains("TSC not reliable") {
+            tried += 1;
+            assert!(launch.call("clock.wall") > 0, "{launch}");
+        }
+    }
+    assert!(tried > 0, "no seed of these has an unreliable counter");
+}
+
+#[test]
 fn the_vmm_conforms_on_a_stock_kvm_too() {
     let report = match launches() {
         Ok(all) => all.conformance(),

@@ -25,7 +25,7 @@ pub(crate) fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
 }
 
 #[test]
-fn pv_ring_12_an_exitless_guest_loses_no_call() {
+fn pv_ring_20_an_exitless_guest_loses_no_call() {
     const ENTRIES: u32 = 8;
     let host = Host::new("");
     host.register(ENTRIES, RING_EXITLESS);
@@ -49,7 +49,7 @@ fn pv_ring_12_an_exitless_guest_loses_no_call() {
 }
 
 #[test]
-fn pv_ring_12_the_host_says_that_it_stops() {
+fn pv_ring_21_the_host_says_that_it_stops() {
     let host = Host::new("");
     host.register(4, RING_EXITLESS);
     assert!(!host.looks(), "nobody has submitted");
@@ -68,7 +68,7 @@ fn pv_ring_12_the_host_says_that_it_stops() {
 }
 
 #[test]
-fn pv_ring_12_the_poller_is_there_when_asked_for() {
+fn pv_ring_20_the_poller_is_there_when_asked_for() {
     let host = Host::new("");
     let has_poller = || host.pv.rings().unwrap().has_poller();
     host.register(4, 0);
@@ -79,7 +79,7 @@ fn pv_ring_12_the_poller_is_there_when_asked_for() {
 }
 
 #[test]
-fn pv_ring_13_results_are_there_when_tail_is() {
+fn pv_ring_24_results_are_there_when_tail_is() {
     const ENTRIES: u32 = 64;
     let host = Host::new("");
     host.register(ENTRIES, RING_EXITLESS);
@@ -178,7 +178,7 @@ fn pv_ring_7_the_poller_stops_the_machine() {
 }
 
 #[test]
-fn pv_ring_1_no_poller_without_the_transport() {
+fn pv_ring_14_no_poller_without_the_transport() {
     let host = Host::new("-exitless");
     let args = [0, crate::host::RING, 4, RING_EXITLESS];
     let result = host.result(CALL_RING_REGISTER, &args);

@@ -170,7 +170,7 @@ fn pv_ring_12_without_the_guests_barrier_one_is_lost() {
 
 #[test]
 #[should_panic(expected = "the host sleeps")]
-fn pv_ring_12_without_the_hosts_barrier_one_is_lost() {
+fn pv_ring_21_without_the_hosts_barrier_one_is_lost() {
     let barriers = Barriers {
         host: false,
         ..BOTH

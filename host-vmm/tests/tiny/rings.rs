@@ -10,6 +10,7 @@ use paravane_abi::call::CallId;
 use paravane_abi::console::ConsolePage;
 use paravane_abi::registry::*;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use vmm_sys_util::eventfd::EventFd;
 
 const HOST_LOOKS: usize = offset_of!(ConsolePage, host_looks);
@@ -65,7 +66,7 @@ impl Rings {
 }
 
 #[test]
-fn pv_console_6_the_host_looks_until_it_says_that_it_does_not() {
+fn pv_console_13_the_host_looks_until_it_says_that_it_does_not() {
     let it = Rings::new();
     assert!(!it.rings.look().unwrap(), "nobody has asked it to look");
     it.publish(b"one ");
@@ -106,7 +107,7 @@ fn pv_console_7_input_raises_the_event_that_was_asked_for() {
 }
 
 #[test]
-fn pv_console_8_input_never_overtakes_the_guest() {
+fn pv_console_14_input_never_overtakes_the_guest() {
     let it = Rings::new();
     let size = IN_SIZE as usize;
     let text: Vec<u8> = (b'a'..=b'z').cycle().take(size + 10).collect();
@@ -116,12 +117,65 @@ fn pv_console_8_input_never_overtakes_the_guest() {
     let mut ring = vec![0; size];
     it.memory.read(IN_BUFFER, &mut ring).unwrap();
     assert!(ring == text[..size]);
-    // The guest takes four; four of the ten follow, over the ring's end.
+}
+
+#[test]
+fn pv_console_15_what_the_guest_says_it_has_read_is_written_over() {
+    let it = Rings::new();
+    let size = IN_SIZE as usize;
+    let text: Vec<u8> = (b'a'..=b'z').cycle().take(size + 10).collect();
+    assert_eq!(it.rings.input(&text).unwrap().1, size);
+    // Four bytes are free now, whether it has read them or not; they follow over the ring's end.
     it.set(IN_TAIL, 4);
     assert_eq!(it.rings.input(&text[size..]).unwrap().1, 4);
     assert_eq!(it.get(IN_HEAD), IN_SIZE + 4);
-    it.memory.read(IN_BUFFER, &mut ring[..4]).unwrap();
+    let mut ring = vec![0; size];
+    it.memory.read(IN_BUFFER, &mut ring).unwrap();
     assert_eq!(ring[..4], text[size..size + 4]);
+    assert_eq!(ring[4..], text[4..size]);
+}
+
+#[test]
+fn pv_console_8_bytes_are_there_when_in_head_is() {
+    const BYTES: u32 = 1_000_000;
+    let it = Rings::new();
+    let byte = |index: u32| u8::try_from(index % 251).unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut sent = 0;
+            while sent < BYTES {
+                let chunk: Vec<u8> = (sent..BYTES.min(sent + 100)).map(byte).collect();
+                sent += u32::try_from(it.rings.input(&chunk).unwrap().1).unwrap();
+            }
+        });
+        let address = |field: usize| CONSOLE_PAGE + field as u64;
+        let mut taken = 0;
+        while taken < BYTES {
+            let head = it.memory.load_u32(address(IN_HEAD), Ordering::Acquire);
+            let head = head.unwrap();
+            while taken != head {
+                let at = IN_BUFFER + u64::from(taken & (IN_SIZE - 1));
+                let found: u8 = it.memory.read_obj(at).unwrap();
+                assert_eq!(found, byte(taken), "byte {taken}");
+                taken += 1;
+            }
+            let done = it
+                .memory
+                .store_u32(address(IN_TAIL), taken, Ordering::Release);
+            done.unwrap();
+        }
+    });
+}
+
+#[test]
+fn pv_console_6_what_nobody_is_told_of_waits() {
+    let it = Rings::new();
+    it.publish(b"one ");
+    assert!(!it.rings.look().unwrap());
+    assert_eq!(it.console.contents(), b"");
+    it.publish(b"two");
+    it.call(CALL_CONSOLE_NOTIFY, [0; 6]);
+    assert_eq!(it.console.contents(), b"one two");
 }
 
 #[test]

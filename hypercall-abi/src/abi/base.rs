@@ -7,7 +7,7 @@
 //! A legacy PC has no single way to go off: a kernel tries ACPI, the keyboard controller, the
 //! BIOS and at last a triple fault. Here it is one call that also says why.
 //!
-//! Spec: PV-BASE-1 to PV-BASE-5
+//! Spec: PV-BASE-1 to PV-BASE-7
 
 use super::registry::*;
 

@@ -9,7 +9,7 @@
 //! reports as reserved. Leaf base + 2 has its address. A guest reads it once, checks the header,
 //! and ignores what lies beyond [`BootInfo::size`].
 //!
-//! Spec: PV-BOOT-1 to PV-BOOT-5
+//! Spec: PV-BOOT-1 to PV-BOOT-9
 
 use super::clock::ClockInfo;
 use super::console::ConsoleInfo;

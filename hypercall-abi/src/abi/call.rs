@@ -25,7 +25,7 @@
 //! does not. `KVM_CAP_SYNC_REGS` puts the registers in the shared run page, so a call costs the
 //! exit and not one register ioctl more.
 //!
-//! Spec: PV-CALL-1 to PV-CALL-6
+//! Spec: PV-CALL-1 to PV-CALL-11
 
 use super::registry::*;
 
@@ -100,7 +100,7 @@ pub const CALLS: [CallId; 13] = [
 ];
 
 /// Why a call was not carried out. The numbers are `STATUS_…` in the registry; success is not an
-/// error and has no variant here. Spec: PV-CALL-4
+/// error and has no variant here. Spec: PV-CALL-9
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(i64)]
 pub enum Status {

@@ -14,7 +14,7 @@
 //! time of day at TSC value `t` is
 //! `wall_ns + (t - wall_tsc) * 10^9 / tsc_hz`; where the TSC is not reliable, `clock.wall` tells.
 //!
-//! Spec: PV-CLOCK-1 to PV-CLOCK-4
+//! Spec: PV-CLOCK-1 to PV-CLOCK-6
 
 /// [`ClockInfo::flags`]: all processors' TSCs count together, at `tsc_hz`, and never stop.
 pub const CLOCK_TSC_RELIABLE: u32 = 0x0000_0001;

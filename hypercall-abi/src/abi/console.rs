@@ -26,7 +26,7 @@
 //! Indices from the other side are hostile: one that says that a ring holds more than its size
 //! makes the host treat the ring as empty and move `out_tail` to `out_head`.
 //!
-//! Spec: PV-CONSOLE-1 to PV-CONSOLE-8
+//! Spec: PV-CONSOLE-1 to PV-CONSOLE-15
 
 /// The console part of the boot-info page. Writer: host. Spec: PV-CONSOLE-2
 #[cfg_attr(

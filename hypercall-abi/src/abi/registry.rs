@@ -155,9 +155,9 @@ pub const POWER_REASON_EMERGENCY: u64 = 2;
 
 /// Alignment and size of the boot-info page and of every shared page, in bytes. Spec: PV-BOOT-1
 pub const PAGE_SIZE: usize = 4096;
-/// Most bytes that one `console.write` takes. Spec: PV-CONSOLE-1
+/// Most bytes that one `console.write` takes. Spec: PV-CONSOLE-9
 pub const CONSOLE_WRITE_MAX: u64 = 65536;
-/// First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-7
+/// First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11
 pub const EVENT_VECTOR_FIRST: u64 = 0x20;
-/// Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-7
+/// Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11
 pub const EVENT_VECTOR_LAST: u64 = 0xff;

@@ -29,7 +29,7 @@
 //! `head` from the guest is hostile: one that says that more entries wait than there are makes the
 //! host treat the ring as empty and move `tail` to `head`.
 //!
-//! Spec: PV-RING-1 to PV-RING-13
+//! Spec: PV-RING-1 to PV-RING-24
 
 use super::call::{CallResult, Status, MAX_ARGS};
 
