@@ -393,12 +393,15 @@ impl Vm {
         self.enter(&loaded)
     }
 
-    /// Points the boot vCPU at something that is in memory already.
+    /// Fills the boot-info page, and points the boot vCPU at something that is in memory already.
     ///
     /// # Errors
     ///
     /// KVM refused the registers.
     pub fn enter(&mut self, loaded: &Loaded) -> Result<(), VmError> {
+        self.machine
+            .pv
+            .write_boot_info(&self.memory, self.config.vcpus)?;
         let Some(boot_cpu) = self.vcpus.first() else {
             return Ok(());
         };
@@ -424,9 +427,6 @@ impl Vm {
     pub fn run(self, options: RunOptions) -> Result<Stats, VmError> {
         let machine = &self.machine;
         register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| host("signal")(e.into()))?;
-        machine
-            .pv
-            .write_boot_info(&self.memory, self.config.vcpus)?;
         let events = EventLoop::new(
             machine,
             options.signals.as_ref(),

@@ -120,7 +120,7 @@
  * ABI version: major in bits 31:16, minor in bits 15:0. Informative: a guest decides by
  * facility bits. Spec: PV-BASE-1
  */
-#define PARAVANE_ABI_VERSION 0x1U
+#define PARAVANE_ABI_VERSION 0x10000U
 
 /* First hypervisor CPUID leaf that may carry the block. Spec: PV-DISC-1 */
 #define PARAVANE_CPUID_BASE_FIRST 0x40000000U

@@ -88,7 +88,9 @@ pub(crate) fn faults_of_text(spec: &str, clauses: &[Clause]) -> Vec<String> {
         }
         let obligations = normative.find_iter(text).count();
         if obligations != 1 {
-            faults.push(format!("{id} has {obligations} obligations; a clause has one"));
+            faults.push(format!(
+                "{id} has {obligations} obligations; a clause has one"
+            ));
         }
     }
     for found in citation.find_iter(spec) {
@@ -207,7 +209,10 @@ mod tests {
             ("**[PV-X-1]** The guest MUST add.", "no *Breach:*"),
             ("**[PV-X-1]** The host MUST obey PV-X-2.", "cites PV-X-2"),
             ("**[PV-X-1]** The host MAY add.", "0 obligations"),
-            ("**[PV-X-1]** The host MUST add, and MUST NOT divide.", "2 obligations"),
+            (
+                "**[PV-X-1]** The host MUST add, and MUST NOT divide.",
+                "2 obligations",
+            ),
         ] {
             let found = faults(spec);
             assert!(

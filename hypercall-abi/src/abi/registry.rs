@@ -7,7 +7,7 @@
 
 /// ABI version: major in bits 31:16, minor in bits 15:0. Informative: a guest decides by facility
 /// bits. Spec: PV-BASE-1
-pub const ABI_VERSION: u32 = 0x0000_0001;
+pub const ABI_VERSION: u32 = 0x0001_0000;
 
 // --- Discovery (CPUID) ---
 
