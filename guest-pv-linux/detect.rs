@@ -4,8 +4,7 @@
 //!
 //! # How it works
 //!
-//! The block may start at any base `0x4000_0000 + n * 0x100`. Bases are tried in order and the
-//! first hit ends the search: behind a host every CPUID is an exit. The boot-info page has all
+//! `cpuid` has found the block when the kernel executed its first CPUID. The boot-info page has all
 //! that leaf base + 1 has, so that leaf is not read.
 //!
 //! What the host says is checked here and then copied; nothing reads the page again.
@@ -19,7 +18,7 @@ use crate::{
         registry::*,
     },
     call::Doorbell,
-    clock, console, kernel_c,
+    clock, console, cpuid,
     once::Once,
     shared_page::SharedRange,
 };
@@ -62,30 +61,6 @@ impl Host {
         }
         result
     }
-}
-
-/// CPUID leaf `leaf`.
-fn cpuid(leaf: u32) -> [u32; 4] {
-    let mut registers = [0; 4];
-    // SAFETY: `registers` has room for the four.
-    unsafe { kernel_c::paravane_cpuid(leaf, registers.as_mut_ptr()) };
-    registers
-}
-
-/// The base of the Paravane block.
-fn cpuid_base() -> Option<u32> {
-    (CPUID_BASE_FIRST..CPUID_BASE_END)
-        .step_by(CPUID_BASE_STEP as usize)
-        .find(|base| {
-            let [last, ebx, ecx, edx] = cpuid(base + CPUID_LEAF_SIGNATURE);
-            [ebx, ecx, edx]
-                == [
-                    CPUID_SIGNATURE_EBX,
-                    CPUID_SIGNATURE_ECX,
-                    CPUID_SIGNATURE_EDX,
-                ]
-                && last >= base + CPUID_LEAF_BOOT
-        })
 }
 
 /// Reads and checks the boot-info page; the doorbell port is in its low 16 bits.
@@ -131,17 +106,16 @@ fn read_boot_info(address: u64, port: u32) -> Option<BootInfo> {
 #[no_mangle]
 #[link_section = ".init.text"]
 extern "C" fn paravane_detect() -> u32 {
-    let Some(base) = cpuid_base() else {
+    let Some(block) = cpuid::block() else {
         return 0;
     };
-    let [low, high, port, _] = cpuid(base + CPUID_LEAF_BOOT);
-    let Some(info) = read_boot_info(u64::from(high) << 32 | u64::from(low), port) else {
+    let Some(info) = read_boot_info(block.boot_info, block.port) else {
         pr_err!("found a Paravane host that cannot be used; booting as on bare hardware\n");
         return 0;
     };
     // SAFETY: The signature is there, and CPUID and the boot-info page agree about the port,
     // which is at most 0xffff.
-    let doorbell = unsafe { Doorbell::new(port as u16) };
+    let doorbell = unsafe { Doorbell::new(block.port as u16) };
     // SAFETY: Only the boot processor runs, and it calls this function once.
     unsafe { HOST.set(Host { doorbell, info }) };
     // SAFETY: As above.
@@ -149,7 +123,7 @@ extern "C" fn paravane_detect() -> u32 {
         clock::init(&info);
         console::init(&info);
     }
-    base
+    block.base
 }
 
 /// Processors of the machine, at least one.

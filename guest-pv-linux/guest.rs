@@ -16,7 +16,8 @@
 //! # Reading order
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
-//! `console`, `clock`, `crash`. `info` serves the module `paravane.ko`, which is `paravane.rs`.
+//! `console`, `clock`, `cpuid`, `crash`. `info` serves the module `paravane.ko`, which is
+//! `paravane.rs`.
 
 pub mod abi;
 
@@ -24,6 +25,7 @@ mod base;
 mod call;
 mod clock;
 mod console;
+mod cpuid;
 mod crash;
 mod detect;
 mod info;

@@ -61,11 +61,30 @@
  * ---- Small services for the Rust files ----
  */
 
-/* C because cpuid() is an inline that a paravirtual kernel replaces. */
+/* C because native_cpuid() is an inline. */
 void paravane_cpuid(u32 leaf, u32 registers[4])
 {
-	cpuid(leaf, &registers[0], &registers[1], &registers[2], &registers[3]);
+	registers[0] = leaf;
+	registers[2] = 0;
+	native_cpuid(&registers[0], &registers[1], &registers[2], &registers[3]);
 }
+
+/* What __cpuid() is. C because a Rust function cannot be exported. */
+void paravane_answer_cpuid(unsigned int *eax, unsigned int *ebx,
+			   unsigned int *ecx, unsigned int *edx)
+{
+	u32 registers[4];
+
+	if (!paravane_cpuid_find(*eax, *ecx, registers)) {
+		native_cpuid(eax, ebx, ecx, edx);
+		return;
+	}
+	*eax = registers[0];
+	*ebx = registers[1];
+	*ecx = registers[2];
+	*edx = registers[3];
+}
+EXPORT_SYMBOL(paravane_answer_cpuid);
 
 /* C because rdtsc_ordered() is an alternative. */
 u64 paravane_rdtsc(void)

@@ -6,7 +6,7 @@
 use core::ffi::c_void;
 
 extern "C" {
-    /// CPUID leaf `leaf`, subleaf 0: EAX, EBX, ECX, EDX.
+    /// The instruction CPUID with `leaf`, subleaf 0: EAX, EBX, ECX, EDX.
     pub(crate) fn paravane_cpuid(leaf: u32, registers: *mut u32);
     /// The time stamp counter.
     pub(crate) fn paravane_rdtsc() -> u64;

@@ -61,7 +61,7 @@ impl Value {
     }
 }
 
-const FACILITIES: [(u32, &str); 15] = [
+const FACILITIES: [(u32, &str); 17] = [
     (FACILITY_BASE, "base"),
     (FACILITY_CONSOLE, "console"),
     (FACILITY_CLOCK, "clock"),
@@ -77,6 +77,8 @@ const FACILITIES: [(u32, &str); 15] = [
     (FACILITY_CRASH, "crash"),
     (FACILITY_CPU, "cpu"),
     (FACILITY_MMU, "mmu"),
+    (FACILITY_RING, "ring"),
+    (FACILITY_CPUID, "cpuid"),
 ];
 
 const TRANSPORTS: [(u32, &str); 4] = [

@@ -22,7 +22,7 @@ const SHARED_END: u64 = 1 << 20;
 /// # Invariants
 ///
 /// `base` is the kernel's mapping of `size` bytes, aligned to 8, that the memory map reports as
-/// reserved: no kernel object lies there.
+/// reserved, or that are not written to through this range: no kernel object is harmed.
 pub(crate) struct SharedRange {
     base: *mut u8,
     size: usize,
@@ -39,17 +39,20 @@ impl SharedRange {
     /// memory below 1 MiB or not page-aligned.
     #[link_section = ".init.text"]
     pub(crate) fn new(address: u64, size: u64) -> Option<Self> {
+        let range = Self::early(address, size)?;
+        // SAFETY: Runs during boot: its callers are reached from `paravane_detect` only.
+        unsafe { kernel_c::paravane_is_reserved(address, size) }.then_some(range)
+    }
+
+    /// The same before there is a memory map: a range that is read, and not written to.
+    pub(crate) fn early(address: u64, size: u64) -> Option<Self> {
         let end = address.checked_add(size)?;
         if size == 0 || end > SHARED_END || address % crate::abi::registry::PAGE_SIZE as u64 != 0 {
             return None;
         }
-        // SAFETY: Runs during boot: its callers are reached from `paravane_detect` only.
-        if !unsafe { kernel_c::paravane_is_reserved(address, size) } {
-            return None;
-        }
         // SAFETY: `address` is below 1 MiB.
         let base = unsafe { kernel_c::paravane_va(address) };
-        // INVARIANT: All of it was checked above; `size` is at most 1 MiB.
+        // INVARIANT: Checked above and by the caller; `size` is at most 1 MiB.
         Some(Self {
             base: base.cast(),
             size: size as usize,

@@ -29,7 +29,7 @@ use paravane_abi::clock::CLOCK_TSC_RELIABLE;
 use paravane_abi::registry as reg;
 
 use crate::config::FacilitySet;
-use crate::memory::Memory;
+use crate::memory::{Memory, MemoryError};
 use crate::pv::console::{EventTarget, RingConsole};
 use crate::pv::{Args, Facility, Reply};
 use crate::random::Random;
@@ -306,11 +306,12 @@ impl Facility for Wrapped {
         self.inner.id()
     }
 
-    fn describe(&self, info: &mut BootInfo) {
-        self.inner.describe(info);
+    fn describe(&self, memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
+        self.inner.describe(memory, info)?;
         if self.host.character.unreliable {
             info.clock.flags &= !CLOCK_TSC_RELIABLE;
         }
+        Ok(())
     }
 
     fn call(&self, function: u32, args: &Args) -> Reply {

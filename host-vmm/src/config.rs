@@ -58,10 +58,11 @@ pub struct FacilitySet {
 }
 
 /// Name and id of each facility that this VMM implements.
-pub const FACILITIES: [(&str, u32); 5] = [
+pub const FACILITIES: [(&str, u32); 6] = [
     ("base", reg::FACILITY_BASE),
     ("console", reg::FACILITY_CONSOLE),
     ("clock", reg::FACILITY_CLOCK),
+    ("cpuid", reg::FACILITY_CPUID),
     ("crash", reg::FACILITY_CRASH),
     ("ring", reg::FACILITY_RING),
 ];

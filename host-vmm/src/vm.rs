@@ -35,6 +35,7 @@ use crate::memory::{self, Memory, MemoryError};
 use crate::pv::base::Base;
 use crate::pv::clock::Clock;
 use crate::pv::console::{EventTarget, RingConsole};
+use crate::pv::cpuid::Cpuid;
 use crate::pv::crash::{Crash, LastWords};
 use crate::pv::ring::Rings;
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
@@ -649,6 +650,7 @@ fn paravirt(
         Box::new(Base::new(set)),
         Box::new(Arc::clone(&rings)),
         Box::new(clock),
+        Box::new(Cpuid::new(vcpus)?),
         Box::new(Crash::new(memory.clone(), Arc::clone(last_words))),
     ];
     if let Some(awkward) = awkward {

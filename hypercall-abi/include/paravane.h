@@ -35,6 +35,17 @@
 /* `ClockInfo::flags`: all processors' TSCs count together, at `tsc_hz`, and never stop. */
 #define PARAVANE_CLOCK_TSC_RELIABLE 0x1U
 
+/* --- cpuid --- */
+
+/* `CpuidEntry::flags`: the registers depend on ECX, and these are those of `subleaf`. */
+#define PARAVANE_LEAF_SUBLEAF 0x1U
+
+/*
+ * `CpuidEntry::flags`: the registers depend on the processor or its state; only CPUID
+ * knows.
+ */
+#define PARAVANE_LEAF_VARIES 0x2U
+
 /* --- crash --- */
 
 /* `PVCRASH1` in memory order. */
@@ -120,7 +131,7 @@
  * ABI version: major in bits 31:16, minor in bits 15:0. Informative: a guest decides by
  * facility bits. Spec: PV-BASE-1
  */
-#define PARAVANE_ABI_VERSION 0x10000U
+#define PARAVANE_ABI_VERSION 0x10001U
 
 /* First hypervisor CPUID leaf that may carry the block. Spec: PV-DISC-1 */
 #define PARAVANE_CPUID_BASE_FIRST 0x40000000U
@@ -217,6 +228,9 @@
 
 /* Facility `ring`: submission rings, transports T1 and T2. */
 #define PARAVANE_FACILITY_RING 16U
+
+/* Facility `cpuid`: what CPUID returns, as a table. */
+#define PARAVANE_FACILITY_CPUID 17U
 
 /* First facility id for experiments; never in a published host. */
 #define PARAVANE_FACILITY_EXPERIMENTAL_FIRST 0x8000U
@@ -412,6 +426,51 @@ PARAVANE_ASSERT(offsetof(struct paravane_console_page, reserved2) == 132);
 PARAVANE_ASSERT(offsetof(struct paravane_console_page, in_tail) == 192);
 PARAVANE_ASSERT(offsetof(struct paravane_console_page, reserved3) == 196);
 
+/* The CPUID part of the boot-info page. Writer: host. Spec: PV-CPUID-1 */
+struct paravane_cpuid_info {
+	/* Guest physical address of the first `CpuidEntry`, page-aligned. */
+	uint64_t address;
+	/* Entries of the table. */
+	uint32_t count;
+	/* Zero. */
+	uint32_t reserved;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_cpuid_info) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_info, address) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_info, count) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_info, reserved) == 12);
+
+/* What CPUID returns for one leaf, or one subleaf of it. Writer: host. Spec: PV-CPUID-2 */
+struct paravane_cpuid_entry {
+	/* EAX before. */
+	uint32_t leaf;
+	/* ECX before; zero without `LEAF_SUBLEAF`. */
+	uint32_t subleaf;
+	/* `LEAF_…` flags; undefined bits are zero. */
+	uint32_t flags;
+	/* Zero. */
+	uint32_t reserved;
+	/* EAX after. */
+	uint32_t eax;
+	/* EBX after. */
+	uint32_t ebx;
+	/* ECX after. */
+	uint32_t ecx;
+	/* EDX after. */
+	uint32_t edx;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_cpuid_entry) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_entry, leaf) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_entry, subleaf) == 4);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_entry, flags) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_entry, reserved) == 12);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_entry, eax) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_entry, ebx) == 20);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_entry, ecx) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_cpuid_entry, edx) == 28);
+
 /* A panic record. Writer: guest. Spec: PV-CRASH-2 */
 struct paravane_crash_record {
 	/* `CRASH_MAGIC`. */
@@ -568,9 +627,11 @@ struct paravane_boot_info {
 	struct paravane_clock_info clock;
 	/* Facility `console`; zero without it. */
 	struct paravane_console_info console;
+	/* Facility `cpuid`; zero without it. */
+	struct paravane_cpuid_info cpuid;
 };
 
-PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 128);
+PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 144);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, magic) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, version) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, size) == 12);
@@ -582,5 +643,6 @@ PARAVANE_ASSERT(offsetof(struct paravane_boot_info, vcpu_count) == 40);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, reserved0) == 44);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, clock) == 48);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, console) == 96);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, cpuid) == 128);
 
 #endif /* PARAVANE_ABI_H */

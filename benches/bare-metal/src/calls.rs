@@ -53,9 +53,10 @@ code! { "kernel";
         "1: movl FRAME_CALL(%ebx), %eax", "movl FRAME_PORT(%ebx), %edx", "outl %eax, %dx",
         "movl %eax, FRAME_AFTER(%ebx)", "movl %edx, FRAME_AFTER+8(%ebx)", "ud2", ".code64";
 
-    // Not calls: each frame's call id is a CPUID leaf, and EAX, EBX, ECX and EDX come back.
+    // Not calls: each frame's call id is a CPUID leaf, its first argument the subleaf, and EAX, EBX, ECX and EDX
+    // come back.
     "leaves_at_cpl0" => "movq %rbx, %r8", "movq %rcx, %r9",
-        "1: movl FRAME_CALL(%r8), %eax", "xorl %ecx, %ecx", "cpuid",
+        "1: movl FRAME_CALL(%r8), %eax", "movl FRAME_ARGS(%r8), %ecx", "cpuid",
         "movl %eax, FRAME_AFTER(%r8)", "movl %ebx, FRAME_AFTER+8(%r8)",
         "movl %ecx, FRAME_AFTER+16(%r8)", "movl %edx, FRAME_AFTER+24(%r8)",
         "addq $FRAME_BYTES, %r8", "decq %r9", "jnz 1b", "ud2";

@@ -49,11 +49,19 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
                 "FACILITY_",
                 "POWER_",
             ];
-            let own_chapter = ["boot_info", "clock", "crash", "console", "ring", "draft"];
+            let own_chapter = [
+                "boot_info",
+                "clock",
+                "crash",
+                "console",
+                "cpuid",
+                "ring",
+                "draft",
+            ];
             !elsewhere.iter().any(|prefix| c.name.starts_with(prefix))
                 && !own_chapter.contains(&c.module.as_str())
         }),
-        "boot_info" | "clock" | "console" | "crash" | "ring" => {
+        "boot_info" | "clock" | "console" | "cpuid" | "crash" | "ring" => {
             module(name) + &structs(model, name)
         }
         "draft_cpu" => constants("DRAFT_CALL_CPU_") + &structs(model, "draft"),

@@ -19,7 +19,7 @@ pub(super) fn pv_base_2_facilities() -> Verdict {
     for (facilities, word) in [
         ("", FacilitySet::default().word()),
         (
-            "-clock,-crash,-ring",
+            "-clock,-cpuid,-crash,-ring",
             bits(&[FACILITY_BASE, FACILITY_CONSOLE]),
         ),
         ("clock", bits(&[FACILITY_BASE, FACILITY_CLOCK])),

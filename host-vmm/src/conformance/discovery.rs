@@ -22,7 +22,12 @@ fn leaves(leaves: &[u32]) -> Result<Vec<[u32; 4]>, Failure> {
         ..Guest::default()
     };
     let calls: Vec<_> = leaves.iter().map(|leaf| Call::new(*leaf, &[])).collect();
-    let ran = guest.run(&calls)?;
+    registers(&guest, &calls)
+}
+
+/// The same of a guest in [`Mode::Cpuid`]; the first argument is the subleaf.
+pub(super) fn registers(guest: &Guest, calls: &[Call]) -> Result<Vec<[u32; 4]>, Failure> {
+    let ran = guest.run(calls)?;
     let mut found = Vec::new();
     for After { registers } in &ran.after {
         let mut leaf = [0; 4];

@@ -41,6 +41,7 @@ mod base;
 mod call;
 mod clock;
 mod console;
+mod cpuid;
 mod crash;
 mod discovery;
 pub mod guest;
@@ -131,6 +132,9 @@ checks! {
         pv_clock_1_the_frequency_is_in_boot_info pv_clock_2_the_pair_is_of_this_run
         pv_clock_3_wall_tells_the_time pv_clock_4_only_defined_flags_are_set
         pv_clock_5_the_timers_rate_is_in_boot_info;
+    cpuid:
+        pv_cpuid_1_the_table_is_in_order pv_cpuid_2_cpuid_returns_what_the_table_says
+        pv_cpuid_3_leaves_with_subleaves_say_so;
     crash:
         pv_crash_1_the_record_is_reported pv_crash_2_a_wrong_length_is_invalid
         pv_crash_2_a_wrong_record_is_invalid pv_crash_3_bad_addresses;

@@ -12,8 +12,10 @@
 //! The featureless KVM leaf of `para` is there because an unpatched `kvm_detect()` would look at 256
 //! leaves, each an exit, before it gave up.
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::Kvm;
+use kvm_bindings::{
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+};
+use kvm_ioctls::{Kvm, VcpuFd};
 use paravane_abi::registry as reg;
 
 use super::{KvmError, refused};
@@ -29,6 +31,24 @@ const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1, EDX: more than one APIC id in the package.
 const HTT: u32 = 1 << 28;
+
+/// Whether the entry is for one subleaf of its leaf.
+#[must_use]
+pub const fn has_subleaves(entry: &kvm_cpuid_entry2) -> bool {
+    entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0
+}
+
+/// What CPUID shows on a vCPU.
+///
+/// # Errors
+///
+/// [`KvmError::Ioctl`] where KVM does not tell.
+pub fn shown(vcpu: &VcpuFd) -> Result<Vec<kvm_cpuid_entry2>, KvmError> {
+    let table = vcpu
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("tell a vCPU's CPUID"))?;
+    Ok(table.as_slice().to_vec())
+}
 
 fn leaf(function: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> kvm_cpuid_entry2 {
     kvm_cpuid_entry2 {

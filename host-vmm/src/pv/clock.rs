@@ -8,6 +8,7 @@ use paravane_abi::clock::{CLOCK_TSC_RELIABLE, ClockInfo};
 use paravane_abi::registry as reg;
 
 use super::{Args, Facility, Reply, take};
+use crate::memory::{Memory, MemoryError};
 
 /// KVM's LAPIC timer counts nanoseconds (api.rst, `KVM_CAP_X86_APIC_BUS_CYCLES_NS`, the default).
 const APIC_TIMER_HZ: u64 = 1_000_000_000;
@@ -46,7 +47,7 @@ impl Facility for Clock {
         reg::FACILITY_CLOCK
     }
 
-    fn describe(&self, info: &mut BootInfo) {
+    fn describe(&self, _memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
         info.clock = ClockInfo {
             tsc_hz: self.tsc_hz,
             apic_timer_hz: APIC_TIMER_HZ,
@@ -55,6 +56,7 @@ impl Facility for Clock {
             flags: if self.reliable { CLOCK_TSC_RELIABLE } else { 0 },
             ..ClockInfo::default()
         };
+        Ok(())
     }
 
     fn call(&self, function: u32, args: &Args) -> Reply {

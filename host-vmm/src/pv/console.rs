@@ -296,13 +296,14 @@ impl Facility for std::sync::Arc<RingConsole> {
         reg::FACILITY_CONSOLE
     }
 
-    fn describe(&self, info: &mut BootInfo) {
+    fn describe(&self, _memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
         info.console = ConsoleInfo {
             address: CONSOLE_PAGE,
             out_size: OUT_SIZE,
             in_size: IN_SIZE,
             reserved: [0; 2],
         };
+        Ok(())
     }
 
     fn call(&self, function: u32, args: &Args) -> Reply {

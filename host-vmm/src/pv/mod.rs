@@ -8,6 +8,7 @@
 pub mod base;
 pub mod clock;
 pub mod console;
+pub mod cpuid;
 pub mod crash;
 pub mod looks;
 pub mod ring;
@@ -33,6 +34,8 @@ pub const DOORBELL_PORT: u16 = 0x7e;
 pub const BOOT_INFO: u64 = PV_AREA;
 /// The console page; the output buffer follows, then the input buffer.
 pub const CONSOLE_PAGE: u64 = PV_AREA + 0x1000;
+/// The CPUID table; the console's buffers end before it.
+pub const CPUID_TABLE: u64 = PV_AREA + 0x1_4000;
 
 /// Arguments of a call.
 pub type Args = [u64; MAX_ARGS];
@@ -57,8 +60,14 @@ pub trait Facility: fmt::Debug + Send + Sync {
     /// Its id in the ABI's registry.
     fn id(&self) -> u32;
 
-    /// Fills in its part of the boot-info page.
-    fn describe(&self, _info: &mut BootInfo) {}
+    /// Fills in its part of the boot-info page, and what that names in guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`] where guest memory is too small to have it.
+    fn describe(&self, _memory: &Memory, _info: &mut BootInfo) -> Result<(), MemoryError> {
+        Ok(())
+    }
 
     /// Carries out its function number `function`.
     fn call(&self, function: u32, args: &Args) -> Reply;
@@ -208,7 +217,7 @@ impl Paravirt {
             ..BootInfo::default()
         };
         for facility in self.calls.facilities.iter().flatten() {
-            facility.describe(&mut info);
+            facility.describe(memory, &mut info)?;
         }
         memory.write_obj(BOOT_INFO, &info)
     }

@@ -64,7 +64,11 @@ impl Model {
 
     /// The facility word: all but the clock.
     fn word() -> u64 {
-        1 << FACILITY_BASE | 1 << FACILITY_CONSOLE | 1 << FACILITY_CRASH | 1 << FACILITY_RING
+        1 << FACILITY_BASE
+            | 1 << FACILITY_CONSOLE
+            | 1 << FACILITY_CPUID
+            | 1 << FACILITY_CRASH
+            | 1 << FACILITY_RING
     }
 
     /// How many arguments a call takes; `None`: there is no such call. PV-CALL-3, PV-CALL-4

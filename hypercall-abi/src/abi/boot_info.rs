@@ -13,6 +13,7 @@
 
 use super::clock::ClockInfo;
 use super::console::ConsoleInfo;
+use super::cpuid::CpuidInfo;
 
 /// `PARAVANE` in memory order. Spec: PV-BOOT-2
 pub const BOOT_INFO_MAGIC: u64 = 0x454e_4156_4152_4150;
@@ -52,14 +53,17 @@ pub struct BootInfo {
     pub clock: ClockInfo,
     /// Facility `console`; zero without it.
     pub console: ConsoleInfo,
+    /// Facility `cpuid`; zero without it.
+    pub cpuid: CpuidInfo,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<BootInfo>() == 128);
+    assert!(core::mem::size_of::<BootInfo>() == 144);
     assert!(core::mem::offset_of!(BootInfo, facilities) == 16);
     assert!(core::mem::offset_of!(BootInfo, generation) == 32);
     assert!(core::mem::offset_of!(BootInfo, clock) == 48);
     assert!(core::mem::offset_of!(BootInfo, console) == 96);
+    assert!(core::mem::offset_of!(BootInfo, cpuid) == 128);
 };
 
 impl BootInfo {

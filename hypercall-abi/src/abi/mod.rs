@@ -10,6 +10,7 @@ pub mod boot_info;
 pub mod call;
 pub mod clock;
 pub mod console;
+pub mod cpuid;
 pub mod crash;
 pub mod draft;
 pub mod registry;

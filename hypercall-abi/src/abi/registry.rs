@@ -7,7 +7,7 @@
 
 /// ABI version: major in bits 31:16, minor in bits 15:0. Informative: a guest decides by facility
 /// bits. Spec: PV-BASE-1
-pub const ABI_VERSION: u32 = 0x0001_0000;
+pub const ABI_VERSION: u32 = 0x0001_0001;
 
 // --- Discovery (CPUID) ---
 
@@ -79,6 +79,8 @@ pub const FACILITY_CPU: u32 = 14;
 pub const FACILITY_MMU: u32 = 15;
 /// Facility `ring`: submission rings, transports T1 and T2.
 pub const FACILITY_RING: u32 = 16;
+/// Facility `cpuid`: what CPUID returns, as a table.
+pub const FACILITY_CPUID: u32 = 17;
 /// First facility id for experiments; never in a published host.
 pub const FACILITY_EXPERIMENTAL_FIRST: u32 = 0x8000;
 /// First facility id for vendors.
