@@ -16,8 +16,8 @@
 //! # Reading order
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
-//! `console`, `clock`, `cpuid`, `crash`. `info` serves the module `paravane.ko`, which is
-//! `paravane.rs`.
+//! `console`, `clock`, `cpuid`, `crash`, `delegate`. `info` serves the module `paravane.ko`,
+//! which is `paravane.rs`.
 
 pub mod abi;
 
@@ -27,6 +27,7 @@ mod clock;
 mod console;
 mod cpuid;
 mod crash;
+mod delegate;
 mod detect;
 mod info;
 mod kernel_c;

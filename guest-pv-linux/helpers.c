@@ -488,6 +488,26 @@ static void __init paravane_init_no_legacy(void)
 	paravane_init_serial();
 }
 
+#ifdef CONFIG_KVM_GUEST
+/* What KVM has set up is still a Paravane guest. */
+static void __init paravane_guest_late_init(void)
+{
+	x86_hyper_kvm.init.guest_late_init();
+	pv_info.name = "Paravane";
+}
+
+/* C because of struct hypervisor_x86. The features in CPUID say what is set up. */
+static void __init paravane_init_delegated(void)
+{
+	if (!paravane_kvm_features())
+		return;
+	x86_hyper_kvm.init.init_platform();
+	x86_init.hyper.guest_late_init = paravane_guest_late_init;
+}
+#else
+static inline void paravane_init_delegated(void) { }
+#endif
+
 static void __init paravane_init_platform(void)
 {
 	pv_info.name = "Paravane";
@@ -504,6 +524,7 @@ static void __init paravane_init_platform(void)
 	paravane_init_clock();
 	paravane_init_power();
 	paravane_enable_x2apic();
+	paravane_init_delegated();
 	register_die_notifier(&paravane_die_block);
 	atomic_notifier_chain_register(&panic_notifier_list,
 				       &paravane_panic_block);

@@ -17,6 +17,7 @@ u32 paravane_detect(void);
 bool paravane_has_clock(void);
 bool paravane_has_console(void);
 u32 paravane_vcpu_count(void);
+u32 paravane_kvm_features(void);
 bool paravane_cpuid_find(u32 leaf, u32 subleaf, u32 registers[4]);
 
 void paravane_power_off(void);

@@ -58,12 +58,16 @@ pub struct FacilitySet {
 }
 
 /// Name and id of each facility that this VMM implements.
-pub const FACILITIES: [(&str, u32); 6] = [
+pub const FACILITIES: [(&str, u32); 10] = [
     ("base", reg::FACILITY_BASE),
     ("console", reg::FACILITY_CONSOLE),
     ("clock", reg::FACILITY_CLOCK),
     ("cpuid", reg::FACILITY_CPUID),
     ("crash", reg::FACILITY_CRASH),
+    ("irq", reg::FACILITY_IRQ),
+    ("ipi", reg::FACILITY_IPI),
+    ("tlb", reg::FACILITY_TLB),
+    ("sched", reg::FACILITY_SCHED),
     ("ring", reg::FACILITY_RING),
 ];
 

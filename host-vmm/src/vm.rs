@@ -29,7 +29,7 @@ use crate::device::uart::{self, Uart};
 use crate::end::End;
 use crate::event_loop::{EventLoop, Signals};
 use crate::kvm::counters::Counters;
-use crate::kvm::cpuid::GuestCpuid;
+use crate::kvm::cpuid::{GuestCpuid, delegable};
 use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, Memory, MemoryError};
 use crate::pv::base::Base;
@@ -37,6 +37,7 @@ use crate::pv::clock::Clock;
 use crate::pv::console::{EventTarget, RingConsole};
 use crate::pv::cpuid::Cpuid;
 use crate::pv::crash::{Crash, LastWords};
+use crate::pv::delegate::Delegate;
 use crate::pv::ring::Rings;
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
@@ -304,7 +305,7 @@ impl Vm {
         };
 
         let set = if config.profile == Profile::Para {
-            config.facilities
+            delegable(&kvm, config.facilities)?
         } else {
             FacilitySet::NONE
         };
@@ -653,6 +654,7 @@ fn paravirt(
         Box::new(Cpuid::new(vcpus)?),
         Box::new(Crash::new(memory.clone(), Arc::clone(last_words))),
     ];
+    facilities.extend(Delegate::of(set));
     if let Some(awkward) = awkward {
         facilities = awkward.wrap(facilities, &rings, memory, config.vcpus);
     }

@@ -60,6 +60,23 @@
 /* Most bytes of kernel log in a record. */
 #define PARAVANE_CRASH_LOG_MAX 2048UL
 
+/* --- delegate --- */
+
+/*
+ * Features of KVM's that facility `irq` stands for, as bits of its CPUID leaf base + 1,
+ * EAX.
+ */
+#define PARAVANE_IRQ_KVM_FEATURES 0x40U
+
+/* The same for facility `ipi`. */
+#define PARAVANE_IPI_KVM_FEATURES 0x800U
+
+/* The same for facility `tlb`. KVM's guests find out who runs from the steal-time page. */
+#define PARAVANE_TLB_KVM_FEATURES 0x220U
+
+/* The same for facility `sched`. */
+#define PARAVANE_SCHED_KVM_FEATURES 0x20a0U
+
 /* --- draft --- */
 
 /* Draft: `cpu.page(address)`: this processor's `DraftCpuPage` lies there. */
@@ -193,16 +210,16 @@
 /* Facility `timer`. Reserved. */
 #define PARAVANE_FACILITY_TIMER 4U
 
-/* Facility `irq`. Reserved. */
+/* Facility `irq`: end of interrupt, delegated. */
 #define PARAVANE_FACILITY_IRQ 5U
 
-/* Facility `ipi`. Reserved. */
+/* Facility `ipi`: interrupts to many processors, delegated. */
 #define PARAVANE_FACILITY_IPI 6U
 
-/* Facility `tlb`. Reserved. */
+/* Facility `tlb`: flushes of processors that do not run, delegated. */
 #define PARAVANE_FACILITY_TLB 7U
 
-/* Facility `sched`. Reserved. */
+/* Facility `sched`: stolen time, waiting and yielding, delegated. */
 #define PARAVANE_FACILITY_SCHED 8U
 
 /* Facility `smp`. Reserved. */
@@ -520,6 +537,24 @@ PARAVANE_ASSERT(offsetof(struct paravane_crash_record, message) == 320);
 PARAVANE_ASSERT(offsetof(struct paravane_crash_record, log) == 576);
 
 /*
+ * The part of the boot-info page about facilities that are KVM's. Writer: host. Spec:
+ * PV-DELEGATE-1
+ */
+struct paravane_delegate_info {
+	/* First leaf of KVM's CPUID block; zero where nothing is delegated. */
+	uint32_t kvm_base;
+	/* KVM's features, as in its leaf base + 1, EAX. */
+	uint32_t kvm_features;
+	/* Zero. */
+	uint64_t reserved;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_delegate_info) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, kvm_base) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, kvm_features) == 4);
+PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, reserved) == 8);
+
+/*
  * Draft: what a processor of a deprivileged guest shares with the switcher. Writers: see
  * the fields.
  */
@@ -629,9 +664,11 @@ struct paravane_boot_info {
 	struct paravane_console_info console;
 	/* Facility `cpuid`; zero without it. */
 	struct paravane_cpuid_info cpuid;
+	/* Facilities that are KVM's; zero where there is none. */
+	struct paravane_delegate_info delegate;
 };
 
-PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 144);
+PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 160);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, magic) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, version) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, size) == 12);
@@ -644,5 +681,6 @@ PARAVANE_ASSERT(offsetof(struct paravane_boot_info, reserved0) == 44);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, clock) == 48);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, console) == 96);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, cpuid) == 128);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, delegate) == 144);
 
 #endif /* PARAVANE_ABI_H */

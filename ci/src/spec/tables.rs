@@ -55,13 +55,14 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
                 "crash",
                 "console",
                 "cpuid",
+                "delegate",
                 "ring",
                 "draft",
             ];
             !elsewhere.iter().any(|prefix| c.name.starts_with(prefix))
                 && !own_chapter.contains(&c.module.as_str())
         }),
-        "boot_info" | "clock" | "console" | "cpuid" | "crash" | "ring" => {
+        "boot_info" | "clock" | "console" | "cpuid" | "crash" | "delegate" | "ring" => {
             module(name) + &structs(model, name)
         }
         "draft_cpu" => constants("DRAFT_CALL_CPU_") + &structs(model, "draft"),

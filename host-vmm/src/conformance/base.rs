@@ -1,12 +1,11 @@
 //! Facility `base`.
 
-use crate::config::FacilitySet;
 use crate::stats::Outcome;
 use paravane_abi::call::{CALLS, Status};
 use paravane_abi::registry::*;
 
 use super::Verdict;
-use super::guest::{Call, Guest, result, results};
+use super::guest::{Call, Guest, offered, result, results};
 
 pub(super) fn pv_base_1_version() -> Verdict {
     check_eq!(result(CALL_BASE_VERSION, &[])?, Ok(u64::from(ABI_VERSION)));
@@ -17,11 +16,8 @@ pub(super) fn pv_base_2_facilities() -> Verdict {
     let call = [Call::new(CALL_BASE_FACILITIES, &[])];
     let bits = |ids: &[u32]| ids.iter().fold(0, |word, id| word | 1u64 << id);
     for (facilities, word) in [
-        ("", FacilitySet::default().word()),
-        (
-            "-clock,-cpuid,-crash,-ring",
-            bits(&[FACILITY_BASE, FACILITY_CONSOLE]),
-        ),
+        ("", offered("")?),
+        ("console", bits(&[FACILITY_BASE, FACILITY_CONSOLE])),
         ("clock", bits(&[FACILITY_BASE, FACILITY_CLOCK])),
     ] {
         let guest = Guest {

@@ -1,13 +1,12 @@
 //! Discovery by CPUID, and the boot-info page.
 
-use crate::config::FacilitySet;
 use crate::memory::{HIGH_RAM, PV_AREA};
 use crate::pv::{BOOT_INFO, DOORBELL_PORT};
 use paravane_abi::boot_info::{BOOT_INFO_MAGIC, BootInfo};
 use paravane_abi::call::CALLS;
 use paravane_abi::registry::*;
 
-use super::guest::{After, Call, Guest, Mode};
+use super::guest::{After, Call, Guest, Mode, offered};
 use super::{Failure, Verdict};
 
 /// All transports that have a bit.
@@ -83,10 +82,7 @@ pub(super) fn pv_disc_3_features() -> Verdict {
     let found = leaves(&[base + CPUID_LEAF_FEATURES])?;
     let [version, low, high, transports] = found[0];
     check_eq!(version, ABI_VERSION);
-    check_eq!(
-        u64::from(low) | u64::from(high) << 32,
-        FacilitySet::default().word()
-    );
+    check_eq!(u64::from(low) | u64::from(high) << 32, offered("")?);
     check!(
         transports & TRANSPORT_DOORBELL != 0,
         "transports are {transports:#x}"

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::config::{Config, Entry, FacilitySet, Profile};
 use crate::console::Console;
 use crate::doctor::image::{self, Image, layout};
+use crate::kvm::cpuid::delegable;
 use crate::memory::{self, Memory};
 use crate::pv::DOORBELL_PORT;
 use crate::stats::{Outcome, Stats};
@@ -194,6 +195,16 @@ impl Ran {
     pub fn u32(&self, address: u64) -> Result<u32, Failure> {
         Ok(self.memory.read_obj(address)?)
     }
+}
+
+/// The facility word of a para guest with `facilities` (`--pv`) on this host.
+///
+/// # Errors
+///
+/// [`Failure::Machine`].
+pub(super) fn offered(facilities: &str) -> Result<u64, Failure> {
+    let set = FacilitySet::parse(facilities)?;
+    Ok(delegable(&crate::kvm::open()?, set)?.word())
 }
 
 /// Makes `calls` in a para guest with everything and gives their results; the guest must then

@@ -43,6 +43,7 @@ mod clock;
 mod console;
 mod cpuid;
 mod crash;
+mod delegate;
 mod discovery;
 pub mod guest;
 mod hostile;
@@ -138,6 +139,9 @@ checks! {
     crash:
         pv_crash_1_the_record_is_reported pv_crash_2_a_wrong_length_is_invalid
         pv_crash_2_a_wrong_record_is_invalid pv_crash_3_bad_addresses;
+    delegate:
+        pv_delegate_1_kvms_block_is_where_boot_info_says pv_delegate_2_each_facility_has_its_features
+        pv_delegate_3_no_other_feature_is_there;
     ring:
         pv_ring_1_transports_and_facility_go_together
         pv_ring_2_a_registered_ring_is_empty

@@ -1,13 +1,12 @@
 //! What facility bits promise, and where a call can reach.
 
-use crate::config::FacilitySet;
 use crate::pv::CONSOLE_PAGE;
 use paravane_abi::call::{CALLS, Status};
 use paravane_abi::crash::CrashRecord;
 use paravane_abi::registry::*;
 
 use super::Verdict;
-use super::guest::{Call, Guest, MEMORY_END};
+use super::guest::{Call, Guest, MEMORY_END, offered};
 
 pub(super) fn pv_conf_1_every_call_of_an_offered_facility_is_carried_out() -> Verdict {
     // Arguments that no call takes: what it answers to them differs, but it knows the call.
@@ -20,7 +19,7 @@ pub(super) fn pv_conf_1_every_call_of_an_offered_facility_is_carried_out() -> Ve
             facilities,
             ..Guest::default()
         };
-        let word = FacilitySet::parse(facilities)?.word();
+        let word = offered(facilities)?;
         let results = guest.run(&calls)?.results(&calls)?;
         for (id, result) in CALLS.iter().zip(results) {
             let offered = word >> id.facility() & 1 != 0;

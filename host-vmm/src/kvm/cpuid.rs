@@ -7,23 +7,27 @@
 //! |---|---|---|---|
 //! | `full` | 0 | - | - |
 //! | `kvm-pv` | 1 | KVM's, with its features | - |
-//! | `para` | 1 | KVM's signature without features | Paravane's |
+//! | `para` | 1 | KVM's, with the features of delegated facilities | Paravane's |
 //!
-//! The featureless KVM leaf of `para` is there because an unpatched `kvm_detect()` would look at 256
+//! KVM's leaf is there for `para` even without a feature, because an unpatched `kvm_detect()` would look at 256
 //! leaves, each an exit, before it gave up.
 
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
+use paravane_abi::delegate::kvm_features_of;
 use paravane_abi::registry as reg;
 
 use super::{KvmError, refused};
 use crate::config::{FacilitySet, Profile};
+use crate::doctor::host::Host;
+use crate::pv::delegate::DELEGATED;
 
 /// Where the Paravane block starts for a para guest.
 pub const PARAVANE_BASE: u32 = reg::CPUID_BASE_FIRST + reg::CPUID_BASE_STEP;
-const KVM_BASE: u32 = reg::CPUID_BASE_FIRST;
+/// Where KVM's own block starts.
+pub const KVM_BASE: u32 = reg::CPUID_BASE_FIRST;
 const KVM_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
 const KVM_FEATURES: u32 = KVM_BASE + 1;
 /// Leaf 1, ECX: TSC-deadline timer, hypervisor present.
@@ -36,6 +40,32 @@ const HTT: u32 = 1 << 28;
 #[must_use]
 pub const fn has_subleaves(entry: &kvm_cpuid_entry2) -> bool {
     entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0
+}
+
+/// The part of `set` that this host's KVM can have delegated to it.
+///
+/// # Errors
+///
+/// [`KvmError::Ioctl`] where KVM does not give its supported table.
+pub fn delegable(kvm: &Kvm, set: FacilitySet) -> Result<FacilitySet, KvmError> {
+    if kvm_features_of(set.word()) == 0 {
+        return Ok(set);
+    }
+    let table = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(refused("tell the CPUID table it supports"))?;
+    let entry = table.as_slice().iter().find(|e| e.function == KVM_FEATURES);
+    let has = entry.map_or(0, |e| e.eax);
+    let may_call = Host::examine(true).may_vmcall();
+    Ok(DELEGATED.into_iter().fold(set, |set, id| {
+        let wants = kvm_features_of(1 << id);
+        let calls = [reg::FACILITY_IPI, reg::FACILITY_SCHED].contains(&id);
+        if has & wants == wants && (may_call || !calls) {
+            set
+        } else {
+            set.without(id)
+        }
+    }))
 }
 
 /// What CPUID shows on a vCPU.
@@ -161,7 +191,8 @@ impl GuestCpuid {
         if profile == Profile::Para {
             let [b, c, d] = KVM_SIGNATURE;
             entries.push(leaf(KVM_BASE, [KVM_FEATURES, b, c, d]));
-            entries.push(leaf(KVM_FEATURES, [0; 4]));
+            let features = kvm_features_of(facilities.word());
+            entries.push(leaf(KVM_FEATURES, [features, 0, 0, 0]));
             entries.extend(paravane_block(facilities, boot_info, port));
         }
         Ok(Self { entries })

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod console;
 pub mod cpuid;
 pub mod crash;
+pub mod delegate;
 pub mod looks;
 pub mod ring;
 

@@ -258,6 +258,18 @@ fn pv_clock_6_a_guest_asks_where_the_counter_is_not_reliable() {
 }
 
 #[test]
+fn pv_delegate_4_para_uses_the_features_of_kvm_that_boot_info_names_and_no_others() {
+    let para = launch_or_skip!("para-smp");
+    // The kernel says what it has set up. Of KVM's clock there is nothing.
+    assert!(
+        para.console.contains("KVM setup pv remote TLB flush"),
+        "{para}"
+    );
+    assert!(para.console.contains("setup PV sched yield"), "{para}");
+    assert!(!para.console.contains("kvm-clock"), "{para}");
+}
+
+#[test]
 fn the_vmm_conforms_on_a_stock_kvm_too() {
     let report = match launches() {
         Ok(all) => all.conformance(),

@@ -6,6 +6,7 @@
 
 use std::mem::offset_of;
 
+use paravane::config::FacilitySet;
 use paravane_abi::boot_info::BOOT_INFO_MAGIC;
 use paravane_abi::call::{CallResult, Status};
 use paravane_abi::console::ConsolePage;
@@ -62,13 +63,9 @@ impl Model {
         }
     }
 
-    /// The facility word: all but the clock.
+    /// The facility word: all that the host was told to offer.
     fn word() -> u64 {
-        1 << FACILITY_BASE
-            | 1 << FACILITY_CONSOLE
-            | 1 << FACILITY_CPUID
-            | 1 << FACILITY_CRASH
-            | 1 << FACILITY_RING
+        FacilitySet::default().without(FACILITY_CLOCK).word()
     }
 
     /// How many arguments a call takes; `None`: there is no such call. PV-CALL-3, PV-CALL-4

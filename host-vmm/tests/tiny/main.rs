@@ -91,6 +91,9 @@ tests! {
     pv_crash_2_a_wrong_length_is_invalid
     pv_crash_2_a_wrong_record_is_invalid
     pv_crash_3_bad_addresses
+    pv_delegate_1_kvms_block_is_where_boot_info_says
+    pv_delegate_2_each_facility_has_its_features
+    pv_delegate_3_no_other_feature_is_there
     pv_ring_1_transports_and_facility_go_together
     pv_ring_2_a_registered_ring_is_empty
     pv_ring_15_register_takes_what_can_be

@@ -14,6 +14,7 @@
 use super::clock::ClockInfo;
 use super::console::ConsoleInfo;
 use super::cpuid::CpuidInfo;
+use super::delegate::DelegateInfo;
 
 /// `PARAVANE` in memory order. Spec: PV-BOOT-2
 pub const BOOT_INFO_MAGIC: u64 = 0x454e_4156_4152_4150;
@@ -55,15 +56,18 @@ pub struct BootInfo {
     pub console: ConsoleInfo,
     /// Facility `cpuid`; zero without it.
     pub cpuid: CpuidInfo,
+    /// Facilities that are KVM's; zero where there is none.
+    pub delegate: DelegateInfo,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<BootInfo>() == 144);
+    assert!(core::mem::size_of::<BootInfo>() == 160);
     assert!(core::mem::offset_of!(BootInfo, facilities) == 16);
     assert!(core::mem::offset_of!(BootInfo, generation) == 32);
     assert!(core::mem::offset_of!(BootInfo, clock) == 48);
     assert!(core::mem::offset_of!(BootInfo, console) == 96);
     assert!(core::mem::offset_of!(BootInfo, cpuid) == 128);
+    assert!(core::mem::offset_of!(BootInfo, delegate) == 144);
 };
 
 impl BootInfo {

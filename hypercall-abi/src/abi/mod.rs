@@ -12,6 +12,7 @@ pub mod clock;
 pub mod console;
 pub mod cpuid;
 pub mod crash;
+pub mod delegate;
 pub mod draft;
 pub mod registry;
 pub mod ring;

@@ -55,13 +55,13 @@ pub const FACILITY_CONSOLE: u32 = 2;
 pub const FACILITY_CLOCK: u32 = 3;
 /// Facility `timer`. Reserved.
 pub const FACILITY_TIMER: u32 = 4;
-/// Facility `irq`. Reserved.
+/// Facility `irq`: end of interrupt, delegated.
 pub const FACILITY_IRQ: u32 = 5;
-/// Facility `ipi`. Reserved.
+/// Facility `ipi`: interrupts to many processors, delegated.
 pub const FACILITY_IPI: u32 = 6;
-/// Facility `tlb`. Reserved.
+/// Facility `tlb`: flushes of processors that do not run, delegated.
 pub const FACILITY_TLB: u32 = 7;
-/// Facility `sched`. Reserved.
+/// Facility `sched`: stolen time, waiting and yielding, delegated.
 pub const FACILITY_SCHED: u32 = 8;
 /// Facility `smp`. Reserved.
 pub const FACILITY_SMP: u32 = 9;
