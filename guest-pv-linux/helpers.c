@@ -31,6 +31,7 @@
 #include <linux/time64.h>
 
 #include <asm/acpi.h>
+#include <asm/alternative.h>
 #include <asm/apic.h>
 #include <asm/cpufeature.h>
 #include <asm/desc.h>
@@ -519,6 +520,9 @@ static void __init paravane_init_platform(void)
 	pr_info("ABI %#llx, facilities %#llx, transports %#llx\n",
 		paravane_rust_value(1), paravane_rust_value(2),
 		paravane_rust_value(3));
+
+	/* Another processor can come at any time, and taking them out is slow. */
+	noreplace_smp = true;
 
 	paravane_init_no_legacy();
 	paravane_init_clock();
