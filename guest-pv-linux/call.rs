@@ -10,7 +10,7 @@
 //! Every call is counted, so that what a guest saves can be told from what it does
 //! (`paravane.ko` shows the counters).
 
-use crate::abi::call::{CallId, CallResult, Status, CALLS};
+use crate::abi::call::{CallId, CallResult, Status, CALLS, MAX_ARGS};
 use core::{
     arch::asm,
     sync::atomic::{AtomicU64, Ordering},
@@ -39,13 +39,17 @@ impl Doorbell {
         Self { port }
     }
 
-    /// Makes the call `id` with up to three arguments; the others are zero.
+    /// Makes the call `id` with up to six arguments; the others are zero.
     ///
     /// # Safety
     ///
     /// What `id` does with the arguments must be sound: an address among them must be that of
     /// memory which the host may access as the call says.
-    pub(crate) unsafe fn call(&self, id: u32, arguments: [u64; 3]) -> CallResult {
+    pub(crate) unsafe fn call<const N: usize>(&self, id: u32, arguments: [u64; N]) -> CallResult {
+        let mut all = [0; MAX_ARGS];
+        for (to, from) in all.iter_mut().zip(arguments) {
+            *to = from;
+        }
         if let Some(index) = CALLS.iter().position(|&known| known == CallId(id)) {
             COUNTS[index].fetch_add(1, Ordering::Relaxed);
         }
@@ -59,12 +63,12 @@ impl Doorbell {
                 "out dx, eax",
                 inlateout("rax") u64::from(id) => status,
                 inlateout("rdx") u64::from(self.port) => value,
-                in("rdi") arguments[0],
-                in("rsi") arguments[1],
-                in("r8") arguments[2],
-                in("r9") 0u64,
-                in("r10") 0u64,
-                in("r11") 0u64,
+                in("rdi") all[0],
+                in("rsi") all[1],
+                in("r8") all[2],
+                in("r9") all[3],
+                in("r10") all[4],
+                in("r11") all[5],
                 options(nostack, preserves_flags),
             );
         }

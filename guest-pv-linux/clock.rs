@@ -97,7 +97,7 @@ extern "C" fn paravane_wall_ns() -> u64 {
         return clock.wall_ns.wrapping_add(passed);
     }
     // SAFETY: `clock.wall` takes no address.
-    match unsafe { host.call(CALL_CLOCK_WALL, [0; 3]) } {
+    match unsafe { host.call(CALL_CLOCK_WALL, []) } {
         Ok(now) => now,
         Err(status) => {
             // Late by the time since the start, but not by half a century.

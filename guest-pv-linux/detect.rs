@@ -50,7 +50,7 @@ impl Host {
     /// # Safety
     ///
     /// As for [`Doorbell::call`].
-    pub(crate) unsafe fn call(&self, id: u32, arguments: [u64; 3]) -> CallResult {
+    pub(crate) unsafe fn call<const N: usize>(&self, id: u32, arguments: [u64; N]) -> CallResult {
         let mut result = Err(Status::Busy);
         for _ in 0..TRIES {
             // SAFETY: The requirement is the same.

@@ -16,7 +16,7 @@
 //! # Reading order
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
-//! `console`, `clock`, `cpuid`, `crash`, `delegate`. `info` serves the module `paravane.ko`,
+//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `smp`. `info` serves the module `paravane.ko`,
 //! which is `paravane.rs`.
 
 pub mod abi;
@@ -33,6 +33,7 @@ mod info;
 mod kernel_c;
 mod once;
 mod shared_page;
+mod smp;
 
 /// Prefix of the messages of this crate.
 const __LOG_PREFIX: &[u8] = b"paravane\0";

@@ -45,7 +45,9 @@
 #include <asm/msr.h>
 #include <asm/paravirt.h>
 #include <asm/pci_x86.h>
+#include <asm/realmode.h>
 #include <asm/reboot.h>
+#include <asm/smp.h>
 #include <asm/special_insns.h>
 #include <asm/tsc.h>
 #include <asm/x86_init.h>
@@ -489,6 +491,42 @@ static void __init paravane_init_no_legacy(void)
 	paravane_init_serial();
 }
 
+#ifdef CONFIG_SMP
+/*
+ * C because apic_update_callback() is a macro, and for the symbols of
+ * head_64.S. The processor begins with the kernel's own page tables, so there
+ * is no trampoline; do_boot_cpu() looks into its header all the same.
+ */
+static struct real_mode_header paravane_no_trampoline;
+
+static int paravane_wakeup_cpu(u32 apic_id, unsigned long start_ip)
+{
+	u64 rip = (unsigned long)secondary_startup_64_no_verify;
+
+	return paravane_start_cpu(apic_id, rip, __pa_symbol(init_top_pgt)) ? 0 : -EIO;
+}
+
+static void paravane_play_dead(void)
+{
+	play_dead_common();
+	paravane_stop_cpu();
+	hlt_play_dead();
+}
+
+static void __init paravane_init_smp(void)
+{
+	if (!paravane_has_smp())
+		return;
+	x86_platform.realmode_reserve = x86_init_noop;
+	x86_platform.realmode_init = x86_init_noop;
+	real_mode_header = &paravane_no_trampoline;
+	apic_update_callback(wakeup_secondary_cpu_64, paravane_wakeup_cpu);
+	smp_ops.play_dead = paravane_play_dead;
+}
+#else
+static inline void paravane_init_smp(void) { }
+#endif
+
 #ifdef CONFIG_KVM_GUEST
 /* What KVM has set up is still a Paravane guest. */
 static void __init paravane_guest_late_init(void)
@@ -529,6 +567,7 @@ static void __init paravane_init_platform(void)
 	paravane_init_power();
 	paravane_enable_x2apic();
 	paravane_init_delegated();
+	paravane_init_smp();
 	register_die_notifier(&paravane_die_block);
 	atomic_notifier_chain_register(&panic_notifier_list,
 				       &paravane_panic_block);

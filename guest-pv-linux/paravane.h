@@ -18,6 +18,9 @@ bool paravane_has_clock(void);
 bool paravane_has_console(void);
 u32 paravane_vcpu_count(void);
 u32 paravane_kvm_features(void);
+bool paravane_has_smp(void);
+bool paravane_start_cpu(u32 apic_id, u64 rip, u64 root);
+void paravane_stop_cpu(void);
 bool paravane_cpuid_find(u32 leaf, u32 subleaf, u32 registers[4]);
 
 void paravane_power_off(void);

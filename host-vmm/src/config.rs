@@ -58,7 +58,7 @@ pub struct FacilitySet {
 }
 
 /// Name and id of each facility that this VMM implements.
-pub const FACILITIES: [(&str, u32); 10] = [
+pub const FACILITIES: [(&str, u32); 11] = [
     ("base", reg::FACILITY_BASE),
     ("console", reg::FACILITY_CONSOLE),
     ("clock", reg::FACILITY_CLOCK),
@@ -68,6 +68,7 @@ pub const FACILITIES: [(&str, u32); 10] = [
     ("ipi", reg::FACILITY_IPI),
     ("tlb", reg::FACILITY_TLB),
     ("sched", reg::FACILITY_SCHED),
+    ("smp", reg::FACILITY_SMP),
     ("ring", reg::FACILITY_RING),
 ];
 

@@ -12,12 +12,16 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use kvm_bindings::{kvm_regs, kvm_sregs};
+use kvm_bindings::{
+    KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events,
+};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use paravane_abi::call::CallId;
 
+use crate::boot;
 use crate::device::{PortAction, uart};
-use crate::pv::DOORBELL_PORT;
+use crate::pv::smp::Start;
+use crate::pv::{DOORBELL_PORT, Reply, answer};
 use crate::stats::{Exit, Outcome, VcpuCounts};
 use crate::vm::Machine;
 
@@ -28,7 +32,9 @@ const PAGE: u64 = 4096;
 /// A vCPU that is about to run, or runs.
 #[derive(Debug)]
 pub struct Vcpu {
+    id: usize,
     fd: VcpuFd,
+    power_on: Option<PowerOn>,
     machine: Arc<Machine>,
     counts: Arc<VcpuCounts>,
 }
@@ -43,22 +49,79 @@ enum Then {
     Die(Outcome, String),
 }
 
+/// A processor's state after power-on.
+#[derive(Debug)]
+struct PowerOn {
+    sregs: kvm_sregs,
+    lapic: kvm_lapic_state,
+}
+
+impl PowerOn {
+    fn of(fd: &VcpuFd) -> Result<Self, kvm_ioctls::Error> {
+        Ok(Self {
+            sregs: fd.get_sregs()?,
+            lapic: fd.get_lapic()?,
+        })
+    }
+
+    /// Makes a processor ready for its first instruction. Spec: PV-SMP-2
+    fn begin(&self, fd: &VcpuFd, start: Start) -> Result<(), kvm_ioctls::Error> {
+        let mut sregs = self.sregs;
+        boot::regs::started(&mut sregs, start.root);
+        fd.set_sregs(&sregs)?;
+        fd.set_lapic(&self.lapic)?;
+        fd.set_vcpu_events(&kvm_vcpu_events::default())?;
+        fd.set_regs(&kvm_regs {
+            rip: start.rip,
+            rsp: start.rsp,
+            rdi: start.argument,
+            rflags: 2,
+            ..kvm_regs::default()
+        })?;
+        fd.set_mp_state(kvm_mp_state {
+            mp_state: KVM_MP_STATE_RUNNABLE,
+        })
+    }
+}
+
 impl Vcpu {
     /// Takes a vCPU whose registers are set.
     #[must_use]
-    pub fn new(mut fd: VcpuFd, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
+    pub fn new(id: usize, mut fd: VcpuFd, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
         if machine.pv().is_present() {
             fd.set_sync_valid_reg(SyncReg::Register);
         }
+        let power_on = machine.processors().and_then(|_| PowerOn::of(&fd).ok());
         Self {
+            id,
             fd,
+            power_on,
             machine,
             counts,
         }
     }
 
+    /// Waits, as a processor that is off, until the guest starts it. False: the run has ended.
+    fn wait_for_start(&mut self) -> bool {
+        let (Some(processors), Some(power_on)) = (self.machine.processors(), &self.power_on) else {
+            return true;
+        };
+        let Some(start) = processors.wait(self.id) else {
+            return false;
+        };
+        if let Err(e) = power_on.begin(&self.fd, start) {
+            let message = format!("KVM refused to start processor {}: {e}", self.id);
+            self.machine.stop(Outcome::Error, Some(message));
+            return false;
+        }
+        true
+    }
+
     /// Runs until the machine stops.
     pub fn run(mut self) {
+        if self.id != 0 && !self.wait_for_start() {
+            return;
+        }
         while !self.machine.is_stopping() {
             let then = match self.fd.run() {
                 Ok(exit) => Self::handle(exit, &self.machine, &self.counts),
@@ -71,7 +134,11 @@ impl Vcpu {
             };
             match then {
                 Then::Resume => {}
-                Then::Call(id) => self.call(id),
+                Then::Call(id) => {
+                    if !self.call(id) && !self.wait_for_start() {
+                        return;
+                    }
+                }
                 Then::Stop(outcome, message) => self.machine.stop(outcome, message),
                 Then::Mark(code) => self.machine.mark(code),
                 Then::Die(outcome, message) => {
@@ -167,20 +234,31 @@ impl Vcpu {
         }
     }
 
-    /// Steps 2 to 4 of a call's life. Spec: PV-CALL-1 to PV-CALL-11
-    fn call(&mut self, id: CallId) {
+    /// Steps 2 to 4 of a call's life. False: this processor is off now. Spec: PV-CALL-1 to PV-CALL-11
+    fn call(&mut self, id: CallId) -> bool {
         let regs = &mut self.fd.sync_regs_mut().regs;
         if regs.rax & u64::from(u32::MAX) != u64::from(id.0) {
             // The word comes from memory: a string instruction. One whose word is also in EAX
-            // cannot be told from OUT. Spec: PV-CALL-1
-            return;
+            // cannot be told from OUT. Spec: PV-CALL-7
+            return true;
         }
         self.counts.call(id);
         // Whoever the guest lets to the port may call. Spec: PV-CALL-11
         match self.machine.pv().call_in_registers(id, regs) {
-            None => self.fd.set_sync_dirty_reg(SyncReg::Register),
-            Some(outcome) => self.machine.stop(outcome, None),
+            Reply::Resume(_) => self.fd.set_sync_dirty_reg(SyncReg::Register),
+            Reply::Stop(outcome) => self.machine.stop(outcome, None),
+            Reply::SwitchOff => {
+                let processors = self.machine.processors();
+                match processors.map_or(Ok(()), |all| all.switch_off(self.id)) {
+                    Ok(()) => return false,
+                    Err(status) => {
+                        answer(regs, Err(status));
+                        self.fd.set_sync_dirty_reg(SyncReg::Register);
+                    }
+                }
+            }
         }
+        true
     }
 
     /// Registers and the instruction, for people.

@@ -18,6 +18,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
+use paravane_abi::registry as reg;
+
 use crate::awkward::Awkward;
 use crate::boot::{self, BootError, Loaded};
 use crate::config::{Config, FacilitySet, Profile};
@@ -39,6 +41,7 @@ use crate::pv::cpuid::Cpuid;
 use crate::pv::crash::{Crash, LastWords};
 use crate::pv::delegate::Delegate;
 use crate::pv::ring::Rings;
+use crate::pv::smp::{Processors, Smp};
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::vcpu::{self, Vcpu};
@@ -88,6 +91,7 @@ pub struct Machine {
     ports: Ports,
     pv: Paravirt,
     rings: Option<Arc<RingConsole>>,
+    processors: Option<Arc<Processors>>,
     awkward: Option<Arc<Awkward>>,
     kernel: PathBuf,
     wake: EventFd,
@@ -113,6 +117,12 @@ impl Machine {
     #[must_use]
     pub fn ports(&self) -> &Ports {
         &self.ports
+    }
+
+    /// Which processors are on, where the guest has facility smp.
+    #[must_use]
+    pub fn processors(&self) -> Option<&Processors> {
+        self.processors.as_deref()
     }
 
     /// Paravane's facilities.
@@ -334,6 +344,7 @@ impl Vm {
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
         let last_words = LastWords::default();
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
+        let processors = Arc::new(Processors::new(config.vcpus));
         let (pv, rings) = paravirt(
             set,
             &config,
@@ -343,9 +354,11 @@ impl Vm {
             &console,
             &wake,
             &last_words,
+            &processors,
             awkward.as_ref(),
         )?;
         let pv = pv.with_rings(&memory, config.vcpus, &end);
+        let processors = set.has(reg::FACILITY_SMP).then_some(processors);
         let counters = vcpus.iter().filter_map(Counters::open).collect();
         let machine = Machine {
             vm,
@@ -354,6 +367,7 @@ impl Vm {
             ports,
             pv,
             rings,
+            processors,
             awkward,
             kernel: config.kernel.clone(),
             wake,
@@ -410,7 +424,7 @@ impl Vm {
         let mut sregs = boot_cpu
             .get_sregs()
             .map_err(refused("tell a vCPU's registers"))?;
-        boot::regs::special(&mut sregs, loaded);
+        boot::regs::special(&mut sregs, loaded.mode);
         boot_cpu
             .set_sregs(&sregs)
             .map_err(refused("set a vCPU's special registers"))?;
@@ -439,7 +453,7 @@ impl Vm {
         let started = *machine.started.get_or_init(Instant::now);
         let mut threads = Vec::new();
         for ((id, fd), counts) in self.vcpus.into_iter().enumerate().zip(&machine.counts) {
-            let vcpu = Vcpu::new(fd, Arc::clone(machine), Arc::clone(counts));
+            let vcpu = Vcpu::new(id, fd, Arc::clone(machine), Arc::clone(counts));
             let spawned = std::thread::Builder::new()
                 .name(format!("vcpu{id}"))
                 .spawn(move || vcpu.run());
@@ -447,6 +461,9 @@ impl Vm {
                 Ok(thread) => threads.push(thread),
                 Err(e) => {
                     machine.stop(Outcome::Error, None);
+                    if let Some(processors) = machine.processors() {
+                        processors.end();
+                    }
                     join(threads);
                     return Err(host("thread")(e));
                 }
@@ -454,6 +471,9 @@ impl Vm {
         }
         events.run();
         let run_ns = machine.elapsed_ns();
+        if let Some(processors) = machine.processors() {
+            processors.end();
+        }
         let stuck = join(threads);
         if let Some(rings) = machine.pv.rings() {
             rings.close();
@@ -621,6 +641,7 @@ fn paravirt(
     console: &Console,
     wake: &EventFd,
     last_words: &LastWords,
+    processors: &Arc<Processors>,
     awkward: Option<&Arc<Awkward>>,
 ) -> Result<(Paravirt, Option<Arc<RingConsole>>), VmError> {
     if set == FacilitySet::NONE {
@@ -653,11 +674,12 @@ fn paravirt(
         Box::new(clock),
         Box::new(Cpuid::new(vcpus)?),
         Box::new(Crash::new(memory.clone(), Arc::clone(last_words))),
+        Box::new(Smp::new(Arc::clone(processors), memory.clone())),
     ];
     facilities.extend(Delegate::of(set));
     if let Some(awkward) = awkward {
         facilities = awkward.wrap(facilities, &rings, memory, config.vcpus);
     }
-    let has_console = set.has(paravane_abi::registry::FACILITY_CONSOLE);
+    let has_console = set.has(reg::FACILITY_CONSOLE);
     Ok((Paravirt::new(set, facilities), has_console.then_some(rings)))
 }

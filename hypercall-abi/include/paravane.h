@@ -222,7 +222,7 @@
 /* Facility `sched`: stolen time, waiting and yielding, delegated. */
 #define PARAVANE_FACILITY_SCHED 8U
 
-/* Facility `smp`. Reserved. */
+/* Facility `smp`: processors on and off. */
 #define PARAVANE_FACILITY_SMP 9U
 
 /* Facility `mem`. Reserved. */
@@ -284,6 +284,15 @@
 
 /* `clock.wall() -> nanoseconds since 1970-01-01 00:00:00 UTC`. Spec: PV-CLOCK-3 */
 #define PARAVANE_CALL_CLOCK_WALL 0x30000U
+
+/* `smp.start(APIC id, RIP, RSP, CR3, RDI)`: that processor begins there. Spec: PV-SMP-2 */
+#define PARAVANE_CALL_SMP_START 0x90000U
+
+/* `smp.stop()`: the calling processor goes off; does not return. Spec: PV-SMP-6 */
+#define PARAVANE_CALL_SMP_STOP 0x90001U
+
+/* `smp.state(APIC id) -> SMP_ON or SMP_OFF`. Spec: PV-SMP-9 */
+#define PARAVANE_CALL_SMP_STATE 0x90002U
 
 /* `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1 */
 #define PARAVANE_CALL_CRASH_REPORT 0xd0000U
@@ -361,6 +370,14 @@
 
 /* Most entries of one ring. Spec: PV-RING-2 */
 #define PARAVANE_RING_ENTRIES_MAX 256U
+
+/* --- smp --- */
+
+/* `smp.state`: the processor is off. */
+#define PARAVANE_SMP_OFF 0ULL
+
+/* `smp.state`: the processor is on. */
+#define PARAVANE_SMP_ON 1ULL
 
 /* The clock part of the boot-info page. Writer: host. Spec: PV-CLOCK-1 */
 struct paravane_clock_info {

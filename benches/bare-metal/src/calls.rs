@@ -53,6 +53,19 @@ code! { "kernel";
         "1: movl FRAME_CALL(%ebx), %eax", "movl FRAME_PORT(%ebx), %edx", "outl %eax, %dx",
         "movl %eax, FRAME_AFTER(%ebx)", "movl %edx, FRAME_AFTER+8(%ebx)", "ud2", ".code64";
 
+    // What `smp.start` starts: its registers go to the memory that RDI names, and the machine off.
+    "processor_begins" => "movq %rax, (%rdi)", "movq %rbx, 8(%rdi)", "movq %rcx, 16(%rdi)", "movq %rdx, 24(%rdi)",
+        "movq %rsi, 32(%rdi)", "movq %rdi, 40(%rdi)", "movq %rbp, 48(%rdi)", "movq %rsp, 56(%rdi)",
+        "movq %r8, 64(%rdi)", "movq %r9, 72(%rdi)", "movq %r10, 80(%rdi)", "movq %r11, 88(%rdi)",
+        "movq %r12, 96(%rdi)", "movq %r13, 104(%rdi)", "movq %r14, 112(%rdi)", "movq %r15, 120(%rdi)",
+        "pushfq", "popq 128(%rdi)", "movq %cr0, %rax", "movq %rax, 136(%rdi)", "movq %cr3, %rax",
+        "movq %rax, 144(%rdi)", "movq %cr4, %rax", "movq %rax, 152(%rdi)",
+        "movl $0xc0000080, %ecx", "rdmsr", "movl %eax, 160(%rdi)", "movl %edx, 164(%rdi)",
+        "movl $0x00010004, %eax", "movl PARAMETERS+24, %edx", "xorl %edi, %edi", "xorl %esi, %esi",
+        "xorl %r8d, %r8d", "xorl %r9d, %r9d", "xorl %r10d, %r10d", "xorl %r11d, %r11d", "outl %eax, %dx", "hlt";
+
+    "processor_waits" => "hlt", "jmp processor_waits";
+
     // Not calls: each frame's call id is a CPUID leaf, its first argument the subleaf, and EAX, EBX, ECX and EDX
     // come back.
     "leaves_at_cpl0" => "movq %rbx, %r8", "movq %rcx, %r9",

@@ -58,7 +58,7 @@ pub(crate) fn faults_of_text(spec: &str, clauses: &[Clause]) -> Vec<String> {
     let (Ok(lower), Ok(normative), Ok(not_prose), Ok(digit), Ok(citation)) = (
         Regex::new(r"\b(must|shall|should)\b"),
         Regex::new(r"\b(MUST|SHALL|SHOULD)\b"),
-        Regex::new(r"`[^`]*`|64-bit|\bR[0-9]+\b|PV-[A-Z]+-[0-9]+"),
+        Regex::new(r"`[^`]*`|64-bit|\bC?R[0-9]+\b|PV-[A-Z]+-[0-9]+"),
         Regex::new("[0-9]"),
         Regex::new(CITATION),
     ) else {

@@ -57,12 +57,13 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
                 "cpuid",
                 "delegate",
                 "ring",
+                "smp",
                 "draft",
             ];
             !elsewhere.iter().any(|prefix| c.name.starts_with(prefix))
                 && !own_chapter.contains(&c.module.as_str())
         }),
-        "boot_info" | "clock" | "console" | "cpuid" | "crash" | "delegate" | "ring" => {
+        "boot_info" | "clock" | "console" | "cpuid" | "crash" | "delegate" | "smp" | "ring" => {
             module(name) + &structs(model, name)
         }
         "draft_cpu" => constants("DRAFT_CALL_CPU_") + &structs(model, "draft"),

@@ -12,6 +12,7 @@ const CR0_PG: u64 = 1 << 31;
 const CR4_PAE: u64 = 1 << 5;
 const EFER_LME: u64 = 1 << 8;
 const EFER_LMA: u64 = 1 << 10;
+const EFER_NX: u64 = 1 << 11;
 /// Present, writable.
 const TABLE: u64 = 0x3;
 /// Present, writable, 2 MiB.
@@ -73,7 +74,7 @@ fn segment(descriptor: u64, selector: u16) -> kvm_segment {
 }
 
 /// Sets `sregs` up for the entry.
-pub fn special(sregs: &mut kvm_sregs, loaded: &Loaded) {
+pub fn special(sregs: &mut kvm_sregs, mode: Entry) {
     let data = segment(GDT[3], 0x18);
     sregs.ds = data;
     sregs.es = data;
@@ -89,7 +90,7 @@ pub fn special(sregs: &mut kvm_sregs, loaded: &Loaded) {
     sregs.gdt.limit = u16::try_from(size_of_val(&GDT) - 1).unwrap_or(0);
     sregs.idt.base = 0;
     sregs.idt.limit = 0;
-    match loaded.mode {
+    match mode {
         Entry::Linux64 => {
             sregs.cs = segment(GDT[2], 0x10);
             sregs.cr3 = memory::PAGE_TABLES;
@@ -104,6 +105,13 @@ pub fn special(sregs: &mut kvm_sregs, loaded: &Loaded) {
             sregs.efer = 0;
         }
     }
+}
+
+/// Sets `sregs` up for a processor that another one starts, with the page tables at `root`.
+pub fn started(sregs: &mut kvm_sregs, root: u64) {
+    special(sregs, Entry::Linux64);
+    sregs.cr3 = root;
+    sregs.efer |= EFER_NX;
 }
 
 /// The general registers at the entry.

@@ -82,9 +82,12 @@ pub(super) fn pv_call_2_other_registers_stay() -> Verdict {
 
 pub(super) fn pv_call_3_unused_arguments_are_zero() -> Verdict {
     let uses = |id: CallId| match id.0 {
-        CALL_BASE_VERSION | CALL_BASE_FACILITIES | CALL_CONSOLE_NOTIFY | CALL_CLOCK_WALL => 0,
-        CALL_BASE_PROBE | CALL_BASE_NOP | CALL_RING_UNREGISTER | CALL_RING_SUBMIT => 1,
+        CALL_BASE_VERSION | CALL_BASE_FACILITIES | CALL_CONSOLE_NOTIFY | CALL_CLOCK_WALL
+        | CALL_SMP_STOP => 0,
+        CALL_BASE_PROBE | CALL_BASE_NOP | CALL_RING_UNREGISTER | CALL_RING_SUBMIT
+        | CALL_SMP_STATE => 1,
         CALL_RING_REGISTER => 4,
+        CALL_SMP_START => 5,
         _ => 2,
     };
     let mut calls = Vec::new();

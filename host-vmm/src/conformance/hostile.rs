@@ -108,9 +108,12 @@ impl Hostile {
 /// How many arguments a call has; all six for calls that do not exist.
 fn takes(id: CallId) -> usize {
     match id.0 {
-        CALL_BASE_VERSION | CALL_BASE_FACILITIES | CALL_CONSOLE_NOTIFY | CALL_CLOCK_WALL => 0,
-        CALL_BASE_PROBE | CALL_BASE_NOP | CALL_RING_UNREGISTER | CALL_RING_SUBMIT => 1,
+        CALL_BASE_VERSION | CALL_BASE_FACILITIES | CALL_CONSOLE_NOTIFY | CALL_CLOCK_WALL
+        | CALL_SMP_STOP => 0,
+        CALL_BASE_PROBE | CALL_BASE_NOP | CALL_RING_UNREGISTER | CALL_RING_SUBMIT
+        | CALL_SMP_STATE => 1,
         CALL_RING_REGISTER => 4,
+        CALL_SMP_START => 5,
         CALL_BASE_POWER | CALL_CONSOLE_WRITE | CALL_CONSOLE_EVENT | CALL_CRASH_REPORT => 2,
         _ => 6,
     }

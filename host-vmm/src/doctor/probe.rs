@@ -13,6 +13,8 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::image::Image;
 use super::image::layout::*;
+use crate::pv::Reply;
+
 use super::machine::{Machine, MachineError, Setup, Sync};
 
 /// How long building a machine may take on top of a probe's deadline.
@@ -235,10 +237,10 @@ fn step(machine: &mut Machine, stamps: &mut Vec<Stamp>, exits: &mut u32) -> Opti
         VcpuExit::IoOut(PORT_CALL, data) => {
             let id = <[u8; 4]>::try_from(data).map_or(0, u32::from_le_bytes);
             let regs = &mut machine.vcpu.sync_regs_mut().regs;
-            let stop = machine.pv.call_in_registers(CallId(id), regs);
+            let reply = machine.pv.call_in_registers(CallId(id), regs);
             machine.vcpu.set_sync_dirty_reg(SyncReg::Register);
-            if let Some(outcome) = stop {
-                let what = format!("{outcome:?}");
+            if !matches!(reply, Reply::Resume(_)) {
+                let what = format!("{reply:?}");
                 return Some(Outcome::Exit { what });
             }
         }

@@ -13,6 +13,7 @@ pub mod crash;
 pub mod delegate;
 pub mod looks;
 pub mod ring;
+pub mod smp;
 
 use std::fmt;
 use std::sync::Arc;
@@ -48,6 +49,8 @@ pub enum Reply {
     Resume(CallResult),
     /// The guest does not go on.
     Stop(Outcome),
+    /// The calling processor goes off.
+    SwitchOff,
 }
 
 impl From<CallResult> for Reply {
@@ -72,6 +75,13 @@ pub trait Facility: fmt::Debug + Send + Sync {
 
     /// Carries out its function number `function`.
     fn call(&self, function: u32, args: &Args) -> Reply;
+}
+
+/// Puts status and value where a call's registers have them.
+pub fn answer(regs: &mut kvm_regs, result: CallResult) {
+    let (status, value) = Status::encode(result);
+    regs.rax = status.cast_unsigned();
+    regs.rdx = value;
 }
 
 /// The first `N` arguments, if all others are zero. Spec: PV-CALL-3
@@ -184,18 +194,14 @@ impl Paravirt {
     }
 
     /// Carries out the call whose arguments a vCPU's registers hold, and leaves status and value there.
-    /// `Some`: the guest does not go on. Spec: PV-CALL-2
-    pub fn call_in_registers(&self, id: CallId, regs: &mut kvm_regs) -> Option<Outcome> {
+    /// Spec: PV-CALL-2
+    pub fn call_in_registers(&self, id: CallId, regs: &mut kvm_regs) -> Reply {
         let args = [regs.rdi, regs.rsi, regs.r8, regs.r9, regs.r10, regs.r11];
-        match self.call(id, &args) {
-            Reply::Resume(result) => {
-                let (status, value) = Status::encode(result);
-                regs.rax = status.cast_unsigned();
-                regs.rdx = value;
-                None
-            }
-            Reply::Stop(outcome) => Some(outcome),
+        let reply = self.call(id, &args);
+        if let Reply::Resume(result) = reply {
+            answer(regs, result);
         }
+        reply
     }
 
     /// Writes the boot-info page. Spec: PV-BOOT-1

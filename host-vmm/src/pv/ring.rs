@@ -293,6 +293,8 @@ impl Shared {
             slot.counts.call(id);
             let result = match self.carry_out(id, &entry.args) {
                 Reply::Resume(result) => result,
+                // An entry has no calling processor. Spec: PV-SMP-7
+                Reply::SwitchOff => Err(Status::InvalidParam),
                 Reply::Stop(outcome) => {
                     drained.stop = Some(outcome);
                     break;

@@ -258,6 +258,12 @@ fn pv_clock_6_a_guest_asks_where_the_counter_is_not_reliable() {
 }
 
 #[test]
+fn para_starts_its_processors_by_a_call() {
+    let para = launch_or_skip!("para-smp");
+    assert_eq!(para.call("smp.start"), 1, "{para}");
+}
+
+#[test]
 fn pv_delegate_4_para_uses_the_features_of_kvm_that_boot_info_names_and_no_others() {
     let para = launch_or_skip!("para-smp");
     // The kernel says what it has set up. Of KVM's clock there is nothing.

@@ -75,7 +75,7 @@ impl Host {
     pub(crate) fn result(&self, id: u32, args: &[u64]) -> CallResult {
         match self.call(id, args) {
             Reply::Resume(result) => result,
-            Reply::Stop(outcome) => panic!("{outcome:?}"),
+            other => panic!("{other:?}"),
         }
     }
 

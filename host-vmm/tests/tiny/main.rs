@@ -115,6 +115,15 @@ tests! {
     pv_ring_11_impossible_indices_empty_the_ring
     pv_ring_22_other_rings_are_not_looked_at
     pv_ring_11_a_hostile_ring_harms_nobody
+    pv_smp_1_the_boot_processor_alone_is_on
+    pv_smp_2_a_processor_begins_as_it_is_told
+    pv_smp_3_bad_ids_and_addresses_are_invalid
+    pv_smp_4_what_is_on_is_not_started
+    pv_smp_5_page_tables_are_in_memory
+    pv_smp_6_a_processor_that_stops_is_off
+    pv_smp_7_rings_have_no_processor_to_stop
+    pv_smp_8_the_last_processor_stays_on
+    pv_smp_9_state_tells_who_is_on
     pv_sec_2_a_neighbour_is_not_written_to
     pv_sec_4_no_range_reaches_beyond_guest_memory
 }

@@ -64,6 +64,9 @@ impl CallId {
             CALL_CONSOLE_NOTIFY => "console.notify",
             CALL_CONSOLE_EVENT => "console.event",
             CALL_CLOCK_WALL => "clock.wall",
+            CALL_SMP_START => "smp.start",
+            CALL_SMP_STOP => "smp.stop",
+            CALL_SMP_STATE => "smp.state",
             CALL_CRASH_REPORT => "crash.report",
             CALL_RING_REGISTER => "ring.register",
             CALL_RING_UNREGISTER => "ring.unregister",
@@ -83,7 +86,7 @@ impl core::fmt::Debug for CallId {
 }
 
 /// All calls of this version, for probing and for tests.
-pub const CALLS: [CallId; 13] = [
+pub const CALLS: [CallId; 16] = [
     CallId(CALL_BASE_VERSION),
     CallId(CALL_BASE_FACILITIES),
     CallId(CALL_BASE_PROBE),
@@ -93,6 +96,9 @@ pub const CALLS: [CallId; 13] = [
     CallId(CALL_CONSOLE_NOTIFY),
     CallId(CALL_CONSOLE_EVENT),
     CallId(CALL_CLOCK_WALL),
+    CallId(CALL_SMP_START),
+    CallId(CALL_SMP_STOP),
+    CallId(CALL_SMP_STATE),
     CallId(CALL_CRASH_REPORT),
     CallId(CALL_RING_REGISTER),
     CallId(CALL_RING_UNREGISTER),

@@ -10,8 +10,8 @@
 //!
 //! # How it works
 //!
-//! [`DelegateInfo`] in the boot-info page says where KVM's CPUID block is, and which of its features
-//! are there. Each facility stands for some of them:
+//! [`DelegateInfo`] in the boot-info page says where KVM's CPUID block is, and which of its
+//! features are there. Each facility stands for some of them:
 //!
 //! | facility | features | replaces |
 //! |---|---|---|

@@ -16,3 +16,4 @@ pub mod delegate;
 pub mod draft;
 pub mod registry;
 pub mod ring;
+pub mod smp;

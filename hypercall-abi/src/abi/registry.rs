@@ -63,7 +63,7 @@ pub const FACILITY_IPI: u32 = 6;
 pub const FACILITY_TLB: u32 = 7;
 /// Facility `sched`: stolen time, waiting and yielding, delegated.
 pub const FACILITY_SCHED: u32 = 8;
-/// Facility `smp`. Reserved.
+/// Facility `smp`: processors on and off.
 pub const FACILITY_SMP: u32 = 9;
 /// Facility `mem`. Reserved.
 pub const FACILITY_MEM: u32 = 10;
@@ -109,6 +109,13 @@ pub const CALL_CONSOLE_EVENT: u32 = 0x0002_0002;
 
 /// `clock.wall() -> nanoseconds since 1970-01-01 00:00:00 UTC`. Spec: PV-CLOCK-3
 pub const CALL_CLOCK_WALL: u32 = 0x0003_0000;
+
+/// `smp.start(APIC id, RIP, RSP, CR3, RDI)`: that processor begins there. Spec: PV-SMP-2
+pub const CALL_SMP_START: u32 = 0x0009_0000;
+/// `smp.stop()`: the calling processor goes off; does not return. Spec: PV-SMP-6
+pub const CALL_SMP_STOP: u32 = 0x0009_0001;
+/// `smp.state(APIC id) -> SMP_ON or SMP_OFF`. Spec: PV-SMP-9
+pub const CALL_SMP_STATE: u32 = 0x0009_0002;
 
 /// `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1
 pub const CALL_CRASH_REPORT: u32 = 0x000d_0000;

@@ -1,0 +1,200 @@
+//! Facility `smp`, host side: which processors are on. ABI: `hypercall-abi/src/abi/smp.rs`.
+//!
+//! A processor that is off is a thread that waits here, outside of KVM: starting it is setting its
+//! registers and entering KVM, both done by the thread itself.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use paravane_abi::call::{CallResult, Status};
+use paravane_abi::registry as reg;
+use paravane_abi::smp::{SMP_OFF, SMP_ON};
+
+use super::{Args, Facility, Reply, take};
+use crate::memory::Memory;
+
+/// Where a processor begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// RIP, virtual.
+    pub rip: u64,
+    /// RSP, virtual.
+    pub rsp: u64,
+    /// CR3, physical.
+    pub root: u64,
+    /// RDI.
+    pub argument: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Processor {
+    Off,
+    /// Somebody has called for it; its thread will find this.
+    Called(Start),
+    On,
+}
+
+#[derive(Debug)]
+struct State {
+    processors: Vec<Processor>,
+    ended: bool,
+}
+
+/// The processors of one guest.
+#[derive(Debug)]
+pub struct Processors {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Processors {
+    /// The first one on, all others off. Spec: PV-SMP-1
+    #[must_use]
+    pub fn new(vcpus: u8) -> Self {
+        let mut processors = vec![Processor::Off; usize::from(vcpus)];
+        if let Some(boot) = processors.first_mut() {
+            *boot = Processor::On;
+        }
+        Self {
+            state: Mutex::new(State {
+                processors,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until processor `id` is called for. `None`: the run has ended.
+    pub fn wait(&self, id: usize) -> Option<Start> {
+        let mut state = self.lock();
+        loop {
+            if state.ended {
+                return None;
+            }
+            match state.processors.get(id)? {
+                Processor::Called(start) => {
+                    let start = *start;
+                    state.processors[id] = Processor::On;
+                    return Some(start);
+                }
+                Processor::On => return None,
+                Processor::Off => {}
+            }
+            state = self
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Processor `id` goes off.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::Denied`] to the only one that is on, or about to be. Spec: PV-SMP-8
+    pub fn switch_off(&self, id: usize) -> Result<(), Status> {
+        let mut state = self.lock();
+        let others = state.processors.iter().enumerate();
+        let mut others = others.filter(|(other, _)| *other != id);
+        if others.all(|(_, processor)| *processor == Processor::Off) {
+            return Err(Status::Denied);
+        }
+        state.processors[id] = Processor::Off;
+        Ok(())
+    }
+
+    /// The run has ended: nobody waits any more.
+    pub fn end(&self) {
+        self.lock().ended = true;
+        self.changed.notify_all();
+    }
+
+    fn start(&self, id: u64, start: Start) -> CallResult {
+        let mut state = self.lock();
+        let index = usize::try_from(id).map_err(|_| Status::InvalidParam)?;
+        let processor = state
+            .processors
+            .get_mut(index)
+            .ok_or(Status::InvalidParam)?;
+        if *processor != Processor::Off {
+            return Err(Status::Denied);
+        }
+        *processor = Processor::Called(start);
+        self.changed.notify_all();
+        Ok(0)
+    }
+
+    fn is_on(&self, id: u64) -> CallResult {
+        let state = self.lock();
+        let index = usize::try_from(id).map_err(|_| Status::InvalidParam)?;
+        match state.processors.get(index) {
+            None => Err(Status::InvalidParam),
+            Some(Processor::Off) => Ok(SMP_OFF),
+            Some(Processor::Called(_) | Processor::On) => Ok(SMP_ON),
+        }
+    }
+}
+
+/// The facility.
+#[derive(Debug)]
+pub struct Smp {
+    processors: Arc<Processors>,
+    memory: Memory,
+}
+
+/// Whether bits 63 to 47 are equal: with five levels of page tables more is possible, which a
+/// processor that begins does not have.
+const fn is_canonical(address: u64) -> bool {
+    let top = address >> 47;
+    top == 0 || top == 0x1_ffff
+}
+
+impl Smp {
+    /// Calls for `processors`, whose page tables are in `memory`.
+    #[must_use]
+    pub fn new(processors: Arc<Processors>, memory: Memory) -> Self {
+        Self { processors, memory }
+    }
+
+    /// Spec: PV-SMP-2 to PV-SMP-5
+    fn start(&self, args: &Args) -> CallResult {
+        let [id, rip, rsp, root, argument] = take(args)?;
+        if !is_canonical(rip) || !is_canonical(rsp) {
+            return Err(Status::InvalidParam);
+        }
+        self.processors.is_on(id)?;
+        let page = reg::PAGE_SIZE;
+        if !root.is_multiple_of(page as u64) || !self.memory.contains(root, page) {
+            return Err(Status::BadAddress);
+        }
+        let start = Start {
+            rip,
+            rsp,
+            root,
+            argument,
+        };
+        self.processors.start(id, start)
+    }
+}
+
+impl Facility for Smp {
+    fn id(&self) -> u32 {
+        reg::FACILITY_SMP
+    }
+
+    fn call(&self, function: u32, args: &Args) -> Reply {
+        const FIRST: u32 = reg::FACILITY_SMP << 16;
+        Reply::Resume(match FIRST | function {
+            reg::CALL_SMP_START => self.start(args),
+            reg::CALL_SMP_STOP => match take(args) {
+                Ok([]) => return Reply::SwitchOff,
+                Err(status) => Err(status),
+            },
+            reg::CALL_SMP_STATE => take(args).and_then(|[id]| self.processors.is_on(id)),
+            _ => Err(Status::NotSupported),
+        })
+    }
+}
