@@ -1,0 +1,271 @@
+//! Building a machine: KVM's objects, memory, devices, facilities, in the order KVM wants them.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Instant;
+
+use kvm_bindings::{
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, KVM_CAP_SPLIT_IRQCHIP, KVM_CLOCK_TSC_STABLE,
+    KVM_PIT_SPEAKER_DUMMY, Msrs, kvm_enable_cap, kvm_msr_entry, kvm_pit_config, kvm_xcr,
+};
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use paravane_abi::registry as reg;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::{Machine, Vm, VmError, host};
+use crate::awkward::Awkward;
+use crate::config::{Config, FacilitySet, Profile};
+use crate::console::Console;
+use crate::device::Ports;
+use crate::device::uart::{self, Uart};
+use crate::end::End;
+use crate::kvm::counters::Counters;
+use crate::kvm::cpuid::{GuestCpuid, delegable};
+use crate::kvm::{self, KvmError, refused};
+use crate::memory::{self, Memory};
+use crate::pv::base::Base;
+use crate::pv::clock::Clock;
+use crate::pv::console::RingConsole;
+use crate::pv::cpuid::Cpuid;
+use crate::pv::crash::{Crash, LastWords};
+use crate::pv::delegate::Delegate;
+use crate::pv::smp::{Processors, Smp};
+use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
+
+const MSR_TSC: u32 = 0x10;
+const MSR_MISC_ENABLE: u32 = 0x1a0;
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// Fast string operations.
+const MISC_FAST_STRINGS: u64 = 1;
+/// MTRRs on, default type write-back.
+const MTRR_ON_WRITE_BACK: u64 = 1 << 11 | 6;
+
+impl Vm {
+    /// Builds the machine for `config`, without a kernel. `setup_started`: when the process began.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`]; each says what to do about it.
+    pub fn new(
+        mut config: Config,
+        console: Console,
+        setup_started: Instant,
+    ) -> Result<Self, VmError> {
+        let awkward = config.awkward.map(|seed| Arc::new(Awkward::new(seed)));
+        if let Some(awkward) = &awkward {
+            config.facilities = awkward.offers(config.facilities);
+        }
+        let kvm = kvm::open()?;
+        let (vm, memory) = create_vm(&kvm, &config)?;
+        let ports = create_devices(&vm, &config, &console)?;
+
+        let set = if config.profile == Profile::Para {
+            delegable(&kvm, config.facilities)?
+        } else {
+            FacilitySet::NONE
+        };
+        let mut cpuid = GuestCpuid::new(&kvm, config.profile, set, BOOT_INFO, DOORBELL_PORT)?;
+        cpuid.move_block(awkward.as_ref().map_or(0, |a| a.block_moved_by()));
+        let vcpus = create_vcpus(&vm, &cpuid, config.vcpus)?;
+
+        let last_words = LastWords::default();
+        let end = Arc::new(End::new().map_err(host("event descriptor"))?);
+        let processors = Arc::new(Processors::new(config.vcpus));
+        let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
+        let rings = Arc::new(RingConsole::new(
+            memory.clone(),
+            console.clone(),
+            config.vcpus,
+            wake.try_clone().map_err(host("event descriptor"))?,
+        ));
+        let pv = if set == FacilitySet::NONE {
+            Paravirt::none()
+        } else {
+            let mut facilities: Vec<Box<dyn Facility>> = vec![
+                Box::new(Base::new(set)),
+                Box::new(Arc::clone(&rings)),
+                Box::new(clock(&vm, &vcpus)?),
+                Box::new(Cpuid::new(&vcpus)?),
+                Box::new(Crash::new(memory.clone(), Arc::clone(&last_words))),
+                Box::new(Smp::new(Arc::clone(&processors), memory.clone())),
+            ];
+            facilities.extend(Delegate::of(set));
+            if let Some(awkward) = &awkward {
+                facilities = awkward.wrap(facilities, &rings, &memory, config.vcpus);
+            }
+            Paravirt::new(set, facilities).with_rings(&memory, config.vcpus, &end)
+        };
+        let machine = Machine {
+            vm,
+            memory: memory.clone(),
+            console,
+            ports,
+            pv,
+            rings: set.has(reg::FACILITY_CONSOLE).then_some(rings),
+            processors: set.has(reg::FACILITY_SMP).then_some(processors),
+            awkward,
+            kernel: config.kernel.clone(),
+            wake,
+            end,
+            started: OnceLock::new(),
+            counters: vcpus.iter().filter_map(Counters::open).collect(),
+            counts: vcpus.iter().map(|_| Arc::default()).collect(),
+            marks: Mutex::default(),
+        };
+        Ok(Self {
+            machine: Arc::new(machine),
+            memory,
+            vcpus,
+            config,
+            last_words,
+            setup_started,
+        })
+    }
+}
+
+/// The VM with its memory.
+fn create_vm(kvm: &Kvm, config: &Config) -> Result<(VmFd, Memory), VmError> {
+    let vm = kvm.create_vm().map_err(refused("create a VM"))?;
+    let memory = Memory::new(config.memory_mib)?;
+    if config.prealloc {
+        memory.populate();
+    }
+    memory.register(&vm)?;
+    vm.set_tss_address(memory::KVM_TSS)
+        .map_err(refused("set the TSS address"))?;
+    vm.set_identity_map_address(memory::KVM_IDENTITY_MAP)
+        .map_err(refused("set the identity map"))?;
+    Ok((vm, memory))
+}
+
+/// Interrupt controllers and port devices, before any vCPU.
+fn create_devices(vm: &VmFd, config: &Config, console: &Console) -> Result<Ports, VmError> {
+    if config.profile.has_legacy_devices() {
+        return Ok(Ports::legacy(create_pc(vm, console)?));
+    }
+    create_split_irqchip(vm)?;
+    if !config.has_uart() {
+        return Ok(Ports::default());
+    }
+    // Without a PIC or IOAPIC its interrupt leads nowhere: the kernel polls it.
+    let irq = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
+    Ok(Ports::uart_only(Uart::new(irq, console.clone())))
+}
+
+fn create_vcpus(vm: &VmFd, cpuid: &GuestCpuid, count: u8) -> Result<Vec<VcpuFd>, VmError> {
+    (0..count)
+        .map(|id| {
+            let fd = vm
+                .create_vcpu(u64::from(id))
+                .map_err(refused("create a vCPU"))?;
+            fd.set_cpuid2(&cpuid.to_kvm(id, count)?)
+                .map_err(refused("set a vCPU's CPUID"))?;
+            // Without it a masked KVM feature still works, and a full guest is not full.
+            let enforce = kvm_enable_cap {
+                cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+                args: [1, 0, 0, 0],
+                ..Default::default()
+            };
+            fd.enable_cap(&enforce)
+                .map_err(refused("enforce the paravirtual features in CPUID"))?;
+            set_msrs(&fd)?;
+            set_xcr0(&fd, cpuid.supported_xcr0());
+            Ok(fd)
+        })
+        .collect()
+}
+
+/// Facility clock, with what KVM tells of this VM's TSC.
+fn clock(vm: &VmFd, vcpus: &[VcpuFd]) -> Result<Clock, VmError> {
+    let boot_cpu = vcpus.first();
+    let tsc_khz = boot_cpu
+        .map_or(Ok(0), VcpuFd::get_tsc_khz)
+        .map_err(refused("tell the TSC's frequency"))?;
+    // KVM finds out whether the vCPUs' TSCs agree when a vCPU runs, or when the clock is set.
+    let _ = vm.set_clock(&kvm_bindings::kvm_clock_data::default());
+    let reliable = vm
+        .get_clock()
+        .is_ok_and(|clock| clock.flags & KVM_CLOCK_TSC_STABLE != 0);
+    Ok(Clock::new(
+        u64::from(tsc_khz) * 1000,
+        boot_cpu.map_or(0, guest_tsc),
+        reliable,
+    ))
+}
+
+/// PIC, IOAPIC, LAPICs and PIT in KVM; the UART on top.
+fn create_pc(vm: &VmFd, console: &Console) -> Result<Uart, VmError> {
+    vm.create_irq_chip()
+        .map_err(refused("create an interrupt controller"))?;
+    let pit = kvm_pit_config {
+        flags: KVM_PIT_SPEAKER_DUMMY,
+        ..Default::default()
+    };
+    vm.create_pit2(pit)
+        .map_err(refused("create a timer chip"))?;
+    let irq = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
+    vm.register_irqfd(&irq, uart::IRQ)
+        .map_err(refused("connect the UART's interrupt"))?;
+    Ok(Uart::new(irq, console.clone()))
+}
+
+/// LAPICs in KVM and nothing else.
+fn create_split_irqchip(vm: &VmFd) -> Result<(), VmError> {
+    let split = kvm_enable_cap {
+        cap: KVM_CAP_SPLIT_IRQCHIP,
+        args: [0, 0, 0, 0],
+        ..Default::default()
+    };
+    vm.enable_cap(&split)
+        .map_err(refused("create LAPICs without an IOAPIC"))?;
+    Ok(())
+}
+
+fn set_msrs(fd: &VcpuFd) -> Result<(), VmError> {
+    for (index, data) in [
+        (MSR_MISC_ENABLE, MISC_FAST_STRINGS),
+        (MSR_MTRR_DEF_TYPE, MTRR_ON_WRITE_BACK),
+    ] {
+        let entry = kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).map_err(|_| KvmError::Capability("MSR lists"))?;
+        // A host that does not know one of them has nothing to set.
+        let _ = fd.set_msrs(&msrs).map_err(refused("set a vCPU's MSRs"))?;
+    }
+    Ok(())
+}
+
+/// Switches on all extended state that CPUID reports.
+///
+/// A processor comes out of reset with x87 alone; firmware may have set more. QEMU 7.2's TCG, under
+/// the reference host, does not exit on XSETBV, so that KVM would go on reporting the reset value's
+/// area size (CPUID 0xd) to a kernel that has set XCR0 itself. Best effort: a host without XSAVE has
+/// nothing to set.
+fn set_xcr0(fd: &VcpuFd, value: u64) {
+    if let Ok(mut xcrs) = fd.get_xcrs() {
+        xcrs.nr_xcrs = 1;
+        xcrs.xcrs[0] = kvm_xcr {
+            xcr: 0,
+            reserved: 0,
+            value,
+        };
+        let _ = fd.set_xcrs(&xcrs);
+    }
+}
+
+/// The guest's TSC now; 0 where KVM does not tell.
+fn guest_tsc(fd: &VcpuFd) -> u64 {
+    let entry = kvm_msr_entry {
+        index: MSR_TSC,
+        ..Default::default()
+    };
+    let Ok(mut msrs) = Msrs::from_entries(&[entry]) else {
+        return 0;
+    };
+    match fd.get_msrs(&mut msrs) {
+        Ok(1) => msrs.as_slice()[0].data,
+        _ => 0,
+    }
+}
