@@ -69,7 +69,7 @@ pub enum LaunchError {
 
 /// The statistics file of `paravane run`.
 #[derive(Debug, Deserialize)]
-struct RunStats {
+pub(crate) struct RunStats {
     outcome: String,
     message: Option<String>,
     setup_ns: u64,
@@ -86,7 +86,7 @@ struct RunStats {
 
 /// A byte that the guest wrote to the mark port.
 #[derive(Clone, Copy, Debug, Deserialize)]
-struct Mark {
+pub(crate) struct Mark {
     code: u8,
     t_ns: u64,
     exits: u64,
@@ -109,6 +109,13 @@ struct Report {
     cpuid_hypervisor_bit: bool,
 }
 
+/// What a guest that was what its arm says left behind.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) stats: RunStats,
+    report: Report,
+}
+
 /// The phases of a boot: a name, and the messages between which it lies.
 const PHASES: [(&str, &str, &str); 4] = [
     ("setup", "linux_version", "apic"),
@@ -118,7 +125,7 @@ const PHASES: [(&str, &str, &str); 4] = [
 ];
 
 impl Launcher {
-    /// Launches one guest and waits for its end. `stop` ends it early.
+    /// Launches one guest and makes numbers of its end. `stop` ends it early.
     ///
     /// # Errors
     ///
@@ -129,6 +136,25 @@ impl Launcher {
         arm: &Arm,
         stop: &AtomicBool,
     ) -> Result<Vec<Metric>, LaunchError> {
+        let watchdog = match job {
+            Job::Boot | Job::BootQuiet => self.watchdog,
+            Job::Workload => self.watchdog.saturating_mul(10),
+        };
+        let ended = self.run(arm, &self.cmdline(job, arm), watchdog, stop)?;
+        match job {
+            Job::Boot | Job::BootQuiet => boot_metrics(job, &ended.stats, &ended.report),
+            Job::Workload => workload_metrics(&ended.stats, self.syscalls),
+        }
+    }
+
+    /// Launches one guest with `cmdline`, and waits for its end for at most `watchdog` seconds.
+    pub(crate) fn run(
+        &self,
+        arm: &Arm,
+        cmdline: &str,
+        watchdog: u64,
+        stop: &AtomicBool,
+    ) -> Result<Ended, LaunchError> {
         let file = |name: &str| self.scratch.join(name);
         let (stats_file, console_file, errors_file) =
             (file("stats.json"), file("console.log"), file("errors.log"));
@@ -157,17 +183,13 @@ impl Launcher {
         command
             .arg(format!("--memory={}", self.memory_mib))
             .arg(format!("--cpus={}", self.cpus));
-        let watchdog = match job {
-            Job::Boot | Job::BootQuiet => self.watchdog,
-            Job::Workload => self.watchdog.saturating_mul(10),
-        };
         command.arg(format!("--watchdog={watchdog}"));
         command
             .arg("--stats-file")
             .arg(&stats_file)
             .arg("--console-log")
             .arg(&console_file);
-        command.arg(format!("--cmdline={}", self.cmdline(job, arm)));
+        command.arg(format!("--cmdline={cmdline}"));
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -184,10 +206,7 @@ impl Launcher {
         let stats = read_stats(&stats_file, status, &errors_file, &console)?;
         let report = read_report(&console)?;
         check_identity(arm, &report, &stats).map_err(LaunchError::Failed)?;
-        match job {
-            Job::Boot | Job::BootQuiet => boot_metrics(job, &stats, &report),
-            Job::Workload => workload_metrics(&stats, self.syscalls),
-        }
+        Ok(Ended { stats, report })
     }
 
     /// The user's part of the kernel command line. The workloads come after a quiet boot; a boot is measured without.
