@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Tell what this host's KVM can do, what each crossing costs and which guests can run.
     Doctor(paravane::doctor::DoctorArgs),
+    /// Talk to a running VMM: status, statistics, pause, power.
+    Ctl(paravane::ctl::command::CtlArgs),
     /// Compare guests in pairs.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -167,6 +169,9 @@ pub(crate) struct RunArgs {
     /// Write the guest's console to a file instead of the terminal; it then has no input.
     #[arg(long, value_name = "FILE")]
     pub(crate) console_log: Option<PathBuf>,
+    /// Make a control socket here, which `paravane ctl` and programs talk to; only you can open it.
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) ctl: Option<PathBuf>,
     /// Start the guest again when it restarts itself.
     #[arg(long)]
     pub(crate) reboot: bool,

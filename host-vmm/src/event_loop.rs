@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::pause::Pause;
 use crate::pv::console::LOOK_INTERVAL;
 use crate::stats::Outcome;
 use crate::terminal;
@@ -172,12 +173,16 @@ impl<'a> EventLoop<'a> {
                 }
             }
             let now = Instant::now();
-            if now >= next && (self.looking || self.dirty) {
-                self.looking = self.machine.look_at_console();
-                self.dirty = self.machine.console().flush_now();
-                next = now + LOOK_INTERVAL;
+            // During a pause the guest's memory stays as it is; what waits here waits on.
+            if self.machine.pause().try_begin(Pause::event_loop()) {
+                if now >= next && (self.looking || self.dirty) {
+                    self.looking = self.machine.look_at_console();
+                    self.dirty = self.machine.console().flush_now();
+                    next = now + LOOK_INTERVAL;
+                }
+                self.offer_input();
+                self.machine.pause().rest(Pause::event_loop());
             }
-            self.offer_input();
             if self.deadline.is_some_and(|at| now >= at) {
                 self.machine.stop(
                     Outcome::Watchdog,

@@ -4,6 +4,7 @@ mod cli;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -16,6 +17,7 @@ use cli::{
 use paravane::config::{Config, FacilitySet, Profile};
 use paravane::conformance::report::Report;
 use paravane::console::Console;
+use paravane::ctl::server::Server;
 use paravane::event_loop::Signals;
 use paravane::kvm::cpuid::GuestCpuid;
 use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
@@ -30,6 +32,9 @@ fn main() -> ExitCode {
         Command::Run(args) => run(&args, started),
         Command::Doctor(args) => paravane::doctor::run(&args)
             .map(|_| ExitCode::SUCCESS)
+            .map_err(Into::into),
+        Command::Ctl(args) => paravane::ctl::command::run(&args)
+            .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
         Command::Bench(BenchCommand::Boot(args)) => bench_boot(args),
         Command::Cpuid(args) => cpuid(&args),
@@ -101,6 +106,12 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     let config = args.config()?;
     if let Some(why) = needs_reference(args.host, config.profile) {
         let what = format!("the {} guest", config.profile);
+        if let Some(path) = &args.ctl {
+            eprintln!(
+                "paravane: its control socket `{}` answers in there, and not out here",
+                path.display()
+            );
+        }
         return in_reference_host(&what, &why, args.console_log.is_none(), config.watchdog);
     }
     if args.host == Host::Kvm
@@ -111,9 +122,11 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
             config.profile
         );
     }
+    let ctl = args.ctl.as_deref().map(Server::bind).transpose()?;
+    let ctl = ctl.map(Arc::new);
     let mut started = started;
     loop {
-        let stats = run_once(args, &config, started)?;
+        let stats = run_once(args, &config, ctl.clone(), started)?;
         report(args, &stats)?;
         if stats.outcome == Outcome::Reboot && args.reboot {
             started = Instant::now();
@@ -121,7 +134,7 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         }
         return Ok(ExitCode::from(match stats.outcome {
             Outcome::PowerOff | Outcome::Reboot => 0,
-            Outcome::Error => 1,
+            Outcome::Error | Outcome::Running => 1,
             Outcome::Crash | Outcome::TripleFault => 2,
             Outcome::Watchdog => 3,
             Outcome::Interrupted => 130,
@@ -129,7 +142,12 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn run_once(args: &RunArgs, config: &Config, started: Instant) -> anyhow::Result<Stats> {
+fn run_once(
+    args: &RunArgs,
+    config: &Config,
+    ctl: Option<Arc<Server>>,
+    started: Instant,
+) -> anyhow::Result<Stats> {
     let console = match &args.console_log {
         Some(path) => Console::file(path)
             .with_context(|| format!("the console log `{}` cannot be written", path.display()))?,
@@ -150,6 +168,7 @@ fn run_once(args: &RunArgs, config: &Config, started: Instant) -> anyhow::Result
         stdin,
         signals: Some(signals),
         host: host_class(),
+        ctl,
     })?)
 }
 

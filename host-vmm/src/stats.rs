@@ -107,6 +107,8 @@ impl VcpuCounts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
+    /// It has not ended yet.
+    Running,
     /// The guest switched itself off.
     PowerOff,
     /// The guest asked to start again.

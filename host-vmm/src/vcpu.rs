@@ -20,6 +20,7 @@ use paravane_abi::call::CallId;
 
 use crate::boot;
 use crate::device::{PortAction, uart};
+use crate::pause::{Pause, Place};
 use crate::pv::smp::Start;
 use crate::pv::{DOORBELL_PORT, Reply, answer};
 use crate::stats::{Exit, Outcome, VcpuCounts};
@@ -106,9 +107,12 @@ impl Vcpu {
         let (Some(processors), Some(power_on)) = (self.machine.processors(), &self.power_on) else {
             return true;
         };
+        let pause = self.machine.pause();
+        pause.rest(Pause::vcpu(self.id));
         let Some(start) = processors.wait(self.id) else {
             return false;
         };
+        pause.begin(Pause::vcpu(self.id));
         if let Err(e) = power_on.begin(&self.fd, start) {
             let message = format!("KVM refused to start processor {}: {e}", self.id);
             self.machine.stop(Outcome::Error, Some(message));
@@ -119,10 +123,18 @@ impl Vcpu {
 
     /// Runs until the machine stops.
     pub fn run(mut self) {
+        let place = Pause::vcpu(self.id);
+        self.machine.pause().begin(place);
+        self.run_to_the_end(place);
+        self.machine.pause().rest(place);
+    }
+
+    fn run_to_the_end(&mut self, place: Place) {
         if self.id != 0 && !self.wait_for_start() {
             return;
         }
         while !self.machine.is_stopping() {
+            self.machine.pause().checkpoint(place);
             let then = match self.fd.run() {
                 Ok(exit) => Self::handle(exit, &self.machine, &self.counts),
                 // EINTR: somebody wants us to look at the stop flag. EAGAIN: KVM wants another go.

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::thread::JoinHandleExt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,6 +20,7 @@ use crate::boot::{self, BootError, Loaded};
 use crate::config::Config;
 use crate::console::Console;
 use crate::crash::{self, Symbols};
+use crate::ctl::server::Server;
 use crate::device::Ports;
 use crate::device::mark::MARKS_MAX;
 use crate::end::End;
@@ -28,6 +28,7 @@ use crate::event_loop::{EventLoop, Signals};
 use crate::kvm::counters::Counters;
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
+use crate::pause::Pause;
 use crate::pv::Paravirt;
 use crate::pv::console::{EventTarget, RingConsole};
 use crate::pv::crash::LastWords;
@@ -38,6 +39,8 @@ use crate::vcpu::{self, Vcpu};
 
 /// How long vCPU threads get to come out of KVM once the machine stops.
 const JOIN_LIMIT: Duration = Duration::from_secs(3);
+/// The data word of a message that is a non-maskable interrupt.
+const MSI_NMI: u32 = 4 << 8;
 
 /// Why a machine could not be built or run.
 #[derive(Debug, thiserror::Error)]
@@ -76,13 +79,27 @@ pub struct Machine {
     rings: Option<Arc<RingConsole>>,
     processors: Option<Arc<Processors>>,
     awkward: Option<Arc<Awkward>>,
-    kernel: PathBuf,
+    config: Config,
     wake: EventFd,
     end: Arc<End>,
-    started: OnceLock<Instant>,
+    pause: Arc<Pause>,
+    started: OnceLock<Started>,
     counters: Vec<Counters>,
     counts: Vec<Arc<VcpuCounts>>,
     marks: Mutex<Vec<Mark>>,
+}
+
+/// What is known once the machine runs.
+#[derive(Debug)]
+struct Started {
+    at: Instant,
+    setup_ns: u64,
+    /// Class of the host.
+    host: String,
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -100,6 +117,18 @@ impl Machine {
     #[must_use]
     pub fn ports(&self) -> &Ports {
         &self.ports
+    }
+
+    /// What the run is.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Brings all threads to a stand.
+    #[must_use]
+    pub fn pause(&self) -> &Pause {
+        &self.pause
     }
 
     /// Which processors are on, where the guest has facility smp.
@@ -183,16 +212,60 @@ impl Machine {
         let _ = self.vm.signal_msi(msi);
     }
 
+    /// Sends the boot processor a non-maskable interrupt; whether KVM has taken it.
+    #[must_use]
+    pub fn send_nmi(&self) -> bool {
+        let msi = kvm_msi {
+            address_lo: 0xfee0_0000,
+            data: MSI_NMI,
+            ..Default::default()
+        };
+        self.vm.signal_msi(msi).is_ok()
+    }
+
+    /// The account of the run so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        let mut kvm_stats = BTreeMap::new();
+        self.counters.iter().for_each(|c| c.add_to(&mut kvm_stats));
+        let started = self.started.get();
+        let mut stats = Stats {
+            guest: self.config.profile.name(),
+            host: started.map_or_else(String::new, |started| started.host.clone()),
+            vcpus: self.config.vcpus,
+            mem_mib: self.config.memory_mib,
+            outcome: Outcome::Running,
+            message: None,
+            setup_ns: started.map_or(0, |started| started.setup_ns),
+            run_ns: self.elapsed_ns(),
+            exits: self.exits(),
+            user_exits: BTreeMap::new(),
+            kvm_stats,
+            hypercalls: BTreeMap::new(),
+            console: ConsoleBytes {
+                out_bytes: self.console.bytes(),
+                in_bytes: self.rings.as_ref().map_or(0, |rings| rings.in_bytes()),
+            },
+            marks: lock(&self.marks).clone(),
+        };
+        self.counts.iter().for_each(|counts| stats.add_vcpu(counts));
+        // A call is a call, whichever way it came.
+        for counts in self.pv.rings().into_iter().flat_map(Rings::counts) {
+            stats.add_vcpu(counts);
+        }
+        stats
+    }
+
     /// Exits of all vCPUs so far, by KVM's count.
     fn exits(&self) -> u64 {
         self.counters.iter().map(Counters::exits).sum()
     }
 
     /// Nanoseconds since the first instruction.
-    fn elapsed_ns(&self) -> u64 {
-        self.started.get().map_or(0, |at| {
-            u64::try_from(at.elapsed().as_nanos()).unwrap_or(u64::MAX)
-        })
+    #[must_use]
+    pub fn elapsed_ns(&self) -> u64 {
+        let started = self.started.get();
+        started.map_or(0, |started| nanoseconds(started.at.elapsed()))
     }
 
     /// Stamps a milestone. What the guest has put into its output ring by then has been put out, as on a UART.
@@ -225,7 +298,7 @@ impl Machine {
     /// Registers with the instruction's symbol.
     #[must_use]
     pub fn describe_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> String {
-        let symbols = Symbols::read(&self.kernel);
+        let symbols = Symbols::read(&self.config.kernel);
         format!(
             "{}\n  at {}",
             vcpu::registers(regs, sregs),
@@ -240,7 +313,6 @@ pub struct Vm {
     machine: Arc<Machine>,
     memory: Memory,
     vcpus: Vec<VcpuFd>,
-    config: Config,
     last_words: LastWords,
     setup_started: Instant,
 }
@@ -254,6 +326,8 @@ pub struct RunOptions {
     pub signals: Option<Signals>,
     /// Class of this host, for the statistics.
     pub host: String,
+    /// The control socket; it is kept from one run to the next.
+    pub ctl: Option<Arc<Server>>,
 }
 
 impl Vm {
@@ -275,7 +349,7 @@ impl Vm {
     ///
     /// [`VmError::Boot`].
     pub fn boot(&mut self) -> Result<(), VmError> {
-        let loaded = boot::load(&self.config, &self.memory)?;
+        let loaded = boot::load(&self.machine.config, &self.memory)?;
         self.enter(&loaded)
     }
 
@@ -287,7 +361,7 @@ impl Vm {
     pub fn enter(&mut self, loaded: &Loaded) -> Result<(), VmError> {
         self.machine
             .pv
-            .write_boot_info(&self.memory, self.config.vcpus)?;
+            .write_boot_info(&self.memory, self.machine.config.vcpus)?;
         let Some(boot_cpu) = self.vcpus.first() else {
             return Ok(());
         };
@@ -317,10 +391,24 @@ impl Vm {
             machine,
             options.signals.as_ref(),
             options.stdin,
-            self.config.watchdog,
+            machine.config.watchdog,
         )
         .map_err(host("event descriptor"))?;
-        let started = *machine.started.get_or_init(Instant::now);
+        machine.started.get_or_init(|| Started {
+            at: Instant::now(),
+            setup_ns: nanoseconds(self.setup_started.elapsed()),
+            host: options.host,
+        });
+        let ctl = options
+            .ctl
+            .map(|server| {
+                let machine = Arc::clone(machine);
+                std::thread::Builder::new()
+                    .name("ctl".to_owned())
+                    .spawn(move || server.serve(&machine))
+            })
+            .transpose()
+            .map_err(host("thread"))?;
         let mut threads = Vec::new();
         for ((id, fd), counts) in self.vcpus.into_iter().enumerate().zip(&machine.counts) {
             let vcpu = Vcpu::new(id, fd, Arc::clone(machine), Arc::clone(counts));
@@ -341,10 +429,15 @@ impl Vm {
         }
         events.run();
         let run_ns = machine.elapsed_ns();
+        machine.pause.end();
         if let Some(processors) = machine.processors() {
             processors.end();
         }
         let stuck = join(threads);
+        // The socket's thread sees the end as well.
+        if let Some(thread) = ctl {
+            let _ = thread.join();
+        }
         if let Some(rings) = machine.pv.rings() {
             rings.close();
         }
@@ -355,46 +448,21 @@ impl Vm {
 
         let (outcome, mut message) = machine.end.take().unwrap_or((Outcome::Error, None));
         if let Some(record) = lock(&self.last_words).as_deref() {
-            message = Some(crash::report(record, &Symbols::read(&self.config.kernel)));
+            message = Some(crash::report(
+                record,
+                &Symbols::read(&machine.config.kernel),
+            ));
         }
         if stuck > 0 {
             let note = format!("{stuck} vCPU(s) did not come out of KVM and were left behind");
             message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
         }
-        let mut kvm_stats = BTreeMap::new();
-        machine
-            .counters
-            .iter()
-            .for_each(|c| c.add_to(&mut kvm_stats));
-        let setup = started.saturating_duration_since(self.setup_started);
-        let mut stats = Stats {
-            guest: self.config.profile.name(),
-            host: options.host,
-            vcpus: self.config.vcpus,
-            mem_mib: self.config.memory_mib,
+        Ok(Stats {
             outcome,
             message,
-            setup_ns: u64::try_from(setup.as_nanos()).unwrap_or(u64::MAX),
             run_ns,
-            exits: machine.exits(),
-            user_exits: BTreeMap::new(),
-            kvm_stats,
-            hypercalls: BTreeMap::new(),
-            console: ConsoleBytes {
-                out_bytes: machine.console.bytes(),
-                in_bytes: machine.rings.as_ref().map_or(0, |rings| rings.in_bytes()),
-            },
-            marks: lock(&machine.marks).clone(),
-        };
-        machine
-            .counts
-            .iter()
-            .for_each(|counts| stats.add_vcpu(counts));
-        // A call is a call, whichever way it came.
-        for counts in machine.pv.rings().into_iter().flat_map(Rings::counts) {
-            stats.add_vcpu(counts);
-        }
-        Ok(stats)
+            ..machine.stats()
+        })
     }
 }
 

@@ -248,7 +248,12 @@ fn answer_calls(memory: &Memory, calls: Calls, end: &Arc<End>) -> Result<Paravir
         return Ok(Paravirt::none());
     }
     let set = FacilitySet::default();
-    let pv = Paravirt::new(set, vec![Box::new(Base::new(set))]).with_rings(memory, 1, end);
+    let pv = Paravirt::new(set, vec![Box::new(Base::new(set))]).with_rings(
+        memory,
+        1,
+        end,
+        &Arc::default(),
+    );
     let call = |id, args| match pv.call(CallId(id), &args) {
         Reply::Resume(Ok(_)) => Ok(()),
         other => Err(MachineError::Ring(format!("{other:?}"))),

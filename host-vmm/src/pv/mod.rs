@@ -27,6 +27,7 @@ use self::ring::Rings;
 use crate::config::FacilitySet;
 use crate::end::End;
 use crate::memory::{Memory, MemoryError, PV_AREA};
+use crate::pause::Pause;
 use crate::stats::Outcome;
 
 /// The doorbell's port. KVM steps over an OUT to this one before it exits (`KVM_X86_QUIRK_OUT_7E_INC_RIP`),
@@ -161,13 +162,20 @@ impl Paravirt {
     }
 
     /// The same with submission rings in `memory`, if they are in the set: one for each of `vcpus`.
-    /// `end`: see [`Rings::new`].
+    /// `end`, `pause`: see [`Rings::new`].
     #[must_use]
-    pub fn with_rings(mut self, memory: &Memory, vcpus: u8, end: &Arc<End>) -> Self {
+    pub fn with_rings(
+        mut self,
+        memory: &Memory,
+        vcpus: u8,
+        end: &Arc<End>,
+        pause: &Arc<Pause>,
+    ) -> Self {
         self.rings = self.set.has(reg::FACILITY_RING).then(|| {
             let calls = Arc::clone(&self.calls);
             let exitless = self.set.transports() & reg::TRANSPORT_EXITLESS != 0;
-            Rings::new(memory.clone(), calls, vcpus, exitless, Arc::clone(end))
+            let (end, pause) = (Arc::clone(end), Arc::clone(pause));
+            Rings::new(memory.clone(), calls, vcpus, exitless, end, pause)
         });
         self
     }

@@ -32,6 +32,7 @@ use super::looks::{Looked, stop_looking};
 use super::{Args, Calls, Facility, Reply, take};
 use crate::end::End;
 use crate::memory::{Memory, MemoryError};
+use crate::pause::Pause;
 use crate::stats::{Outcome, VcpuCounts};
 
 /// How long the poller looks at a ring in which it finds nothing.
@@ -82,6 +83,7 @@ struct Shared {
     calls: Arc<Calls>,
     exitless: bool,
     end: Arc<End>,
+    pause: Arc<Pause>,
     slots: Box<[Slot]>,
     /// Whether there is something new to look at.
     news: Mutex<bool>,
@@ -110,7 +112,7 @@ struct Drained {
 impl Rings {
     /// Places for `vcpus` rings in `memory`, whose entries `calls` carries out; `exitless`: with a
     /// poller, for guests that ask for it. A call that stops the machine from the poller stops it by
-    /// `end`.
+    /// `end`. The poller stands still during a `pause`.
     #[must_use]
     pub fn new(
         memory: Memory,
@@ -118,12 +120,14 @@ impl Rings {
         vcpus: u8,
         exitless: bool,
         end: Arc<End>,
+        pause: Arc<Pause>,
     ) -> Self {
         let shared = Shared {
             memory,
             calls,
             exitless,
             end,
+            pause,
             slots: (0..vcpus).map(|_| Slot::default()).collect(),
             news: Mutex::new(false),
             wake: Condvar::new(),
@@ -329,10 +333,14 @@ impl Shared {
     /// The poller's thread.
     fn poll(&self) {
         let mut quiet = 0;
+        self.pause.begin(Pause::poller());
         while !self.closing.load(Ordering::Acquire) && !self.end.is_stopping() {
+            self.pause.checkpoint(Pause::poller());
             match self.look() {
                 Look::Nowhere => {
+                    self.pause.rest(Pause::poller());
                     self.sleep();
+                    self.pause.begin(Pause::poller());
                     quiet = 0;
                 }
                 Look::Found => quiet = 0,
@@ -343,6 +351,7 @@ impl Shared {
                 Look::Nothing => std::thread::yield_now(),
             }
         }
+        self.pause.rest(Pause::poller());
     }
 
     /// Sleeps until a ring is promised a look.

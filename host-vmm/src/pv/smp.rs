@@ -90,6 +90,16 @@ impl Processors {
         }
     }
 
+    /// APIC ids of those that are on, or about to be.
+    #[must_use]
+    pub fn on(&self) -> Vec<usize> {
+        let state = self.lock();
+        let all = state.processors.iter().enumerate();
+        all.filter(|(_, processor)| **processor != Processor::Off)
+            .map(|(id, _)| id)
+            .collect()
+    }
+
     /// Processor `id` goes off.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ use crate::kvm::counters::Counters;
 use crate::kvm::cpuid::{GuestCpuid, delegable};
 use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, Memory};
+use crate::pause::Pause;
 use crate::pv::base::Base;
 use crate::pv::clock::Clock;
 use crate::pv::console::RingConsole;
@@ -69,6 +70,7 @@ impl Vm {
 
         let last_words = LastWords::default();
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
+        let pause = Arc::new(Pause::new(config.vcpus));
         let processors = Arc::new(Processors::new(config.vcpus));
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
         let rings = Arc::new(RingConsole::new(
@@ -92,7 +94,7 @@ impl Vm {
             if let Some(awkward) = &awkward {
                 facilities = awkward.wrap(facilities, &rings, &memory, config.vcpus);
             }
-            Paravirt::new(set, facilities).with_rings(&memory, config.vcpus, &end)
+            Paravirt::new(set, facilities).with_rings(&memory, config.vcpus, &end, &pause)
         };
         let machine = Machine {
             vm,
@@ -103,9 +105,10 @@ impl Vm {
             rings: set.has(reg::FACILITY_CONSOLE).then_some(rings),
             processors: set.has(reg::FACILITY_SMP).then_some(processors),
             awkward,
-            kernel: config.kernel.clone(),
+            config,
             wake,
             end,
+            pause,
             started: OnceLock::new(),
             counters: vcpus.iter().filter_map(Counters::open).collect(),
             counts: vcpus.iter().map(|_| Arc::default()).collect(),
@@ -115,7 +118,6 @@ impl Vm {
             machine: Arc::new(machine),
             memory,
             vcpus,
-            config,
             last_words,
             setup_started,
         })

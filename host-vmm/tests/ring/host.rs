@@ -55,7 +55,12 @@ impl Host {
             Box::new(Crash::new(memory.clone(), LastWords::default())),
         ];
         let end = Arc::new(End::new().unwrap());
-        let pv = Paravirt::new(set, list).with_rings(&memory, VCPUS, &end);
+        let pv = Paravirt::new(set, list).with_rings(
+            &memory,
+            VCPUS,
+            &end,
+            &Arc::new(paravane::pause::Pause::new(VCPUS)),
+        );
         Self {
             memory,
             console,

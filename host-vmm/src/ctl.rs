@@ -1,0 +1,296 @@
+//! The control socket: what `paravane ctl` says to a running VMM, and what it answers.
+//!
+//! # How it works
+//!
+//! A Unix socket that only its owner can open. A request is a JSON object on a line, and so is its answer:
+//! `{"ok": …}`, or `{"error": {"code": …, "message": …, "mend": …}}`, whose `code` is one of [`Refusal`]'s names and
+//! stays what it is; the other two are for people. Several requests can follow one another on a connection, and are answered in
+//! their order. [`server`] has the thread that serves them, [`client`] the other side,
+//! [`command`] what people type.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `{"command": "status"}` | [`Status`] |
+//! | `{"command": "stats"}` | what `paravane run --stats json` prints, so far: [`crate::stats::Stats`] |
+//! | `{"command": "metrics"}` | `{"openmetrics": …}`, the same as text for a monitoring system |
+//! | `{"command": "pause"}` | [`Status`], once every vCPU stands still |
+//! | `{"command": "resume"}` | [`Status`] |
+//! | `{"command": "power", "action": "off"}` | [`Status`]; the guest is not asked: the plug is pulled |
+//! | `{"command": "power", "action": "reset"}` | the same, and the machine starts again where `run` was told `--reboot` |
+//! | `{"command": "power", "action": "nmi"}` | [`Status`]; the boot processor gets a non-maskable interrupt |
+//!
+//! # Whom it trusts
+//!
+//! Whoever can open the socket may do all of this. What comes through it is checked all the same, and bounded: see
+//! [`server`].
+
+pub mod client;
+pub mod command;
+mod metrics;
+pub mod server;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::config::Profile;
+use crate::stats::Outcome;
+use crate::vm::Machine;
+
+/// How long vCPUs get to stand still. One that is in a call stands still after it.
+const PAUSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What the machine is and does.
+    Status {},
+    /// Its counters.
+    Stats {},
+    /// Its counters as `OpenMetrics` text.
+    Metrics {},
+    /// Stop all vCPUs.
+    Pause {},
+    /// Let them go on.
+    Resume {},
+    /// Press a button.
+    Power {
+        /// Which.
+        action: Power,
+    },
+}
+
+/// The buttons of the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Power {
+    /// Switch the machine off; the guest is not asked.
+    Off,
+    /// Start the machine again; the guest is not asked.
+    Reset,
+    /// Send the boot processor a non-maskable interrupt, to see whether its kernel still lives.
+    Nmi,
+}
+
+/// Whether the guest runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// It does.
+    Running,
+    /// It stands still until `resume`.
+    Paused,
+    /// It has ended.
+    Ended,
+}
+
+/// What the machine is and does.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Whether the guest runs.
+    pub state: State,
+    /// Profile.
+    pub guest: Profile,
+    /// The VMM's process.
+    pub pid: u32,
+    /// The VMM's version.
+    pub version: &'static str,
+    /// Milliseconds since the first instruction.
+    pub uptime_ms: u64,
+    /// Number of vCPUs.
+    pub cpus: u8,
+    /// APIC ids of those that are on; null where the VMM does not know: without facility smp.
+    pub cpus_on: Option<Vec<usize>>,
+    /// Guest memory, MiB.
+    pub memory_mib: u64,
+}
+
+/// Why a request is not carried out. The names in kebab case are the error objects' codes.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// Not a request.
+    #[error("this is not a request: {reason}")]
+    BadRequest {
+        /// What the parser says.
+        reason: String,
+    },
+    /// A line without an end.
+    #[error("a request has at most {most} bytes; the connection is closed")]
+    TooLong {
+        /// Bytes.
+        most: usize,
+    },
+    /// vCPUs that do not come out of KVM.
+    #[error("{working} thread(s) did not stand still within {} s; the guest goes on", PAUSE_LIMIT.as_secs())]
+    CannotPause {
+        /// How many.
+        working: usize,
+    },
+    /// KVM has not taken it.
+    #[error("KVM refused to {what}")]
+    Kvm {
+        /// What.
+        what: &'static str,
+    },
+}
+
+impl Refusal {
+    /// Its name for programs.
+    #[must_use]
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::BadRequest { .. } => "bad-request",
+            Self::TooLong { .. } => "too-long",
+            Self::CannotPause { .. } => "cannot-pause",
+            Self::Kvm { .. } => "kvm",
+        }
+    }
+
+    /// What to do about it.
+    #[must_use]
+    pub const fn mend(&self) -> &'static str {
+        match self {
+            Self::BadRequest { .. } => {
+                "send one JSON object a line, such as {\"command\":\"status\"}; `paravane ctl --help` lists the commands"
+            }
+            Self::TooLong { .. } => "end each request with a line feed",
+            Self::CannotPause { .. } => {
+                "try again; if it stays so, `power off` ends the machine whatever its vCPUs do"
+            }
+            Self::Kvm { .. } => "look at the host kernel's log",
+        }
+    }
+
+    fn object(&self) -> Value {
+        serde_json::json!({
+            "code": self.code(), "message": self.to_string(), "mend": self.mend(),
+        })
+    }
+}
+
+/// Any answer's line, without its end.
+#[must_use]
+pub fn answer(result: Result<Value, Refusal>) -> String {
+    match result {
+        Ok(value) => serde_json::json!({ "ok": value }),
+        Err(refusal) => serde_json::json!({ "error": refusal.object() }),
+    }
+    .to_string()
+}
+
+/// Answers one line.
+#[must_use]
+pub fn serve_line(machine: &Machine, line: &[u8]) -> String {
+    let request = serde_json::from_slice(line).map_err(|e| Refusal::BadRequest {
+        reason: e.to_string(),
+    });
+    answer(request.and_then(|request| carry_out(machine, request)))
+}
+
+/// A structure of ours as JSON: that does not fail.
+fn json(value: impl Serialize) -> Value {
+    serde_json::to_value(value).unwrap_or_default()
+}
+
+fn carry_out(machine: &Machine, request: Request) -> Result<Value, Refusal> {
+    match request {
+        Request::Status {} => {}
+        Request::Stats {} => return Ok(json(machine.stats())),
+        Request::Metrics {} => {
+            let text = metrics::text(&machine.stats(), &status(machine));
+            return Ok(serde_json::json!({ "openmetrics": text }));
+        }
+        Request::Pause {} => machine
+            .pause()
+            .pause(PAUSE_LIMIT)
+            .map_err(|working| Refusal::CannotPause { working })?,
+        Request::Resume {} => machine.pause().resume(),
+        Request::Power { action: Power::Off } => {
+            let why = "`paravane ctl power off`".to_owned();
+            machine.stop(Outcome::PowerOff, Some(why));
+        }
+        Request::Power {
+            action: Power::Reset,
+        } => {
+            let why = "`paravane ctl power reset`".to_owned();
+            machine.stop(Outcome::Reboot, Some(why));
+        }
+        Request::Power { action: Power::Nmi } => {
+            if !machine.send_nmi() {
+                let what = "send a non-maskable interrupt";
+                return Err(Refusal::Kvm { what });
+            }
+        }
+    }
+    Ok(json(status(machine)))
+}
+
+fn status(machine: &Machine) -> Status {
+    let config = machine.config();
+    Status {
+        state: if machine.is_stopping() {
+            State::Ended
+        } else if machine.pause().is_wanted() {
+            State::Paused
+        } else {
+            State::Running
+        },
+        guest: config.profile,
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_ms: machine.elapsed_ns() / 1_000_000,
+        cpus: config.vcpus,
+        cpus_on: machine.processors().map(|all| all.on()),
+        memory_mib: config.memory_mib,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_are_what_the_table_says() {
+        let parse = |text: &str| serde_json::from_str::<Request>(text);
+        for (text, request) in [
+            (r#"{"command": "status"}"#, Request::Status {}),
+            (r#"{"command": "pause"}"#, Request::Pause {}),
+            (
+                r#"{"command": "power", "action": "off"}"#,
+                Request::Power { action: Power::Off },
+            ),
+        ] {
+            assert_eq!(parse(text).unwrap(), request);
+            let again = serde_json::to_string(&request).unwrap();
+            assert_eq!(parse(&again).unwrap(), request);
+        }
+        for text in [
+            "",
+            "status",
+            "[]",
+            r#"{"command": "stop"}"#,
+            r#"{"command": "status", "verbose": true}"#,
+            r#"{"command": "power"}"#,
+            r#"{"command": "power", "action": "on"}"#,
+        ] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_code_and_mend() {
+        let line = answer(Err(Refusal::CannotPause { working: 2 }));
+        let answer: Value = serde_json::from_str(&line).unwrap();
+        let error = &answer["error"];
+        assert_eq!(error["code"], "cannot-pause");
+        assert!(
+            error["message"]
+                .as_str()
+                .unwrap()
+                .starts_with("2 thread(s)")
+        );
+        assert!(error["mend"].is_string());
+    }
+}

@@ -1,0 +1,124 @@
+//! `paravane ctl`: the control socket by hand.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::client::{Client, ClientError};
+use super::{Power, Request};
+
+/// Options of `paravane ctl`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The socket is made by `paravane run --ctl SOCKET`, and removed when that ends.\n\
+    Programs can talk to it themselves: one JSON object a line, as in\n\
+    \x20   echo '{\"command\":\"status\"}' | socat - UNIX-CONNECT:SOCKET\n\
+    with {\"ok\": …} or {\"error\": {\"code\", \"message\", \"mend\"}} as the answer.\n\
+    Exit status: 0 it was done; 1 it was not, and the message says why."
+)]
+pub struct CtlArgs {
+    /// The control socket of a running VMM.
+    #[arg(value_name = "SOCKET")]
+    socket: PathBuf,
+    /// Print the answer as the VMM gives it, one JSON object.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Subcommand)]
+enum Command {
+    /// Tell what the machine is and does.
+    Status,
+    /// Tell what the run has cost so far: exits, calls, console bytes, milestones.
+    Stats,
+    /// Tell the same as metrics in text form (`OpenMetrics`), for a monitoring system.
+    Metrics,
+    /// Make every vCPU stand still; returns once they do.
+    Pause,
+    /// Let the vCPUs go on.
+    Resume,
+    /// Press a button of the machine.
+    Power {
+        /// Which.
+        #[arg(value_enum)]
+        action: Power,
+    },
+}
+
+/// Why a command has failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CtlError {
+    /// The VMM, or the way to it.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The terminal or file that the answer goes to.
+    #[error("the answer cannot be written: {0}")]
+    Output(#[from] io::Error),
+}
+
+/// Carries out `paravane ctl`.
+///
+/// # Errors
+///
+/// [`CtlError`].
+pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
+    let mut client = Client::connect(&args.socket)?;
+    let answer = client.ask(match args.command {
+        Command::Status => Request::Status {},
+        Command::Stats => Request::Stats {},
+        Command::Metrics => Request::Metrics {},
+        Command::Pause => Request::Pause {},
+        Command::Resume => Request::Resume {},
+        Command::Power { action } => Request::Power { action },
+    })?;
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{answer}")?;
+    } else if let Some(text) = answer["openmetrics"].as_str() {
+        out.write_all(text.as_bytes())?;
+    } else {
+        rows(&mut out, "", &answer)?;
+    }
+    Ok(())
+}
+
+/// A line for each number or word of an answer, nested names one after the other.
+fn rows(out: &mut impl Write, name: &str, value: &Value) -> io::Result<()> {
+    let Value::Object(fields) = value else {
+        let text = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        return writeln!(out, "{name:<32} {text}");
+    };
+    for (field, value) in fields {
+        let name = format!("{name} {field}");
+        rows(out, name.trim_start(), value)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_line_for_each_leaf() {
+        let answer = serde_json::json!({"a": {"b": 1}, "c": "text", "d": [0, 1]});
+        let mut out = Vec::new();
+        rows(&mut out, "", &answer).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines,
+            [vec!["a", "b", "1"], vec!["c", "text"], vec!["d", "[0,1]"]]
+        );
+    }
+}

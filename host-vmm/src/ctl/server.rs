@@ -1,0 +1,211 @@
+//! The VMM's side of the control socket: one thread, which sleeps until somebody speaks.
+//!
+//! # Bounds
+//!
+//! Nobody can make the VMM keep more than [`CONNECTIONS`] times [`REQUEST_MAX`] bytes. Who connects beyond that takes the
+//! place of the connection that has been silent for longest. A request that is longer, and a client that does not read its
+//! answers, lose their connection. Requests are carried out one after the other.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::{Refusal, answer, serve_line};
+use crate::stats::Outcome;
+use crate::vm::Machine;
+
+/// Connections at a time.
+const CONNECTIONS: usize = 8;
+/// Bytes of a request, its line feed included.
+const REQUEST_MAX: usize = 4096;
+
+/// How long nobody is let in after that has failed.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
+
+const STOPPED: u64 = u64::MAX;
+const LISTENER: u64 = u64::MAX - 1;
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Another VMM answers there.
+    #[error("another VMM answers at the control socket `{}`; choose another path (--ctl)", .0.display())]
+    Taken(PathBuf),
+    /// Something else is there.
+    #[error("`{}` is there already and is no socket; choose another path (--ctl)", .0.display())]
+    NoSocket(PathBuf),
+    /// It cannot be made.
+    #[error("the control socket `{}` cannot be made: {reason}; its folder must exist and let you write, and \
+             the path may have at most 107 bytes", path.display())]
+    Bind {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
+}
+
+/// A control socket; dropping it removes it.
+#[derive(Debug)]
+pub struct Server {
+    path: PathBuf,
+    listener: UnixListener,
+}
+
+impl Server {
+    /// Makes the socket at `path`, for its owner only. One that a VMM has left behind when it was killed is replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError`].
+    pub fn bind(path: &Path) -> Result<Self, ServerError> {
+        let fail = |reason| ServerError::Bind {
+            path: path.to_owned(),
+            reason,
+        };
+        if let Ok(there) = path.symlink_metadata() {
+            if !there.file_type().is_socket() {
+                return Err(ServerError::NoSocket(path.to_owned()));
+            }
+            if UnixStream::connect(path).is_ok() {
+                return Err(ServerError::Taken(path.to_owned()));
+            }
+            std::fs::remove_file(path).map_err(fail)?;
+        }
+        // SAFETY: umask takes a number and cannot fail. No other thread makes files yet.
+        let mask = unsafe { libc::umask(0o177) };
+        let bound = UnixListener::bind(path);
+        // SAFETY: as above.
+        unsafe { libc::umask(mask) };
+        let listener = bound.map_err(fail)?;
+        listener.set_nonblocking(true).map_err(fail)?;
+        Ok(Self {
+            path: path.to_owned(),
+            listener,
+        })
+    }
+
+    /// Serves requests until the machine has stopped. Where it cannot, the machine stops.
+    pub fn serve(&self, machine: &Machine) {
+        if let Err(e) = self.try_to_serve(machine) {
+            let why = format!("the control socket cannot be served: {e}");
+            machine.stop(Outcome::Error, Some(why));
+        }
+    }
+
+    fn try_to_serve(&self, machine: &Machine) -> io::Result<()> {
+        let epoll = Epoll::new()?;
+        watch(&epoll, machine.stopped_fd(), STOPPED)?;
+        watch(&epoll, self.listener.as_raw_fd(), LISTENER)?;
+        let mut connections: Vec<Connection> = Vec::new();
+        let mut next = 0;
+        loop {
+            let mut events = [EpollEvent::default(); CONNECTIONS];
+            let count = match epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => 0,
+                Err(e) => return Err(e),
+            };
+            for event in &events[..count] {
+                match event.data() {
+                    STOPPED => return Ok(()),
+                    LISTENER => {
+                        let accepted = self.listener.accept();
+                        let is_full = connections.len() == CONNECTIONS;
+                        if is_full || accepted.is_err() && !connections.is_empty() {
+                            connections.remove(0);
+                        }
+                        let Ok((stream, _)) = accepted else {
+                            // The client has gone again, or there is no descriptor left for it.
+                            std::thread::sleep(ACCEPT_AGAIN);
+                            continue;
+                        };
+                        next += 1;
+                        if stream.set_nonblocking(true).is_ok()
+                            && watch(&epoll, stream.as_raw_fd(), next).is_ok()
+                        {
+                            connections.push(Connection::new(next, stream));
+                        }
+                    }
+                    token => {
+                        // The one that has spoken last stands at the end.
+                        let Some(at) = connections.iter().position(|c| c.token == token) else {
+                            continue;
+                        };
+                        let mut connection = connections.remove(at);
+                        if connection.serve(machine).is_ok() {
+                            connections.push(connection);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Somebody may have removed it already.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+    let event = EpollEvent::new(EventSet::IN, token);
+    epoll.ctl(ControlOperation::Add, fd, event)
+}
+
+/// A client. Closing its descriptor takes it out of the epoll set.
+#[derive(Debug)]
+struct Connection {
+    token: u64,
+    stream: UnixStream,
+    /// The beginning of a request.
+    begun: Vec<u8>,
+}
+
+impl Connection {
+    fn new(token: u64, stream: UnixStream) -> Self {
+        Self {
+            token,
+            stream,
+            begun: Vec::new(),
+        }
+    }
+
+    /// Takes what has come and answers the lines that are whole. An error ends the connection.
+    fn serve(&mut self, machine: &Machine) -> io::Result<()> {
+        let mut buffer = [0; REQUEST_MAX];
+        let count = match self.stream.read(&mut buffer) {
+            Ok(count) => count,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        self.begun.extend_from_slice(&buffer[..count]);
+        while let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.begun.drain(..=end).collect();
+            self.put(&serve_line(machine, &line))?;
+        }
+        if self.begun.len() >= REQUEST_MAX {
+            let _ = self.put(&answer(Err(Refusal::TooLong { most: REQUEST_MAX })));
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        if count == 0 {
+            if !self.begun.is_empty() {
+                self.put(&serve_line(machine, &self.begun))?;
+            }
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(())
+    }
+
+    /// Writes an answer; a client that has left too many of them unread is none any more.
+    fn put(&self, answer: &str) -> io::Result<()> {
+        (&self.stream).write_all(format!("{answer}\n").as_bytes())
+    }
+}

@@ -1,0 +1,302 @@
+//! The control socket of a running VMM, with clients that mean well and others. The guest counts in memory, for ever.
+//!
+//! Where there is no KVM, each test that needs one prints `skipped: reason`.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use paravane::config::{Config, Entry, FacilitySet, Profile};
+use paravane::console::Console;
+use paravane::ctl::client::{Client, ClientError};
+use paravane::ctl::server::{Server, ServerError};
+use paravane::ctl::{Power, Request};
+use paravane::doctor::image;
+use paravane::memory::Memory;
+use paravane::stats::{Outcome, Stats};
+use paravane::vm::{RunOptions, Vm};
+use serde_json::Value;
+use vmm_sys_util::tempfile::TempFile;
+
+const COUNTER: u64 = 0x80_0000;
+/// `inc dword [COUNTER]; jmp` to it.
+const COUNTS: [u8; 9] = [0xff, 0x04, 0x25, 0x00, 0x00, 0x80, 0x00, 0xeb, 0xf7];
+
+/// Where the guest's first instruction is.
+fn entry() -> u64 {
+    u64::from_le_bytes(image::ELF[24..32].try_into().unwrap())
+}
+
+/// A path that nobody else uses.
+fn fresh_path() -> PathBuf {
+    let mut file = TempFile::new().unwrap();
+    let path = file.as_path().to_owned();
+    file.remove().unwrap();
+    path
+}
+
+/// A guest that runs.
+struct Running {
+    path: PathBuf,
+    memory: Memory,
+    thread: JoinHandle<Stats>,
+}
+
+/// Starts the guest; `None` where there is no KVM.
+fn start() -> Option<Running> {
+    if let Err(error) = paravane::kvm::open() {
+        println!("skipped: {error}");
+        return None;
+    }
+    let file = TempFile::new().unwrap();
+    file.as_file().write_all(image::ELF).unwrap();
+    let config = Config {
+        profile: Profile::Para,
+        kernel: file.as_path().to_owned(),
+        initrd: None,
+        cmdline: String::new(),
+        memory_mib: 32,
+        prealloc: false,
+        vcpus: 2,
+        facilities: FacilitySet::default(),
+        entry: Entry::Linux64,
+        watchdog: Some(Duration::from_secs(120)),
+        awkward: None,
+    };
+    let mut vm = Vm::new(config, Console::memory().unwrap(), Instant::now()).unwrap();
+    let memory = vm.memory().clone();
+    vm.boot().unwrap();
+    memory.write(entry(), &COUNTS).unwrap();
+    let path = fresh_path();
+    let server = Arc::new(Server::bind(&path).unwrap());
+    let options = RunOptions {
+        ctl: Some(server),
+        host: "kvm".to_owned(),
+        ..RunOptions::default()
+    };
+    let thread = std::thread::spawn(move || vm.run(options).unwrap());
+    Some(Running {
+        path,
+        memory,
+        thread,
+    })
+}
+
+impl Running {
+    fn client(&self) -> Client {
+        Client::connect(&self.path).unwrap()
+    }
+
+    fn counter(&self) -> u32 {
+        self.memory.read_obj(COUNTER).unwrap()
+    }
+
+    /// Waits until the guest has counted on.
+    fn counts(&self) {
+        let before = self.counter();
+        while self.counter() == before {
+            assert!(!self.thread.is_finished(), "the guest has ended");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Switches the guest off by the socket.
+    fn off(self) -> Stats {
+        let request = Request::Power { action: Power::Off };
+        let status = self.client().ask(request).unwrap();
+        assert_eq!(status["state"], "ended");
+        self.thread.join().unwrap()
+    }
+}
+
+/// A connection without manners.
+fn raw(path: &Path) -> BufReader<UnixStream> {
+    let stream = UnixStream::connect(path).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    BufReader::new(stream)
+}
+
+fn line(stream: &mut BufReader<UnixStream>) -> Value {
+    let mut line = String::new();
+    stream.read_line(&mut line).unwrap();
+    serde_json::from_str(&line).unwrap_or_else(|e| panic!("`{line}` is no JSON: {e}"))
+}
+
+#[test]
+fn a_paused_guest_stands_still_and_goes_on() {
+    let Some(guest) = start() else { return };
+    let mut client = guest.client();
+    let mut ask = |request| client.ask(request).unwrap();
+    for _ in 0..20 {
+        guest.counts();
+        assert_eq!(ask(Request::Pause {})["state"], "paused");
+        let stood = guest.counter();
+        // A second one changes nothing.
+        assert_eq!(ask(Request::Pause {})["state"], "paused");
+        assert_eq!(ask(Request::Status {})["state"], "paused");
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(guest.counter(), stood);
+        assert_eq!(ask(Request::Resume {})["state"], "running");
+    }
+    guest.counts();
+    let status = ask(Request::Status {});
+    assert_eq!(status["guest"], "para");
+    assert_eq!(status["cpus"], 2);
+    assert_eq!(status["cpus_on"], serde_json::json!([0]));
+    assert_eq!(status["memory_mib"], 32);
+    assert_eq!(guest.off().outcome, Outcome::PowerOff);
+}
+
+#[test]
+fn a_paused_guest_can_be_switched_off() {
+    let Some(guest) = start() else { return };
+    guest.counts();
+    guest.client().ask(Request::Pause {}).unwrap();
+    let path = guest.path.clone();
+    assert_eq!(guest.off().outcome, Outcome::PowerOff);
+    assert!(!path.exists(), "the socket is left behind");
+}
+
+#[test]
+fn a_reset_ends_the_run_as_a_restart() {
+    let Some(guest) = start() else { return };
+    let request = Request::Power {
+        action: Power::Reset,
+    };
+    guest.client().ask(request).unwrap();
+    assert_eq!(guest.thread.join().unwrap().outcome, Outcome::Reboot);
+}
+
+#[test]
+fn statistics_and_metrics_tell_the_same() {
+    let Some(guest) = start() else { return };
+    guest.counts();
+    let mut client = guest.client();
+    client.ask(Request::Pause {}).unwrap();
+    let stats = client.ask(Request::Stats {}).unwrap();
+    assert_eq!(stats["outcome"], "running");
+    assert!(stats["user_exits"]["interrupted"].as_u64() > Some(0));
+    let metrics = client.ask(Request::Metrics {}).unwrap();
+    let text = metrics["openmetrics"].as_str().unwrap();
+    let sample = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("no {name} in\n{text}"))
+            .trim()
+            .to_owned()
+    };
+    assert_eq!(
+        sample("paravane_user_exits_total{reason=\"interrupted\"}"),
+        stats["user_exits"]["interrupted"].to_string()
+    );
+    assert_eq!(sample("paravane_paused "), "1");
+    assert_eq!(sample("paravane_vcpus_on "), "1");
+    assert!(text.ends_with("# EOF\n"));
+    // A family's samples follow its type.
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(['{', ' ']).next().unwrap();
+        let family = name.trim_end_matches("_total").trim_end_matches("_info");
+        assert!(text.contains(&format!("# TYPE {family} ")), "{line}");
+    }
+    guest.off();
+}
+
+#[test]
+fn hostile_clients_harm_nobody() {
+    let Some(guest) = start() else { return };
+    let errors = [
+        &b"\n"[..],
+        b"status\n",
+        b"{\"command\":\"status\"\n",
+        b"{\"command\":\"power\",\"action\":\"melt\"}\n",
+        b"\xff\xfe\x00\n",
+        b"[[[[[[[[[[[[[[[[\n",
+    ];
+    // Errors leave the connection as it is.
+    let mut stream = raw(&guest.path);
+    for bytes in errors {
+        stream.get_mut().write_all(bytes).unwrap();
+        let answer = line(&mut stream);
+        assert_eq!(answer["error"]["code"], "bad-request", "{bytes:?}");
+        assert!(answer["error"]["mend"].is_string());
+    }
+    stream
+        .get_mut()
+        .write_all(b"{\"command\":\"status\"}\n{\"command\":\"status\"}\n")
+        .unwrap();
+    for _ in 0..2 {
+        assert_eq!(line(&mut stream)["ok"]["state"], "running");
+    }
+
+    // A line without an end.
+    let mut long = raw(&guest.path);
+    long.get_mut().write_all(&[b'x'; 5000]).unwrap();
+    assert_eq!(line(&mut long)["error"]["code"], "too-long");
+    let mut rest = Vec::new();
+    // Closed, with what had not been read thrown away.
+    let _ = long.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+
+    // The end of the stream ends a request as well.
+    let mut short = raw(&guest.path);
+    short
+        .get_mut()
+        .write_all(b"{\"command\":\"status\"}")
+        .unwrap();
+    short.get_mut().shutdown(Shutdown::Write).unwrap();
+    assert_eq!(line(&mut short)["ok"]["state"], "running");
+
+    // Half a request each, and more of them than there is room for.
+    let held: Vec<_> = (0..50)
+        .map(|_| {
+            let mut stream = raw(&guest.path);
+            let _ = stream.get_mut().write_all(b"{\"command\":");
+            stream
+        })
+        .collect();
+    assert_eq!(
+        guest.client().ask(Request::Status {}).unwrap()["state"],
+        "running"
+    );
+    drop(held);
+
+    // One that asks and asks and never reads.
+    let mut deaf = raw(&guest.path);
+    let question = b"{\"command\":\"metrics\"}\n".repeat(100);
+    while deaf.get_mut().write_all(&question).is_ok() {}
+    assert_eq!(
+        guest.client().ask(Request::Status {}).unwrap()["state"],
+        "running"
+    );
+    assert_eq!(guest.off().outcome, Outcome::PowerOff);
+}
+
+#[test]
+fn the_socket_is_its_owners_alone_and_takes_nobodys_place() {
+    let path = fresh_path();
+    {
+        let _server = Server::bind(&path).unwrap();
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        assert!(matches!(Server::bind(&path), Err(ServerError::Taken(_))));
+    }
+    assert!(!path.exists());
+    // One whose process has been killed.
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(path.exists());
+    drop(Server::bind(&path).unwrap());
+
+    let file = TempFile::new().unwrap();
+    let bound = Server::bind(file.as_path());
+    assert!(matches!(bound, Err(ServerError::NoSocket(_))), "{bound:?}");
+    let nowhere = Server::bind(Path::new("/nonexistent/socket"));
+    assert!(matches!(nowhere, Err(ServerError::Bind { .. })));
+    let unheard = Client::connect(&path);
+    assert!(matches!(unheard, Err(ClientError::Connect { .. })));
+}
