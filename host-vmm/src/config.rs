@@ -51,14 +51,14 @@ impl fmt::Display for Profile {
 /// The facilities that a para guest finds, and whether its submission rings can be exitless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FacilitySet {
-    /// A bit each, as in the ABI's facility word.
-    word: u64,
+    /// A bit each, at its [`slot`].
+    bits: u128,
     /// Transport T2; only with facility `ring`.
     exitless: bool,
 }
 
 /// Name and id of each facility that this VMM implements.
-pub const FACILITIES: [(&str, u32); 11] = [
+pub const FACILITIES: &[(&str, u32)] = &[
     ("base", reg::FACILITY_BASE),
     ("console", reg::FACILITY_CONSOLE),
     ("clock", reg::FACILITY_CLOCK),
@@ -72,13 +72,35 @@ pub const FACILITIES: [(&str, u32); 11] = [
     ("ring", reg::FACILITY_RING),
 ];
 
+/// Experiments that there is room for.
+const EXPERIMENTS_MAX: u32 = 64;
+
+/// Where this VMM keeps facility `id`: those of the facility word by their bit, experiments, which have none, behind them.
+#[must_use]
+pub const fn slot(id: u32) -> Option<usize> {
+    const FIRST: u32 = reg::FACILITY_EXPERIMENTAL_FIRST;
+    match id {
+        0..64 => Some(id as usize),
+        FIRST.. if id - FIRST < EXPERIMENTS_MAX => Some(64 + (id - FIRST) as usize),
+        _ => None,
+    }
+}
+
+/// The bit of facility `id` in a [`FacilitySet`]; none where it cannot be.
+const fn bit(id: u32) -> u128 {
+    match slot(id) {
+        Some(slot) => 1 << slot,
+        None => 0,
+    }
+}
+
 /// The name of the transport that comes on top of facility `ring`.
 pub const EXITLESS: &str = "exitless";
 
 impl Default for FacilitySet {
     fn default() -> Self {
         Self {
-            word: FACILITIES.iter().fold(0, |word, (_, id)| word | 1 << id),
+            bits: FACILITIES.iter().fold(0, |bits, (_, id)| bits | bit(*id)),
             exitless: true,
         }
     }
@@ -87,26 +109,30 @@ impl Default for FacilitySet {
 impl FacilitySet {
     /// No facility, as for guests that are not para.
     pub const NONE: Self = Self {
-        word: 0,
+        bits: 0,
         exitless: false,
     };
 
-    /// The facility word of the ABI.
+    /// The facility word of the ABI: experiments are not in it.
     #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lower half is the facility word"
+    )]
     pub const fn word(self) -> u64 {
-        self.word
+        self.bits as u64
     }
 
     /// Whether facility `id` is on.
     #[must_use]
     pub const fn has(self, id: u32) -> bool {
-        id < 64 && self.word & (1 << id) != 0
+        self.bits & bit(id) != 0
     }
 
     /// The same without facility `id`.
     #[must_use]
     pub const fn without(mut self, id: u32) -> Self {
-        self.word &= !(1 << id);
+        self.bits &= !bit(id);
         self.exitless &= id != reg::FACILITY_RING;
         self
     }
@@ -133,13 +159,13 @@ impl FacilitySet {
             .map(str::trim)
             .filter(|w| !w.is_empty())
             .collect();
-        let base = 1 << reg::FACILITY_BASE;
+        let base = bit(reg::FACILITY_BASE);
         let only_removals = words.iter().all(|w| w.starts_with('-'));
         let mut set = if only_removals {
             Self::default()
         } else {
             Self {
-                word: base,
+                bits: base,
                 exitless: false,
             }
         };
@@ -149,25 +175,27 @@ impl FacilitySet {
             if name == EXITLESS {
                 set.exitless = !removed;
                 if !removed {
-                    set.word |= 1 << reg::FACILITY_RING;
+                    set.bits |= bit(reg::FACILITY_RING);
                 }
                 continue;
             }
-            let bit = FACILITIES
+            let known = FACILITIES.iter().map(|(name, _)| *name);
+            let known: Vec<&str> = known.chain([EXITLESS]).collect();
+            let facility = FACILITIES
                 .iter()
                 .find(|(known, _)| *known == name)
-                .map(|(_, id)| 1 << id)
+                .map(|(_, id)| bit(*id))
                 .ok_or_else(|| ConfigError::UnknownFacility {
                     name: name.to_owned(),
-                    known: format!("{}, {EXITLESS}", FACILITIES.map(|(n, _)| n).join(", ")),
+                    known: known.join(", "),
                 })?;
             if removed {
-                if bit == base {
+                if facility == base {
                     return Err(ConfigError::MandatoryFacility);
                 }
-                set.word &= !bit;
+                set.bits &= !facility;
             } else {
-                set.word |= bit;
+                set.bits |= facility;
             }
         }
         set.exitless &= set.has(reg::FACILITY_RING);
@@ -340,6 +368,22 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn experiments_have_a_place_and_no_bit_in_the_facility_word() {
+        let first = reg::FACILITY_EXPERIMENTAL_FIRST;
+        for id in [first, first + 63] {
+            let set = FacilitySet {
+                bits: bit(id),
+                exitless: false,
+            };
+            assert!(set.has(id) && !set.without(id).has(id));
+            assert_eq!(set.word(), 0);
+        }
+        for id in [64, first - 1, first + 64, reg::FACILITY_VENDOR_FIRST] {
+            assert_eq!((slot(id), bit(id)), (None, 0), "{id:#x}");
+        }
+    }
 
     #[test]
     fn pv_list_adds_or_removes() {

@@ -16,7 +16,7 @@ pub(super) fn pv_base_2_facilities() -> Verdict {
     let call = [Call::new(CALL_BASE_FACILITIES, &[])];
     let bits = |ids: &[u32]| ids.iter().fold(0, |word, id| word | 1u64 << id);
     for (facilities, word) in [
-        ("", offered("")?),
+        ("", offered("")?.word()),
         ("console", bits(&[FACILITY_BASE, FACILITY_CONSOLE])),
         ("clock", bits(&[FACILITY_BASE, FACILITY_CLOCK])),
     ] {

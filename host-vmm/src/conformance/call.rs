@@ -91,7 +91,7 @@ pub(super) fn pv_call_3_unused_arguments_are_zero() -> Verdict {
         _ => 2,
     };
     let mut calls = Vec::new();
-    for id in CALLS {
+    for &id in CALLS {
         for unused in uses(id)..6 {
             let mut args = [0; 6];
             args[unused] = 1 << (7 * unused + unused);
@@ -116,7 +116,7 @@ pub(super) fn pv_call_4_unknown_calls_are_not_supported() -> Verdict {
         CALL_RING_SUBMIT + 1,
         FACILITY_TIMER << 16,
         FACILITY_MMU << 16,
-        FACILITY_EXPERIMENTAL_FIRST << 16,
+        (FACILITY_VENDOR_FIRST - 1) << 16,
         FACILITY_VENDOR_FIRST << 16 | 3,
         // A facility number that is one modulo 64.
         (FACILITY_BASE + 64) << 16,

@@ -82,7 +82,7 @@ pub(super) fn pv_disc_3_features() -> Verdict {
     let found = leaves(&[base + CPUID_LEAF_FEATURES])?;
     let [version, low, high, transports] = found[0];
     check_eq!(version, ABI_VERSION);
-    check_eq!(u64::from(low) | u64::from(high) << 32, offered("")?);
+    check_eq!(u64::from(low) | u64::from(high) << 32, offered("")?.word());
     check!(
         transports & TRANSPORT_DOORBELL != 0,
         "transports are {transports:#x}"

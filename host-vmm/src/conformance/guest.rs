@@ -197,14 +197,14 @@ impl Ran {
     }
 }
 
-/// The facility word of a para guest with `facilities` (`--pv`) on this host.
+/// The facilities of a para guest with `facilities` (`--pv`) on this host.
 ///
 /// # Errors
 ///
 /// [`Failure::Machine`].
-pub(super) fn offered(facilities: &str) -> Result<u64, Failure> {
+pub(super) fn offered(facilities: &str) -> Result<FacilitySet, Failure> {
     let set = FacilitySet::parse(facilities)?;
-    Ok(delegable(&crate::kvm::open()?, set)?.word())
+    Ok(delegable(&crate::kvm::open()?, set)?)
 }
 
 /// Makes `calls` in a para guest with everything and gives their results; the guest must then

@@ -67,7 +67,7 @@ impl Hostile {
                 let (facility, function) = (self.0.next_u32() % 20, self.0.next_u32() % 8);
                 facility << 16 | function
             }
-            _ => self.0.pick(&CALLS).0,
+            _ => self.0.pick(CALLS).0,
         }
     }
 

@@ -460,7 +460,7 @@ pub(super) fn pv_ring_22_other_rings_are_not_looked_at() -> Verdict {
 fn word(random: &mut Random) -> u32 {
     let any = random.next_u32();
     let small = any % 20;
-    let call = random.pick(&CALLS).0;
+    let call = random.pick(CALLS).0;
     // The check wants to see the end.
     if random.one_in(3) && call != CALL_BASE_POWER {
         return call;

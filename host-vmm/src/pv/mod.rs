@@ -24,7 +24,7 @@ use paravane_abi::call::{CallId, CallResult, MAX_ARGS, Status};
 use paravane_abi::registry as reg;
 
 use self::ring::Rings;
-use crate::config::FacilitySet;
+use crate::config::{FacilitySet, slot};
 use crate::end::End;
 use crate::memory::{Memory, MemoryError, PV_AREA};
 use crate::pause::Pause;
@@ -98,7 +98,7 @@ fn take<const N: usize>(args: &Args) -> Result<[u64; N], Status> {
 /// The calls of one guest, by facility. The rings, which carry out such calls, are not among them.
 #[derive(Debug, Default)]
 pub struct Calls {
-    /// A facility's id is its index.
+    /// A facility's [`slot`] is its index.
     facilities: Vec<Option<Box<dyn Facility>>>,
 }
 
@@ -106,7 +106,7 @@ impl Calls {
     fn new(facilities: impl IntoIterator<Item = Box<dyn Facility>>) -> Self {
         let mut calls = Self::default();
         for facility in facilities {
-            let Ok(index) = usize::try_from(facility.id()) else {
+            let Some(index) = slot(facility.id()) else {
                 continue;
             };
             if calls.facilities.len() <= index {
@@ -118,7 +118,7 @@ impl Calls {
     }
 
     fn find(&self, id: CallId) -> Option<&dyn Facility> {
-        let index = usize::try_from(id.facility()).ok()?;
+        let index = slot(id.facility())?;
         self.facilities.get(index)?.as_deref()
     }
 

@@ -86,7 +86,7 @@ impl core::fmt::Debug for CallId {
 }
 
 /// All calls of this version, for probing and for tests.
-pub const CALLS: [CallId; 16] = [
+pub const CALLS: &[CallId] = &[
     CallId(CALL_BASE_VERSION),
     CallId(CALL_BASE_FACILITIES),
     CallId(CALL_BASE_PROBE),
