@@ -1,23 +1,32 @@
-//! The arms of a comparison: which guest, with which facilities.
+//! The arms of a comparison: which guest, with which facilities, on which VMM.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// One side of a comparison, written `full`, `kvm-pv`, `para`, or `para-console` for para without its console.
+use crate::peer::{self, Peer};
+
+/// One side of a comparison, written `full`, `kvm-pv`, `para`, `para-console` for para without its console,
+/// `para+console` for para with nothing else, or by the name of a [peer](crate::peer).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arm {
     /// How the arm is called in results.
     pub name: String,
-    /// The profile that `paravane run --guest` takes.
+    /// The profile that `paravane run --guest` takes; of a peer, the nearest one.
     pub guest: &'static str,
-    /// The facilities that are switched off.
-    pub without: Vec<String>,
+    /// The facilities as `paravane run --pv` takes them.
+    pub facilities: String,
+    /// How many percent more rounds it makes of each job than it says: a slowdown planted to try the instrument.
+    pub handicap: u32,
+    /// The other VMM, if it is not ours.
+    pub peer: Option<&'static Peer>,
 }
 
 /// A word that is not an arm.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "there is no arm `{0}`; arms are full, kvm-pv, para, and para-FACILITY for para without that facility"
+    "there is no arm `{0}`; arms are full, kvm-pv, para, para-FACILITY for para without that facility, para+FACILITY for \
+     para with that one only, and the peers {peers}; ARM~5 does five percent more than it says",
+    peers = peer::names().collect::<Vec<_>>().join(", ")
 )]
 pub struct ArmError(String);
 
@@ -25,25 +34,44 @@ impl FromStr for Arm {
     type Err = ArmError;
 
     fn from_str(name: &str) -> Result<Self, ArmError> {
-        let (guest, without) = match name.split_once('-') {
-            None if name == "full" => ("full", ""),
-            None if name == "para" => ("para", ""),
-            Some(("kvm", "pv")) => ("kvm-pv", ""),
-            Some(("para", without)) if without.split('-').all(|word| !word.is_empty()) => {
-                ("para", without)
-            }
-            _ => return Err(ArmError(name.to_owned())),
+        let wrong = || ArmError(name.to_owned());
+        let (plain, handicap) = match name.split_once('~') {
+            Some((plain, percent)) => (plain, percent.parse().map_err(|_| wrong())?),
+            None => (name, 0),
         };
-        let without = without
-            .split('-')
-            .filter(|word| !word.is_empty())
-            .map(str::to_owned)
-            .collect();
-        Ok(Self {
+        let arm = |guest, facilities, peer| Self {
             name: name.to_owned(),
             guest,
-            without,
-        })
+            facilities,
+            handicap,
+            peer,
+        };
+        if let Some(peer) = peer::find(plain) {
+            let guest = if peer.hypervisor.is_some() {
+                "kvm-pv"
+            } else {
+                "full"
+            };
+            return Ok(arm(guest, String::new(), Some(peer)));
+        }
+        let (guest, rest) = ["full", "kvm-pv", "para"]
+            .into_iter()
+            .find_map(|guest| Some((guest, plain.strip_prefix(guest)?)))
+            .ok_or_else(wrong)?;
+        if rest.is_empty() {
+            return Ok(arm(guest, String::new(), None));
+        }
+        let (sign, words) = rest.split_at_checked(1).ok_or_else(wrong)?;
+        let words: Vec<&str> = words.split(sign).collect();
+        if guest != "para" || !["-", "+"].contains(&sign) || words.iter().any(|w| w.is_empty()) {
+            return Err(wrong());
+        }
+        let word = |word: &&str| match sign {
+            "-" => format!("-{word}"),
+            _ => (*word).to_owned(),
+        };
+        let facilities: Vec<String> = words.iter().map(word).collect();
+        Ok(arm(guest, facilities.join(","), None))
     }
 }
 
@@ -57,20 +85,18 @@ impl Arm {
     /// Whether the arm runs the patched kernel.
     #[must_use]
     pub fn is_para(&self) -> bool {
-        self.guest == "para"
+        match self.peer {
+            Some(peer) => peer.kernel == "para",
+            None => self.guest == "para",
+        }
     }
 
     /// What `paravane run` takes for the arm, beside the kernel.
     #[must_use]
     pub fn run_arguments(&self) -> Vec<String> {
         let mut arguments = vec![format!("--guest={}", self.guest)];
-        if !self.without.is_empty() {
-            let list: Vec<String> = self
-                .without
-                .iter()
-                .map(|facility| format!("-{facility}"))
-                .collect();
-            arguments.push(format!("--pv={}", list.join(",")));
+        if !self.facilities.is_empty() {
+            arguments.push(format!("--pv={}", self.facilities));
         }
         arguments
     }
@@ -93,25 +119,49 @@ pub fn name_twins(arms: &mut [Arm]) {
     }
 }
 
+/// The arm that `name` is the twin of, if it is one.
+#[must_use]
+pub fn twin_of(name: &str) -> Option<&str> {
+    name.split_once('#').map(|(plain, _)| plain)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn arms_are_guests_with_facilities_switched_off() {
+    fn arms_are_guests_with_facilities_switched_off_or_on() {
         let arm: Arm = "para-console-clock".parse().unwrap();
         assert_eq!(
             arm.run_arguments(),
             ["--guest=para", "--pv=-console,-clock"]
         );
         assert!(arm.is_para());
+        let arm: Arm = "para+console+clock".parse().unwrap();
+        assert_eq!(arm.run_arguments(), ["--guest=para", "--pv=console,clock"]);
         assert_eq!(
             "kvm-pv".parse::<Arm>().unwrap().run_arguments(),
             ["--guest=kvm-pv"]
         );
-        for wrong in ["", "xen", "para-", "full-console", "kvm"] {
+        for wrong in [
+            "",
+            "xen",
+            "para-",
+            "para--",
+            "full-console",
+            "kvm",
+            "full~x",
+        ] {
             assert!(wrong.parse::<Arm>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn peers_and_handicaps_are_arms() {
+        let arm: Arm = "qemu-q35".parse().unwrap();
+        assert!(arm.peer.is_some() && !arm.is_para());
+        let arm: Arm = "para-console~5".parse().unwrap();
+        assert_eq!((arm.handicap, arm.facilities.as_str()), (5, "-console"));
     }
 
     #[test]
@@ -122,5 +172,7 @@ mod tests {
         name_twins(&mut arms);
         let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
         assert_eq!(names, ["full", "full#2", "para", "full#3"]);
+        assert_eq!(twin_of("full#2"), Some("full"));
+        assert_eq!(twin_of("full"), None);
     }
 }

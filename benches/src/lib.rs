@@ -13,17 +13,31 @@
 //!
 //! # Where to read
 //!
-//! [`mod@boot`] is the whole course of a benchmark; [`launch`] is one sample of it.
+//! [`session`](mod@session) is the whole course of a benchmark; [`launch`] is one sample of it; [`job`] and [`peer`] are
+//! the data files.
 
+pub mod all;
 pub mod arm;
 pub mod boot;
 mod collect;
+pub mod experiment;
+pub mod host;
+pub mod job;
 pub mod launch;
 pub mod machine;
+pub mod metrics;
+pub mod peer;
 pub mod plan;
+pub mod report;
 mod run;
 pub mod sample;
+pub mod session;
 pub mod statistics;
 pub mod table;
+pub mod trace;
 
-pub use boot::{BootArgs, boot};
+pub use all::{AllArgs, all};
+pub use boot::{BootArgs, SuiteArgs, boot, run_suite};
+pub use report::{ReportArgs, report};
+pub use session::{CommonArgs, InsideArgs, inside};
+pub use trace::{TraceArgs, trace};

@@ -1,12 +1,14 @@
-//! The record of the machine on which a result was taken: what a reader needs to judge the numbers.
+//! The record of the machine on which a result was taken: what a reader needs to judge the numbers, and what two
+//! results must have in common to be compared.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
-use crate::sample::SUITE;
+use crate::launch::Launcher;
 use crate::table::ExitCosts;
 
 /// The first value of `key` in a file of `key : value` lines.
@@ -24,11 +26,18 @@ fn content(file: &str) -> Option<String> {
         .map(|text| text.trim().to_owned())
 }
 
-/// Describes this machine. `host` is its class; `kernels` are the guests' kernels, whose manifests are taken over.
+fn hash(path: &Path) -> Option<String> {
+    let digits = Sha256::digest(fs::read(path).ok()?);
+    Some(digits.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Describes this machine and what runs on it. `host` is its class.
 #[must_use]
-pub fn record(host: &str, seed: u64, kernels: &[&Path]) -> Value {
+pub fn record(host: &str, launcher: &Launcher) -> Value {
+    let kernels = [&launcher.kernel_full, &launcher.kernel_para];
     let manifests: Vec<Value> = kernels
-        .iter()
+        .into_iter()
+        .filter(|kernel| kernel.exists())
         .map(|kernel| {
             let manifest = kernel.parent().map(|folder| folder.join("manifest.json"));
             let manifest = manifest.and_then(|path| fs::read(path).ok());
@@ -41,10 +50,8 @@ pub fn record(host: &str, seed: u64, kernels: &[&Path]) -> Value {
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |elapsed| elapsed.as_secs());
     json!({
-        "suite": SUITE,
         "record": "machine",
         "host": host,
-        "seed": seed,
         "unix_time": seconds,
         "cpu": field("/proc/cpuinfo", "model name"),
         "microcode": field("/proc/cpuinfo", "microcode"),
@@ -54,8 +61,70 @@ pub fn record(host: &str, seed: u64, kernels: &[&Path]) -> Value {
         "clocksource": content("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         "governor": content("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "paravane": env!("CARGO_PKG_VERSION"),
+        "program": hash(&launcher.program),
+        "initramfs": hash(&launcher.initrd),
         "guest_kernels": manifests,
     })
+}
+
+/// Fields of the record that may differ between two parts of one result.
+const INCIDENTAL: [&str; 2] = ["record", "unix_time"];
+
+/// In what two records differ, as far as it matters: `field: this, that`.
+#[must_use]
+pub fn differences(this: &Value, that: &Value) -> Vec<String> {
+    let (Value::Object(this), Value::Object(that)) = (this, that) else {
+        return vec!["one of them has no record of its machine".to_owned()];
+    };
+    let names = this
+        .keys()
+        .chain(that.keys().filter(|key| !this.contains_key(*key)));
+    let brief = |value: Option<&Value>| match value {
+        None | Some(Value::Null) => "nothing".to_owned(),
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string().chars().take(60).collect(),
+    };
+    names
+        .filter(|name| !INCIDENTAL.contains(&name.as_str()))
+        .filter(|name| this.get(*name) != that.get(*name))
+        .map(|name| {
+            format!(
+                "{name}: {}, {}",
+                brief(this.get(name)),
+                brief(that.get(name))
+            )
+        })
+        .collect()
+}
+
+/// In what the kernels of one record differ beyond the patches and the arm's own part of the configuration: nothing
+/// else may be under test.
+#[must_use]
+pub fn unequal_kernels(record: &Value) -> Vec<String> {
+    let kernels = record.get("guest_kernels").and_then(Value::as_array);
+    let manifests: Vec<&Value> = kernels
+        .into_iter()
+        .flatten()
+        .filter_map(|kernel| kernel.get("manifest"))
+        .filter(|manifest| !manifest.is_null())
+        .collect();
+    let Some((first, others)) = manifests.split_first() else {
+        return Vec::new();
+    };
+    let mut differences = Vec::new();
+    for other in others {
+        for (what, pointer) in [
+            ("source", "/source"),
+            ("toolchain", "/toolchain"),
+            ("base.config", "/config/base.config"),
+        ] {
+            let (this, that) = (first.pointer(pointer), other.pointer(pointer));
+            if this != that {
+                differences.push(what.to_owned());
+            }
+        }
+    }
+    differences
 }
 
 /// What `paravane doctor` says that crossings cost on this host, as a line of the result; `None` if it cannot.
@@ -68,11 +137,12 @@ pub(crate) fn crossings(program: &Path, host: &str) -> Option<Value> {
         .ok()?;
     let report: Value = serde_json::from_slice(&output.stdout).ok()?;
     let crossings = report.get("crossings")?;
-    Some(json!({ "suite": SUITE, "record": "crossings", "host": host, "crossings": crossings }))
+    Some(json!({ "record": "crossings", "host": host, "crossings": crossings }))
 }
 
 /// The costs of exits by such a line: an OUT to the VMM, and a CPUID, which KVM answers itself.
-pub(crate) fn exit_costs(line: &str) -> Option<ExitCosts> {
+#[must_use]
+pub fn exit_costs(line: &str) -> Option<ExitCosts> {
     let line: Value = serde_json::from_str(line).ok()?;
     let median = |name: &str| {
         line.pointer(&format!("/crossings/{name}/median_ns"))?
@@ -105,5 +175,35 @@ mod tests {
         ] {
             assert_eq!(exit_costs(without), None);
         }
+    }
+
+    #[test]
+    fn machines_differ_in_anything_but_the_time() {
+        let this = json!({ "unix_time": 1, "cpu": "x", "microcode": "1" });
+        let later = json!({ "unix_time": 2, "cpu": "x", "microcode": "1" });
+        assert!(differences(&this, &later).is_empty());
+        let other = json!({ "unix_time": 1, "cpu": "x", "microcode": "2", "program": "aa" });
+        assert_eq!(
+            differences(&this, &other),
+            ["microcode: 1, 2", "program: nothing, aa"]
+        );
+    }
+
+    #[test]
+    fn kernels_may_differ_in_their_patches_only() {
+        let kernel = |source: &str, base: &str, overlay: &str| {
+            json!({ "manifest": { "source": { "sha256": source }, "toolchain": { "clang": "19" },
+                "config": { "base.config": base }, "overlay": { "0001.patch": overlay } } })
+        };
+        let of = |kernels: [Value; 2]| unequal_kernels(&json!({ "guest_kernels": kernels }));
+        assert!(of([kernel("s", "b", ""), kernel("s", "b", "p")]).is_empty());
+        assert_eq!(
+            of([kernel("s", "b", ""), kernel("t", "c", "")]),
+            ["source", "base.config"]
+        );
+        assert!(
+            of([json!({ "manifest": null }), kernel("s", "b", "")]).is_empty(),
+            "a kernel of the user's own has no manifest"
+        );
     }
 }

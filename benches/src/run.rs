@@ -1,33 +1,40 @@
 //! The launches, one after the other, on the host that this process is on.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::bail;
+use anyhow::{bail, ensure};
+use serde_json::json;
 
 use crate::arm::Arm;
-use crate::boot::Host;
-use crate::launch::{LaunchError, Launcher, Metric};
+use crate::experiment::{Experiment, launched};
+use crate::host::Host;
+use crate::job::Kind;
+use crate::launch::{LaunchError, Launcher};
 use crate::machine;
-use crate::plan::{Job, Step};
-use crate::sample::{Origin, Outcome, SUITE, Sample};
+use crate::metrics::Metric;
+use crate::plan::Step;
+use crate::sample::{Origin, Outcome, Sample, Samples};
+use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, paired_ratio};
 
 /// The launches of one benchmark on the host that this process is on.
 pub(crate) struct Run<'a> {
     pub(crate) launcher: &'a Launcher,
+    pub(crate) experiment: &'a Experiment,
     pub(crate) arms: &'a [Arm],
-    pub(crate) steps: &'a [Step],
     pub(crate) class: Host,
-    pub(crate) seed: u64,
     pub(crate) stop: &'a AtomicBool,
-    /// Whether to ask `paravane doctor` what the crossings cost here.
-    pub(crate) doctor: bool,
+    /// The samples so far, of an earlier part of this benchmark first.
+    pub(crate) samples: Samples,
+    /// The launches that an earlier part has made.
+    pub(crate) launched: BTreeSet<u32>,
 }
 
 impl Run<'_> {
     /// Launches everything and gives each line of the result to `take`.
     pub(crate) fn here(
-        &self,
+        mut self,
         mut take: impl FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let result = self.all(&mut take);
@@ -36,56 +43,108 @@ impl Run<'_> {
         result
     }
 
-    fn all(&self, take: &mut impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let kernels = [
-            self.launcher.kernel_full.as_path(),
-            self.launcher.kernel_para.as_path(),
-        ];
-        let kernels: Vec<&Path> = kernels
-            .into_iter()
-            .filter(|kernel| kernel.exists())
-            .collect();
-        take(&machine::record(self.class.name(), self.seed, &kernels).to_string())?;
-        if self.doctor
+    fn all(&mut self, take: &mut impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
+        let machine = machine::record(self.class.name(), self.launcher);
+        let unequal = machine::unequal_kernels(&machine);
+        ensure!(
+            unequal.is_empty(),
+            "the kernels of the arms differ in more than what is under test: their manifests have another {}; build \
+             both again with `cargo ci kernel full` and `cargo ci kernel para`",
+            unequal.join(", and another ")
+        );
+        take(&machine.to_string())?;
+        if self.experiment.doctor
             && let Some(line) = machine::crossings(&self.launcher.program, self.class.name())
         {
             take(&line.to_string())?;
         }
-        for step in self.steps {
-            let Some(arm) = self.arms.get(step.arm) else {
-                continue;
-            };
-            let result = self.launcher.launch(step.job, arm, self.stop);
-            for sample in self.samples(step, arm, result)? {
-                take(&serde_json::to_string(&sample)?)?;
-            }
-            if self.stop.load(Ordering::Relaxed) {
-                bail!("interrupted; the samples so far are kept");
+        for arm in self.arms {
+            if let Some(why) = absent(arm) {
+                take(&json!({ "record": "absent", "arm": arm.name, "why": why }).to_string())?;
             }
         }
-        Ok(())
+        let mut settled: BTreeMap<(usize, u32), bool> = BTreeMap::new();
+        for step in self.experiment.steps() {
+            let (Some(arm), Some(kind)) = (
+                self.arms.get(step.arm),
+                self.experiment.kinds.get(step.kind),
+            ) else {
+                continue;
+            };
+            let block = (step.kind, step.block);
+            let enough = *settled.entry(block).or_insert_with(|| self.settled(kind));
+            if enough || !self.wanted(&step, arm) {
+                continue;
+            }
+            let result = self.launcher.launch(kind, arm, self.stop);
+            for sample in self.make_samples(&step, kind, arm, result)? {
+                take(&serde_json::to_string(&sample)?)?;
+                self.samples.add(sample);
+            }
+            take(&launched(step.order))?;
+            if self.stop.load(Ordering::Relaxed) {
+                bail!("interrupted; the samples so far are kept, and `--resume` goes on");
+            }
+        }
+        take(&json!({ "record": "complete" }).to_string())
     }
 
-    fn samples(
+    /// Whether this launch is still to be made.
+    fn wanted(&self, step: &Step, arm: &Arm) -> bool {
+        let most = arm.peer.and_then(|peer| peer.launches).unwrap_or(u32::MAX);
+        !self.launched.contains(&step.order) && step.launch <= most && absent(arm).is_none()
+    }
+
+    /// Whether every interval of this kind's jobs is as narrow as was asked for.
+    fn settled(&self, kind: &Kind) -> bool {
+        let Some(until) = self.experiment.until else {
+            return false;
+        };
+        let Some((base, others)) = self.arms.split_first() else {
+            return false;
+        };
+        let narrow = |ratio: Ratio| {
+            ratio.pairs >= MEANINGFUL_LAUNCHES && ratio.high - ratio.low <= until * ratio.value
+        };
+        kind.jobs.iter().all(|job| {
+            others.iter().filter(|arm| arm.peer.is_none()).all(|arm| {
+                self.ratio(&job.name, job.metric(), base, arm)
+                    .is_some_and(narrow)
+            })
+        })
+    }
+
+    fn ratio(&self, job: &str, metric: &str, base: &Arm, arm: &Arm) -> Option<Ratio> {
+        let values = self.samples.values(job, metric)?;
+        let (base, arm) = (values.get(&base.name)?, values.get(&arm.name)?);
+        let pairs: Vec<(f64, f64)> = base
+            .iter()
+            .filter_map(|(launch, base)| Some((float(*base), float(*arm.get(launch)?))))
+            .collect();
+        paired_ratio(&pairs, self.experiment.seed)
+    }
+
+    fn make_samples(
         &self,
         step: &Step,
+        kind: &Kind,
         arm: &Arm,
         result: Result<Vec<Metric>, LaunchError>,
     ) -> anyhow::Result<Vec<Sample>> {
         let origin = |job: &str| Origin {
-            suite: SUITE.to_owned(),
+            suite: self.experiment.suite.clone(),
             job: job.to_owned(),
             arm: arm.name.clone(),
             host: self.class.name().to_owned(),
             launch: step.launch,
             block: step.block,
             order: step.order,
-            seed: self.seed,
+            seed: self.experiment.seed,
         };
         match result {
             Ok(metrics) => {
                 let sample = |metric: Metric| Sample {
-                    origin: origin(metric.job),
+                    origin: origin(&metric.job),
                     outcome: Outcome::Value {
                         metric: metric.name,
                         unit: metric.unit.to_owned(),
@@ -94,20 +153,26 @@ impl Run<'_> {
                 };
                 Ok(metrics.into_iter().map(sample).collect())
             }
-            Err(LaunchError::Interrupted) => bail!("interrupted; the samples so far are kept"),
+            Err(LaunchError::Interrupted) => {
+                bail!("interrupted; the samples so far are kept, and `--resume` goes on")
+            }
             Err(LaunchError::Failed(failed)) => {
-                let jobs = match step.job {
-                    Job::Workload => vec!["console", "syscall"],
-                    job => vec![job.name()],
-                };
-                let sample = |job| Sample {
-                    origin: origin(job),
+                let sample = |job: &crate::job::Job| Sample {
+                    origin: origin(&job.name),
                     outcome: Outcome::Failed {
                         failed: failed.clone(),
                     },
                 };
-                Ok(jobs.into_iter().map(sample).collect())
+                Ok(kind.jobs.iter().map(sample).collect())
             }
         }
     }
+}
+
+/// Why the arm cannot be launched on this host, if it cannot.
+fn absent(arm: &Arm) -> Option<String> {
+    let peer = arm.peer?;
+    peer.path()
+        .is_none()
+        .then(|| format!("`{}` is not in PATH on this host", peer.program))
 }

@@ -4,15 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-/// The suite's name in every line.
-pub const SUITE: &str = "boot";
-
 /// What a line is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
-    /// The suite: [`SUITE`].
+    /// The suite.
     pub suite: String,
-    /// `boot`, `boot-quiet`, `console` or `syscall`.
+    /// The job within it.
     pub job: String,
     /// The arm's name.
     pub arm: String,
@@ -152,7 +149,7 @@ mod tests {
 
     fn origin(arm: &str, launch: u32) -> Origin {
         Origin {
-            suite: SUITE.into(),
+            suite: "boot".into(),
             job: "boot".into(),
             arm: arm.into(),
             host: "kvm".into(),

@@ -122,6 +122,25 @@ mod tests {
         assert_eq!((ratio.value, ratio.low, ratio.high), (5.0, 2.0, 8.0));
     }
 
+    /// An A/A twin differs by noise alone, so that 19 of 20 of its intervals must hold 1.
+    #[test]
+    fn the_interval_of_a_twin_holds_one() {
+        let mut random = fastrand::Rng::with_seed(11);
+        // Skewed, as times are: the sum of two uniform ones and now and then a neighbour's burst.
+        let mut time = || {
+            let burst = if random.u8(..) < 25 { 0.05 } else { 0.0 };
+            1.0 + 0.01 * (random.f64() + random.f64()) + burst * random.f64()
+        };
+        let repeats = 100;
+        let hold = (0..repeats).filter(|seed| {
+            let pairs: Vec<(f64, f64)> = (0..10).map(|_| (time(), time())).collect();
+            let ratio = paired_ratio(&pairs, *seed).unwrap();
+            ratio.low <= 1.0 && ratio.high >= 1.0
+        });
+        let hold = hold.count();
+        assert!(hold * 20 >= 100 * 19, "{hold} of {repeats}");
+    }
+
     #[test]
     fn the_seed_decides() {
         let pairs: Vec<(f64, f64)> = (1..=20_u32)

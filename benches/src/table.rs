@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use comfy_table::{CellAlignment, LineStyle, Table, TableStyle, presets};
 
+use crate::job::Job;
 use crate::sample::Samples;
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, median, paired_ratio};
 
@@ -22,6 +23,8 @@ pub enum Look {
 pub struct Heading {
     /// The arms; ratios are to the first.
     pub arms: Vec<String>,
+    /// The jobs, in their order.
+    pub jobs: Vec<Job>,
     /// The class of the host.
     pub host: String,
     /// The seed of the order.
@@ -41,7 +44,7 @@ pub struct ExitCosts {
 
 /// How a number is written.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(crate) enum Kind {
     Time,
     Count,
 }
@@ -64,7 +67,7 @@ const TERMINAL: TableStyle = TableStyle::new()
     .header_separator(LineStyle::none().fill('─').junction('─'))
     .bottom_border(LineStyle::none().fill('─').junction('─'));
 
-const BOOT_ROWS: [Line; 10] = [
+const BOOT_ROWS: [Line; 12] = [
     ("boot to init", "boot_to_init_ns", Kind::Time),
     (
         "· before the kernel's clock",
@@ -79,6 +82,20 @@ const BOOT_ROWS: [Line; 10] = [
     ("· of these to the VMM", "user_exits_to_init", Kind::Count),
     ("console bytes to init", "console_out_bytes", Kind::Count),
     ("the VMM's own set-up", "setup_ns", Kind::Time),
+    (
+        "the guest's clock at init",
+        "guest_clock_at_init_ns",
+        Kind::Time,
+    ),
+    ("the whole process", "process_ns", Kind::Time),
+];
+
+const JOB_ROWS: [Line; 5] = [
+    ("time", "time_ns", Kind::Time),
+    ("· by the guest's own clock", "guest_ns", Kind::Time),
+    ("exits", "exits", Kind::Count),
+    ("· of these to the VMM", "user_exits", Kind::Count),
+    ("bytes that arrived", "out_bytes", Kind::Count),
 ];
 
 /// Rows of the whole run by reason: the prefix of their metrics and what stands before the reason.
@@ -92,28 +109,22 @@ const REASONS: [(&str, &str); 3] = [
 #[must_use]
 pub fn draw(samples: &Samples, heading: &Heading, look: Look) -> String {
     let mut out = String::new();
-    let jobs: [(&str, &str); 4] = [
-        (
-            "boot",
-            "Boot with the kernel's normal messages on the console",
-        ),
-        ("boot-quiet", "Boot with `quiet`"),
-        ("console", "Console workload"),
-        ("syscall", "System-call workload"),
-    ];
-    for (job, title) in jobs.into_iter().filter(|(job, _)| samples.has(job)) {
+    for job in heading.jobs.iter().filter(|job| samples.has(&job.name)) {
         let mark = if look == Look::Markdown { "## " } else { "" };
-        let _ = writeln!(out, "{mark}{title}\n");
+        let _ = writeln!(out, "{mark}{}\n\n{}\n", job.title, job.what);
         let rows = rows(samples, job);
-        let _ = writeln!(out, "{}\n", job_table(&rows, samples, job, heading, look));
-        if job.starts_with("boot") {
-            for line in accounts(samples, job, heading) {
+        let _ = writeln!(
+            out,
+            "{}\n",
+            job_table(&rows, samples, &job.name, heading, look)
+        );
+        if job.work.is_none() {
+            for line in accounts(samples, &job.name, heading) {
                 let _ = writeln!(out, "{line}");
             }
             out.push('\n');
         }
     }
-    let launches = launches(samples);
     let _ = writeln!(
         out,
         "Medians; ratios to `{}` with their 95 % interval (paired bootstrap over launches). Host class `{}`, seed {}.",
@@ -121,7 +132,8 @@ pub fn draw(samples: &Samples, heading: &Heading, look: Look) -> String {
         heading.host,
         heading.seed,
     );
-    if launches.values().any(|count| *count < MEANINGFUL_LAUNCHES) {
+    let few = |job: &Job| launches(samples, job).is_some_and(|n| n < MEANINGFUL_LAUNCHES);
+    if heading.jobs.iter().any(few) {
         let _ = writeln!(
             out,
             "With fewer than {MEANINGFUL_LAUNCHES} pairs an interval is not meaningful and is not given."
@@ -130,23 +142,10 @@ pub fn draw(samples: &Samples, heading: &Heading, look: Look) -> String {
     out
 }
 
-/// How many launches the best-served arm of each job has.
-fn launches(samples: &Samples) -> BTreeMap<&'static str, usize> {
-    let metrics = [
-        ("boot", "boot_to_init_ns"),
-        ("boot-quiet", "boot_to_init_ns"),
-        ("console", "console_ns"),
-        ("syscall", "syscall_ns"),
-    ];
-    let count = |job, metric| {
-        samples
-            .values(job, metric)
-            .map(|by_arm| by_arm.values().map(BTreeMap::len).max().unwrap_or(0))
-    };
-    metrics
-        .into_iter()
-        .filter_map(|(job, metric)| Some((job, count(job, metric)?)))
-        .collect()
+/// How many launches the best-served arm of a job has.
+fn launches(samples: &Samples, job: &Job) -> Option<usize> {
+    let by_arm = samples.values(&job.name, job.metric())?;
+    by_arm.values().map(BTreeMap::len).max()
 }
 
 fn numbers(samples: &Samples, job: &str, metric: &str) -> Option<Numbers> {
@@ -185,7 +184,8 @@ fn quotient(samples: &Samples, job: &str, above: &str, below: &str) -> Option<Nu
     Some(quotients.collect())
 }
 
-fn rows(samples: &Samples, job: &str) -> Vec<Row> {
+fn rows(samples: &Samples, job: &Job) -> Vec<Row> {
+    let name = job.name.as_str();
     let mut rows = Vec::new();
     let mut push = |label: String, kind, numbers: Option<Numbers>| {
         let anything = |numbers: &Numbers| {
@@ -202,72 +202,42 @@ fn rows(samples: &Samples, job: &str) -> Vec<Row> {
             });
         }
     };
-    match job {
-        "boot" | "boot-quiet" => {
-            for (label, metric, kind) in BOOT_ROWS {
-                push(label.to_owned(), kind, numbers(samples, job, metric));
-            }
-            if job == "boot" {
+    let lines: &[Line] = if job.work.is_none() {
+        &BOOT_ROWS
+    } else {
+        &JOB_ROWS
+    };
+    for (label, metric, kind) in lines {
+        push((*label).to_owned(), *kind, numbers(samples, name, metric));
+    }
+    if job.work.is_some() {
+        push(
+            format!("time per {}", job.round),
+            Kind::Time,
+            quotient(samples, name, "time_ns", "rounds"),
+        );
+        push(
+            "bytes per exit".into(),
+            Kind::Count,
+            quotient(samples, name, "out_bytes", "exits"),
+        );
+        return rows;
+    }
+    if name == "boot" {
+        push(
+            "exits of the whole run".to_owned(),
+            Kind::Count,
+            numbers(samples, name, "run_exits"),
+        );
+        for (prefix, before) in REASONS {
+            for metric in samples.metrics(name, prefix) {
+                let reason = metric.strip_prefix(prefix).unwrap_or(metric);
                 push(
-                    "exits of the whole run".to_owned(),
+                    format!("· {before}{reason}"),
                     Kind::Count,
-                    numbers(samples, job, "run_exits"),
+                    numbers(samples, name, metric),
                 );
-                for (prefix, before) in REASONS {
-                    for metric in samples.metrics(job, prefix) {
-                        let reason = metric.strip_prefix(prefix).unwrap_or(metric);
-                        push(
-                            format!("· {before}{reason}"),
-                            Kind::Count,
-                            numbers(samples, job, metric),
-                        );
-                    }
-                }
             }
-        }
-        "console" => {
-            push(
-                "bytes that arrived".into(),
-                Kind::Count,
-                numbers(samples, job, "console_out_bytes"),
-            );
-            push(
-                "time".into(),
-                Kind::Time,
-                numbers(samples, job, "console_ns"),
-            );
-            push(
-                "exits".into(),
-                Kind::Count,
-                numbers(samples, job, "console_exits"),
-            );
-            push(
-                "· of these to the VMM".into(),
-                Kind::Count,
-                numbers(samples, job, "console_user_exits"),
-            );
-            push(
-                "bytes per exit".into(),
-                Kind::Count,
-                quotient(samples, job, "console_out_bytes", "console_exits"),
-            );
-        }
-        _ => {
-            push(
-                "time".into(),
-                Kind::Time,
-                numbers(samples, job, "syscall_ns"),
-            );
-            push(
-                "time per call".into(),
-                Kind::Time,
-                quotient(samples, job, "syscall_ns", "syscall_count"),
-            );
-            push(
-                "exits".into(),
-                Kind::Count,
-                numbers(samples, job, "syscall_exits"),
-            );
         }
     }
     rows
@@ -422,7 +392,7 @@ fn accounts(samples: &Samples, job: &str, heading: &Heading) -> Vec<String> {
     lines
 }
 
-fn write(value: f64, kind: Kind) -> String {
+pub(crate) fn write(value: f64, kind: Kind) -> String {
     match kind {
         Kind::Time => {
             let (scale, unit) = match value.abs() {
@@ -440,7 +410,7 @@ fn write(value: f64, kind: Kind) -> String {
 }
 
 /// Three significant digits.
-fn significant(value: f64) -> String {
+pub(crate) fn significant(value: f64) -> String {
     match value.abs() {
         v if v >= 1000.0 => thousands(&format!("{value:.0}")),
         v if v >= 100.0 => format!("{value:.0}"),

@@ -4,6 +4,7 @@
 //! machine to the point where this program can be built; all else is here, one module a task.
 #![forbid(unsafe_code)]
 
+mod artefact;
 mod demo;
 mod hash;
 mod initramfs;
@@ -107,6 +108,18 @@ enum Task {
         #[arg(long, value_name = "FILE", num_args = 0..=1, default_missing_value = SPEC_PDF)]
         pdf: Option<PathBuf>,
     },
+    /// Pack the results of `paravane bench --all` for readers: raw samples, report, manifest, script
+    ///
+    /// Example:
+    ///   paravane bench --all --out results && cargo ci artefact results
+    #[command(verbatim_doc_comment)]
+    Artefact {
+        /// The folder that `paravane bench --all --out` wrote
+        folder: PathBuf,
+        /// The archive
+        #[arg(long, value_name = "FILE", default_value = "paravane-artefact.tar.gz")]
+        output: PathBuf,
+    },
     /// Do what hypercall-abi/TUTORIAL.md says, to the letter, in a copy of the tree
     Tutorial,
     /// Run everything that must hold (what ci/test does after ci/setup)
@@ -189,6 +202,7 @@ fn start(task: Task) -> anyhow::Result<()> {
         Task::Spec { write, html, pdf } => {
             spec::run(&workspace, write, &spec::Published { html, pdf })
         }
+        Task::Artefact { folder, output } => artefact::build(&workspace, &folder, &output),
         Task::Tutorial => tutorial::run(&workspace),
         Task::Test { only, list } => test::run(&workspace, only.as_deref(), list),
         Task::Demo { bench } => demo::run(&workspace, &bench),

@@ -32,8 +32,9 @@ pub(crate) enum Command {
     /// Talk to a running VMM: status, statistics, pause, power.
     Ctl(paravane::ctl::command::CtlArgs),
     /// Compare guests in pairs.
-    #[command(subcommand)]
-    Bench(BenchCommand),
+    Bench(Box<BenchArgs>),
+    /// Show one operation as it really goes, crossing by crossing, in a full and in a para guest.
+    Trace(paravane_benches::TraceArgs),
     /// Print the CPUID table that a guest would get, without running it.
     Cpuid(CpuidArgs),
     /// Check hosts against the ABI's specification, clause by clause.
@@ -83,11 +84,30 @@ pub(crate) struct AbiCheckArgs {
     pub(crate) tap: bool,
 }
 
+/// Options of `paravane bench`.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    pub(crate) suite: Option<BenchCommand>,
+    #[command(flatten)]
+    pub(crate) all: paravane_benches::AllArgs,
+}
+
 /// Suites.
 #[derive(Debug, Subcommand)]
 pub(crate) enum BenchCommand {
     /// Boot full and para guests in turn: time, exits and console traffic, with their ratios.
     Boot(paravane_benches::BootArgs),
+    /// What a guest's system calls, switches, forks, faults and signals cost: lmbench's set.
+    Os(paravane_benches::SuiteArgs),
+    /// Messages, hand-overs, TLB shoot-downs and locks of guests with several vCPUs.
+    Sched(paravane_benches::SuiteArgs),
+    /// Make a report of raw samples: an HTML page, Markdown, CSV; with the claims that they bear on.
+    Report(paravane_benches::ReportArgs),
+    /// Make the launches of a benchmark that another machine collects.
+    #[command(hide = true)]
+    Inside(paravane_benches::InsideArgs),
 }
 
 /// Where a guest runs.

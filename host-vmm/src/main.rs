@@ -11,8 +11,8 @@ use anyhow::Context;
 use clap::Parser;
 
 use cli::{
-    AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchCommand, Cli, Command, CpuidArgs, Host, RunArgs,
-    StatsForm,
+    AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchArgs, BenchCommand, Cli, Command, CpuidArgs, Host,
+    RunArgs, StatsForm,
 };
 use paravane::config::{Config, FacilitySet, Profile};
 use paravane::conformance::report::Report;
@@ -24,6 +24,7 @@ use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
 use paravane::stats::{Outcome, Stats};
 use paravane::terminal::{self, Raw};
 use paravane::vm::{RunOptions, Vm};
+use paravane_benches::TraceArgs;
 use paravane_reference_host::Input;
 
 fn main() -> ExitCode {
@@ -36,7 +37,8 @@ fn main() -> ExitCode {
         Command::Ctl(args) => paravane::ctl::command::run(&args)
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
-        Command::Bench(BenchCommand::Boot(args)) => bench_boot(args),
+        Command::Bench(args) => bench(&args),
+        Command::Trace(args) => trace(&args),
         Command::Cpuid(args) => cpuid(&args),
         Command::Abi(AbiCommand::Check(args)) => abi_check(&args),
         Command::Abi(AbiCommand::Guest(args)) => abi_guest(&args),
@@ -189,14 +191,41 @@ fn report(args: &RunArgs, stats: &Stats) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn bench_boot(args: paravane_benches::BootArgs) -> anyhow::Result<ExitCode> {
+fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let cannot = |profile| paravane::doctor::can_run(profile).err();
-    let reason = if host_class() == "kvm" {
+    let unfit = || {
+        if paravane_reference_host::is_inside() {
+            return None;
+        }
         cannot(Profile::Full).or_else(|| cannot(Profile::Para))
-    } else {
-        None
     };
-    paravane_benches::boot(args, reason)?;
+    match &args.suite {
+        None => paravane_benches::all(&args.all, unfit().as_deref()),
+        Some(BenchCommand::Boot(args)) => paravane_benches::boot(args, unfit().as_deref()),
+        Some(BenchCommand::Os(args)) => paravane_benches::run_suite("os", args, unfit().as_deref()),
+        Some(BenchCommand::Sched(args)) => {
+            paravane_benches::run_suite("sched", args, unfit().as_deref())
+        }
+        Some(BenchCommand::Report(args)) => paravane_benches::report(args),
+        Some(BenchCommand::Inside(args)) => paravane_benches::inside(args),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What two traced launches may take on the reference host.
+const TRACE_LIMIT: Duration = Duration::from_secs(600);
+
+fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
+    use paravane_benches::host::Host as BenchHost;
+    let host = match args.host {
+        None => Host::Auto,
+        Some(BenchHost::Kvm) => Host::Kvm,
+        Some(BenchHost::Reference) => Host::Reference,
+    };
+    if let Some(why) = needs_reference(host, Profile::Full) {
+        return in_reference_host("the trace", &why, false, Some(TRACE_LIMIT));
+    }
+    paravane_benches::trace(args)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -5,8 +5,8 @@
 //!
 //! The kernel passes what follows `--` on its command line:
 //!
-//! * `console-bytes=N`: writes N bytes, in lines of 64, to the console, and waits until they are out;
-//! * `syscalls=N`: makes N of the cheapest system calls;
+//! * `job=NAME:ROUNDS` or `job=NAME:ROUNDS:TASKS`: runs a workload; may be given several times. [`jobs`] has them;
+//!   `job=console:N` writes N bytes, in lines of 64, to the console, and waits until they are out;
 //! * `module`: loads `/lib/modules/paravane.ko` and prints its files under debugfs;
 //! * `shell`: runs busybox's shell on the console;
 //! * `panic`: makes the kernel panic;
@@ -25,16 +25,20 @@
 #![no_std]
 #![no_main]
 
+mod jobs;
 mod report;
+mod sched;
 mod sys;
+mod task;
 mod text;
 
 use core::ffi::CStr;
 use core::fmt::Write as _;
 
+use jobs::{JOBS, Job};
 use report::KernelLog;
 use sys::{EBUSY, Errno, Fd};
-use text::{Text, number};
+use text::Text;
 
 const MARK_PORT: u16 = 0x84;
 const PAGE: usize = 4096;
@@ -45,10 +49,8 @@ const MODULE: &CStr = c"/lib/modules/paravane.ko";
 #[derive(Clone, Copy)]
 enum Mark {
     InitStarted = 1,
-    ConsoleBegins = 2,
-    ConsoleEnds = 3,
-    SyscallsBegin = 4,
-    SyscallsEnd = 5,
+    JobBegins = 2,
+    JobEnds = 3,
     AboutToEnd = 6,
 }
 
@@ -95,8 +97,7 @@ enum End {
 /// What the arguments ask for.
 #[derive(Default)]
 struct Orders {
-    console_bytes: Option<usize>,
-    syscalls: Option<u64>,
+    jobs: [Option<Job>; JOBS],
     module: bool,
     shell: bool,
     panic: bool,
@@ -133,13 +134,13 @@ impl Orders {
     }
 
     fn take(&mut self, argument: &[u8]) -> bool {
-        if let Some(count) = argument.strip_prefix(b"console-bytes=") {
-            self.console_bytes = number(count).and_then(|count| usize::try_from(count).ok());
-            return self.console_bytes.is_some();
-        }
-        if let Some(count) = argument.strip_prefix(b"syscalls=") {
-            self.syscalls = number(count);
-            return self.syscalls.is_some();
+        if let Some(job) = argument.strip_prefix(b"job=") {
+            let free = self.jobs.iter_mut().find(|slot| slot.is_none());
+            let (Some(free), Some(job)) = (free, Job::parse(job)) else {
+                return false;
+            };
+            *free = Some(job);
+            return true;
         }
         match argument {
             b"module" => self.module = true,
@@ -155,15 +156,15 @@ impl Orders {
     }
 }
 
-/// How long the workloads took by the guest's own clock.
-#[derive(Default)]
-struct Durations {
-    console_ns: Option<u64>,
-    syscall_ns: Option<u64>,
-}
+/// The argument with which the job `exec` starts this program again.
+const END_AT_ONCE: &CStr = c"end-at-once";
 
 /// Where the process begins, called by `_start` with the stack pointer that the kernel gave it.
 extern "C" fn start(stack: *const usize) -> ! {
+    // SAFETY: `_start` passes the stack pointer of the process's entry.
+    if unsafe { ends_at_once(stack) } {
+        sys::exit(0);
+    }
     // First the mark, and only what it needs.
     let devices = sys::mount(c"devtmpfs", c"/dev");
     let port = MarkPort::open();
@@ -188,19 +189,15 @@ extern "C" fn start(stack: *const usize) -> ! {
     // SAFETY: `_start` passes the stack pointer of the process's entry.
     let orders = unsafe { Orders::read(stack) };
 
-    let mut durations = Durations::default();
-    if let Some(bytes) = orders.console_bytes {
-        durations.console_ns = timed(|| console_workload(&port, console, bytes));
-    }
-    if let Some(count) = orders.syscalls {
-        durations.syscall_ns = timed(|| syscall_workload(&port, count));
+    for job in orders.jobs.iter().flatten() {
+        job.run(&port, console);
     }
     if orders.module {
         show_module(console);
     }
     let log = KernelLog::read();
     if !orders.quietly {
-        let report = report::write(&log, started_ns, &durations);
+        let report = report::write(&log, started_ns);
         if report.overflowed() {
             complain("the report is longer than its buffer", Errno(0));
         }
@@ -223,6 +220,20 @@ extern "C" fn start(stack: *const usize) -> ! {
         End::Restart
     };
     end_the_machine(orders.end.unwrap_or(default))
+}
+
+/// Whether this process is the job `exec`'s, and has nothing to do.
+///
+/// # Safety
+///
+/// As [`Orders::read`].
+unsafe fn ends_at_once(stack: *const usize) -> bool {
+    // SAFETY: argc is at the stack pointer, and the pointers to that many C strings follow.
+    unsafe {
+        stack.read() == 2
+            && CStr::from_ptr(core::ptr::with_exposed_provenance(stack.add(2).read()))
+                == END_AT_ONCE
+    }
 }
 
 /// The console, as standard input, output and error whatever the kernel had opened there.
@@ -263,43 +274,6 @@ fn mount_the_rest() {
             );
         }
     }
-}
-
-/// Runs `work` and returns what it took, unless the guest has no clock.
-fn timed(work: impl FnOnce()) -> Option<u64> {
-    let before = sys::clock_ns(sys::CLOCK_MONOTONIC);
-    work();
-    let after = sys::clock_ns(sys::CLOCK_MONOTONIC);
-    Some(after.ok()?.saturating_sub(before.ok()?))
-}
-
-/// Writes `bytes` bytes to the console, a page at a time, and waits until the device has them.
-fn console_workload(port: &MarkPort, console: Fd, bytes: usize) {
-    let mut page = [0; PAGE];
-    for (byte, pattern) in page.iter_mut().zip(LINE.iter().cycle()) {
-        *byte = *pattern;
-    }
-    port.mark(Mark::ConsoleBegins);
-    let mut left = bytes;
-    let mut result = Ok(());
-    while left > 0 && result.is_ok() {
-        let count = left.min(PAGE);
-        result = console.write_all(page.get(..count).unwrap_or(&page));
-        left -= count;
-    }
-    let result = result.and_then(|()| console.drain());
-    port.mark(Mark::ConsoleEnds);
-    if let Err(errno) = result {
-        complain("the console workload cannot be written", errno);
-    }
-}
-
-fn syscall_workload(port: &MarkPort, count: u64) {
-    port.mark(Mark::SyscallsBegin);
-    for _ in 0..count {
-        sys::getppid();
-    }
-    port.mark(Mark::SyscallsEnd);
 }
 
 /// Loads the module and prints every file of its debugfs directory.

@@ -4,9 +4,9 @@ use core::arch::x86_64::__cpuid;
 use core::ffi::CStr;
 use core::fmt::Write as _;
 
+use crate::complain;
 use crate::sys::{self, EAGAIN, ENOENT, EPIPE};
 use crate::text::{Text, contains, number, trim_end};
-use crate::{Durations, complain};
 
 /// A kernel message whose time is worth knowing: its name in the report, and what it contains.
 const MILESTONES: [(&str, &[u8]); 15] = [
@@ -104,7 +104,7 @@ impl KernelLog {
 }
 
 /// The report as `PARAVANE-REPORT {json}` with a line feed.
-pub(crate) fn write(log: &KernelLog, started_ns: Option<u64>, durations: &Durations) -> Text<4096> {
+pub(crate) fn write(log: &KernelLog, started_ns: Option<u64>) -> Text<4096> {
     let mut out = Text::new();
     out.push(b"PARAVANE-REPORT {\"version\":1,\"init_monotonic_ns\":");
     push_number(&mut out, started_ns);
@@ -144,10 +144,6 @@ pub(crate) fn write(log: &KernelLog, started_ns: Option<u64>, durations: &Durati
     out.push(b",\"cpus_online\":");
     push_file(&mut out, c"/sys/devices/system/cpu/online");
     push_cpuid(&mut out);
-    out.push(b",\"console_ns\":");
-    push_number(&mut out, durations.console_ns);
-    out.push(b",\"syscall_ns\":");
-    push_number(&mut out, durations.syscall_ns);
     out.push(b"}\n");
     out
 }

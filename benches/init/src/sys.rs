@@ -10,6 +10,8 @@ pub(crate) struct Errno(pub(crate) usize);
 
 /// The file or the device is not there.
 pub(crate) const ENOENT: Errno = Errno(2);
+/// A signal came first.
+pub(crate) const EINTR: Errno = Errno(4);
 /// Already mounted, or in use.
 pub(crate) const EBUSY: Errno = Errno(16);
 /// A read of `/dev/kmsg` missed records that were overwritten; the next read goes on after them.
@@ -40,6 +42,7 @@ const SYS_OPEN: usize = 2;
 const SYS_CLOSE: usize = 3;
 const SYS_IOCTL: usize = 16;
 const SYS_PWRITE64: usize = 18;
+const SYS_DUP: usize = 32;
 const SYS_DUP2: usize = 33;
 const SYS_FORK: usize = 57;
 const SYS_EXECVE: usize = 59;
@@ -76,7 +79,18 @@ global_asm!(
 /// # Safety
 ///
 /// The arguments must be what the kernel's call `number` takes: its pointers valid for what it reads and writes.
-unsafe fn call(number: usize, arguments: [usize; 5]) -> Result<usize, Errno> {
+pub(crate) unsafe fn call(number: usize, arguments: [usize; 5]) -> Result<usize, Errno> {
+    let [a, b, c, d, e] = arguments;
+    // SAFETY: the caller's promise; there is no sixth argument.
+    unsafe { call6(number, [a, b, c, d, e, 0]) }
+}
+
+/// Makes a system call of six arguments.
+///
+/// # Safety
+///
+/// As [`call`].
+pub(crate) unsafe fn call6(number: usize, arguments: [usize; 6]) -> Result<usize, Errno> {
     let result: usize;
     // SAFETY: the syscall instruction changes rax, rcx and r11 only; memory is changed as the caller answers for.
     unsafe {
@@ -88,6 +102,7 @@ unsafe fn call(number: usize, arguments: [usize; 5]) -> Result<usize, Errno> {
             in("rdx") arguments[2],
             in("r10") arguments[3],
             in("r8") arguments[4],
+            in("r9") arguments[5],
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack),
@@ -109,6 +124,17 @@ pub(crate) struct Fd(usize);
 impl Fd {
     /// Standard output, which the kernel opened on the console if the initramfs has `/dev/console`.
     pub(crate) const STDOUT: Self = Self(1);
+
+    /// The descriptor of that number.
+    pub(crate) const fn new(number: usize) -> Self {
+        Self(number)
+    }
+
+    /// Another descriptor of this open file.
+    pub(crate) fn duplicate(self) -> Result<Self, Errno> {
+        // SAFETY: dup takes a number.
+        unsafe { call(SYS_DUP, [self.0, 0, 0, 0, 0]) }.map(Self)
+    }
 
     /// Reads at most `buffer.len()` bytes.
     pub(crate) fn read(self, buffer: &mut [u8]) -> Result<usize, Errno> {

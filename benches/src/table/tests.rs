@@ -24,6 +24,7 @@ fn value(metric: &str, value: u64) -> Outcome {
 fn heading(costs: Option<ExitCosts>) -> Heading {
     Heading {
         arms: vec!["full".into(), "para".into()],
+        jobs: crate::job::suite("boot").cloned().collect(),
         host: "reference".into(),
         seed: 1,
         costs,
@@ -155,17 +156,17 @@ fn bytes_per_exit_leave_out_launches_without_exits() {
             "console",
             "para",
             launch,
-            value("console_out_bytes", bytes),
+            value("out_bytes", bytes),
         );
         add(
             &mut samples,
             "console",
             "para",
             launch,
-            value("console_exits", exits),
+            value("exits", exits),
         );
     }
-    let quotients = quotient(&samples, "console", "console_out_bytes", "console_exits").unwrap();
+    let quotients = quotient(&samples, "console", "out_bytes", "exits").unwrap();
     assert_eq!(quotients["para"], BTreeMap::from([(1, 100.0)]));
 }
 

@@ -29,14 +29,14 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 15] = [
         "full",
         Kernel::Full,
         "--guest full",
-        "syscalls=1000 end=restart WORKLOAD",
+        "job=null:1000 end=restart WORKLOAD",
     ),
     ("kvm-pv", Kernel::Full, "--guest kvm-pv", "end=restart"),
     (
         "para",
         Kernel::Para,
         "--guest para",
-        "syscalls=1000 end=poweroff WORKLOAD",
+        "job=null:1000 end=poweroff WORKLOAD",
     ),
     (
         "para-image-as-full",
@@ -302,7 +302,7 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
             Kernel::Full => kernel_full,
             Kernel::Para => kernel_para,
         };
-        let init = init.replace("WORKLOAD", &format!("console-bytes={CONSOLE_BYTES}"));
+        let init = init.replace("WORKLOAD", &format!("job=console:{CONSOLE_BYTES}"));
         // Writing to a String cannot fail.
         let _ = writeln!(
             script,

@@ -1,0 +1,145 @@
+//! `paravane bench --all`: every suite in one go, and its report.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, ensure};
+
+use crate::boot::{LAUNCHES_OF_ALL, experiment};
+use crate::experiment::{Experiment, Saved};
+use crate::job::{Job, suite};
+use crate::peer;
+use crate::report::{ReportArgs, report};
+use crate::session::{CommonArgs, session};
+
+/// Arguments of `paravane bench --all`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct AllArgs {
+    /// Run every suite, and make their report.
+    #[arg(long, requires = "out")]
+    pub all: bool,
+    /// With --all: the folder for raw samples and report. What is there already is gone on with.
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        default_value = "paravane-bench",
+        requires = "all"
+    )]
+    pub out: PathBuf,
+    /// With --all: what every suite takes.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// What the peers are compared in: jobs that need no mark, and no VMM of ours.
+const PEER_JOBS: [(&str, &str); 6] = [
+    ("boot", "boot"),
+    ("boot", "boot-quiet"),
+    ("os", "null"),
+    ("os", "switch"),
+    ("os", "fork"),
+    ("os", "fault"),
+];
+
+/// Bytes of the console workload here: a full guest takes a minute for a MiB.
+const CONSOLE_BYTES: u64 = 64 * 1024;
+
+/// Runs every suite, and makes the report. `unfit` is the reason why this machine's KVM cannot run the guests, if it
+/// cannot.
+///
+/// # Errors
+///
+/// As [`session`] and [`report`]; a launch that failed does not keep the report from being made.
+pub fn all(args: &AllArgs, unfit: Option<&str>) -> anyhow::Result<()> {
+    let common = &args.common;
+    ensure!(
+        common.json.is_none() && common.markdown.is_none() && common.resume.is_none(),
+        "with --all the files have names of their own in the folder of --out, and what is there is gone on with"
+    );
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("the folder `{}` cannot be made", args.out.display()))?;
+    let suites = experiments(common);
+    let count = suites.len();
+    let mut files = Vec::new();
+    let mut whole = true;
+    for (index, planned) in suites.into_iter().enumerate() {
+        let name = planned.suite.clone();
+        let path = args.out.join(format!("{name}.jsonl"));
+        eprintln!("Suite {name}, {} of {count}", index + 1);
+        let begun = path.exists();
+        if !begun || Saved::read(&path)?.record("complete").is_none() {
+            let common = CommonArgs {
+                json: (!begun).then(|| path.clone()),
+                resume: begun.then(|| path.clone()),
+                ..common.clone()
+            };
+            whole &= session(&common, || planned, unfit)?;
+        }
+        files.push(path);
+    }
+    let file = |name: &str| Some(args.out.join(name));
+    report(&ReportArgs {
+        files,
+        html: file("report.html"),
+        markdown: file("report.md"),
+        csv: file("report.csv"),
+    })?;
+    eprintln!("The report: {}", args.out.join("report.html").display());
+    ensure!(
+        whole,
+        "launches failed; the report has them with their reasons"
+    );
+    Ok(())
+}
+
+/// The suites in their order: what is wanted most comes first.
+fn experiments(common: &CommonArgs) -> Vec<Experiment> {
+    let seed = common.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
+    let common = CommonArgs {
+        seed: Some(seed),
+        launches: Some(
+            common
+                .launches
+                .unwrap_or(if common.smoke { 1 } else { LAUNCHES_OF_ALL }),
+        ),
+        ..common.clone()
+    };
+    let boot = suite("boot").cloned().map(|job| Job {
+        rounds: if job.name == "console" {
+            CONSOLE_BYTES
+        } else {
+            job.rounds
+        },
+        ..job
+    });
+    let peers = PEER_JOBS
+        .iter()
+        .filter_map(|(of, name)| suite(of).find(|job| job.name == *name).cloned());
+    let peer_arms = ["full", "kvm-pv", "para"].into_iter().chain(peer::names());
+    let peer_arms: Vec<&str> = peer_arms.collect();
+    let twin = "full,full,kvm-pv,para";
+    vec![
+        experiment(&common, "boot", twin, boot.collect()),
+        experiment(&common, "os", twin, suite("os").cloned().collect()),
+        experiment(&common, "sched", twin, suite("sched").cloned().collect()),
+        experiment(&common, "peers", &peer_arms.join(","), peers.collect()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_suite_is_run_with_a_twin_and_the_peers_at_the_end() {
+        let all = experiments(&CommonArgs::default());
+        let names: Vec<&str> = all.iter().map(|one| one.suite.as_str()).collect();
+        assert_eq!(names, ["boot", "os", "sched", "peers"]);
+        for one in &all {
+            assert!(one.arms().is_ok() && one.kinds.iter().all(|kind| kind.launches > 4));
+        }
+        let peers = all.last().unwrap();
+        let jobs: usize = peers.kinds.iter().map(|kind| kind.jobs.len()).sum();
+        assert_eq!(jobs, PEER_JOBS.len());
+        assert!(peers.arms.iter().any(|arm| arm == "qemu-tcg"));
+    }
+}

@@ -1,0 +1,46 @@
+//! Where the guests run: this machine, or the reference host.
+
+/// Where the guests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Host {
+    /// This machine's `/dev/kvm`.
+    Kvm,
+    /// The emulated reference host.
+    Reference,
+}
+
+impl Host {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Kvm => "kvm",
+            Self::Reference => "reference",
+        }
+    }
+
+    /// The class of the host that this process is on.
+    #[must_use]
+    pub fn here() -> Self {
+        if paravane_reference_host::is_inside() {
+            Self::Reference
+        } else {
+            Self::Kvm
+        }
+    }
+
+    /// The host that was asked for, or this machine if it can run the guests: `unfit` says why it cannot.
+    pub(crate) fn choose(asked: Option<Self>, unfit: Option<&str>) -> Self {
+        if paravane_reference_host::is_inside() {
+            return Self::Reference;
+        }
+        match (asked, unfit) {
+            (Some(host), _) => host,
+            (None, None) => Self::Kvm,
+            (None, Some(why)) => {
+                eprintln!(
+                    "The launches run on the reference host: this machine's KVM cannot run the guests: {why}"
+                );
+                Self::Reference
+            }
+        }
+    }
+}

@@ -1,0 +1,276 @@
+//! The jobs: data files in `benches/jobs/<suite>/<job>.toml`, part of the program.
+//!
+//! A job says what is measured, in which unit, which direction is better, which facility of the ABI it tests and which
+//! claims bear on it. Jobs of one [`Kind`] of launch share a guest: its boot costs more than most of them.
+
+use std::sync::LazyLock;
+
+use serde::{Deserialize, Serialize};
+
+/// Which way is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// Less is better.
+    Lower,
+    /// More is better.
+    Higher,
+}
+
+/// One job.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Job {
+    /// The suite: the folder's name.
+    #[serde(default)]
+    pub suite: String,
+    /// The job: the file's name.
+    #[serde(default)]
+    pub name: String,
+    /// A few words for a heading.
+    pub title: String,
+    /// A sentence: what happens.
+    pub what: String,
+    /// The facility that it tests, `all` or `none`.
+    pub facility: String,
+    /// The claims that its result bears on.
+    #[serde(default)]
+    pub claims: Vec<String>,
+    /// Jobs of one launch share a guest.
+    pub launch: String,
+    /// Whether the guest boots without messages.
+    #[serde(default)]
+    pub quiet: bool,
+    /// vCPUs of its guest.
+    #[serde(default = "one")]
+    pub cpus: u8,
+    /// What the guest's init does, by its own word; nothing for a boot.
+    #[serde(default)]
+    pub work: Option<String>,
+    /// How often.
+    #[serde(default = "one")]
+    pub rounds: u64,
+    /// With how many processes or threads.
+    #[serde(default = "one")]
+    pub tasks: u8,
+    /// What a round is called.
+    #[serde(default = "boot")]
+    pub round: String,
+    /// The unit of the number.
+    pub unit: String,
+    /// Which way is better.
+    pub direction: Direction,
+}
+
+fn one<T: From<u8>>() -> T {
+    1.into()
+}
+
+fn boot() -> String {
+    "boot".to_owned()
+}
+
+impl Job {
+    /// The metric that counts; the others explain it.
+    #[must_use]
+    pub const fn metric(&self) -> &'static str {
+        if self.work.is_some() {
+            "time_ns"
+        } else {
+            "boot_to_init_ns"
+        }
+    }
+
+    /// What the guest's init is told, with `percent` more rounds than the job says.
+    #[must_use]
+    pub fn order(&self, percent: u32) -> Option<String> {
+        let work = self.work.as_ref()?;
+        let rounds = self.rounds + self.rounds * u64::from(percent) / 100;
+        Some(format!("job={work}:{rounds}:{}", self.tasks))
+    }
+}
+
+/// One kind of launch, and how often each arm makes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kind {
+    /// The name that its jobs give it.
+    pub name: String,
+    /// Launches of each arm; the most, where a stop rule may end them earlier.
+    pub launches: u32,
+    /// The jobs, in the guest's order.
+    pub jobs: Vec<Job>,
+}
+
+impl Kind {
+    /// Whether the guest boots without messages.
+    #[must_use]
+    pub fn quiet(&self) -> bool {
+        self.jobs.iter().any(|job| job.quiet)
+    }
+
+    /// vCPUs of the guest.
+    #[must_use]
+    pub fn cpus(&self) -> u8 {
+        self.jobs.iter().map(|job| job.cpus).max().unwrap_or(1)
+    }
+}
+
+/// The file of every job, in the order in which they are shown.
+const FILES: &[(&str, &str, &str)] = &[
+    ("boot", "boot", include_str!("../jobs/boot/boot.toml")),
+    (
+        "boot",
+        "boot-quiet",
+        include_str!("../jobs/boot/boot-quiet.toml"),
+    ),
+    ("boot", "console", include_str!("../jobs/boot/console.toml")),
+    ("boot", "syscall", include_str!("../jobs/boot/syscall.toml")),
+    ("os", "null", include_str!("../jobs/os/null.toml")),
+    ("os", "clock", include_str!("../jobs/os/clock.toml")),
+    ("os", "open", include_str!("../jobs/os/open.toml")),
+    ("os", "switch", include_str!("../jobs/os/switch.toml")),
+    ("os", "pipe", include_str!("../jobs/os/pipe.toml")),
+    ("os", "fork", include_str!("../jobs/os/fork.toml")),
+    ("os", "exec", include_str!("../jobs/os/exec.toml")),
+    ("os", "fault", include_str!("../jobs/os/fault.toml")),
+    ("os", "map", include_str!("../jobs/os/map.toml")),
+    ("os", "signal", include_str!("../jobs/os/signal.toml")),
+    ("os", "sleep", include_str!("../jobs/os/sleep.toml")),
+    (
+        "sched",
+        "message-2x",
+        include_str!("../jobs/sched/message-2x.toml"),
+    ),
+    (
+        "sched",
+        "futex-2x",
+        include_str!("../jobs/sched/futex-2x.toml"),
+    ),
+    (
+        "sched",
+        "shootdown-2x",
+        include_str!("../jobs/sched/shootdown-2x.toml"),
+    ),
+    (
+        "sched",
+        "lock-2x",
+        include_str!("../jobs/sched/lock-2x.toml"),
+    ),
+    (
+        "sched",
+        "message-4x",
+        include_str!("../jobs/sched/message-4x.toml"),
+    ),
+    (
+        "sched",
+        "futex-4x",
+        include_str!("../jobs/sched/futex-4x.toml"),
+    ),
+    (
+        "sched",
+        "shootdown-4x",
+        include_str!("../jobs/sched/shootdown-4x.toml"),
+    ),
+    (
+        "sched",
+        "lock-4x",
+        include_str!("../jobs/sched/lock-4x.toml"),
+    ),
+];
+
+static JOBS: LazyLock<Vec<Job>> = LazyLock::new(|| {
+    let read = |(suite, name, text): &(&str, &str, &str)| {
+        // A file that does not read is found by a test; without it, its job is not there.
+        let job: Job = toml::from_str(text).ok()?;
+        Some(Job {
+            suite: (*suite).to_owned(),
+            name: (*name).to_owned(),
+            ..job
+        })
+    };
+    FILES.iter().filter_map(read).collect()
+});
+
+/// The jobs of a suite.
+pub fn suite(name: &str) -> impl Iterator<Item = &'static Job> {
+    JOBS.iter().filter(move |job| job.suite == name)
+}
+
+/// The suites' names, in the order in which they are shown.
+#[must_use]
+pub fn suites() -> Vec<&'static str> {
+    let mut names: Vec<&str> = JOBS.iter().map(|job| job.suite.as_str()).collect();
+    names.dedup();
+    names
+}
+
+/// Puts jobs that share a guest together; each kind is launched `launches` times.
+#[must_use]
+pub fn kinds(jobs: impl IntoIterator<Item = Job>, launches: u32) -> Vec<Kind> {
+    let mut kinds: Vec<Kind> = Vec::new();
+    for job in jobs {
+        match kinds.iter_mut().find(|kind| kind.name == job.launch) {
+            Some(kind) => kind.jobs.push(job),
+            None => kinds.push(Kind {
+                name: job.launch.clone(),
+                launches,
+                jobs: vec![job],
+            }),
+        }
+    }
+    kinds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
+    #[test]
+    fn every_data_file_is_a_job() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs");
+        let mut found = BTreeSet::new();
+        for suite in std::fs::read_dir(folder).unwrap() {
+            let suite = suite.unwrap();
+            for file in std::fs::read_dir(suite.path()).unwrap() {
+                let name = file.unwrap().file_name().into_string().unwrap();
+                let name = name.strip_suffix(".toml").unwrap();
+                found.insert((suite.file_name().into_string().unwrap(), name.to_owned()));
+            }
+        }
+        let known: BTreeSet<(String, String)> = JOBS
+            .iter()
+            .map(|job| (job.suite.clone(), job.name.clone()))
+            .collect();
+        assert_eq!(known, found);
+    }
+
+    #[test]
+    fn jobs_that_share_a_guest_agree_about_it() {
+        for suite in suites() {
+            for kind in kinds(suite_of(suite), 1) {
+                for job in &kind.jobs {
+                    let (quiet, cpus) = (job.quiet, job.cpus);
+                    assert_eq!((quiet, cpus), (kind.quiet(), kind.cpus()), "{}", job.name);
+                    assert!(
+                        job.work.is_some() || kind.jobs.len() == 1,
+                        "a boot is alone: {}",
+                        job.name
+                    );
+                }
+            }
+        }
+    }
+
+    fn suite_of(name: &str) -> impl Iterator<Item = Job> {
+        suite(name).cloned()
+    }
+
+    #[test]
+    fn a_handicapped_arm_does_more_than_it_says() {
+        let job = suite("os").find(|job| job.name == "switch").unwrap();
+        assert_eq!(job.order(0).unwrap(), "job=switch:4000:1");
+        assert_eq!(job.order(5).unwrap(), "job=switch:4200:1");
+    }
+}

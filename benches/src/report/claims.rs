@@ -1,0 +1,300 @@
+//! The claims of the textbook chapter that the project set out to test, H1 to H9, each with what was measured.
+
+use super::model::{ArmFigures, Figures, Part, Report, Verdict};
+use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio};
+use crate::table::significant;
+
+/// One row of the claims.
+pub(super) struct Claim {
+    pub(super) id: &'static str,
+    /// What the chapter says, in our words.
+    pub(super) text: &'static str,
+    /// What was measured: a sentence, and where its samples are.
+    pub(super) evidence: Vec<Evidence>,
+    /// What follows.
+    pub(super) verdict: String,
+}
+
+/// A measurement that bears on a claim.
+pub(super) struct Evidence {
+    pub(super) text: String,
+    /// The anchor of the raw samples.
+    pub(super) anchor: Option<String>,
+}
+
+/// Begins the verdict on a claim that nothing here bears on.
+const NOT_YET: &str = "not yet testable";
+
+/// All claims, in their order.
+pub(super) fn claims(report: &Report) -> Vec<Claim> {
+    let claim = |id, text, (evidence, verdict)| Claim {
+        id,
+        text,
+        evidence,
+        verdict,
+    };
+    vec![
+        claim(
+            "H1",
+            "A hosted VMM costs more on I/O, since a request crosses guest OS, VMM and host OS.",
+            hosted(report),
+        ),
+        claim(
+            "H2",
+            "A hosted VMM needs no change to host OS, guest OS or applications.",
+            unchanged(report),
+        ),
+        claim(
+            "H3",
+            "Trouble in the host OS reaches every guest; a guest's trouble reaches no other.",
+            not_yet("it needs neighbours that crash and stall, and a host OS that does"),
+        ),
+        claim(
+            "H4",
+            "A monolithic hypervisor performs best, because VMM and drivers work closely.",
+            not_yet("it needs I/O that the host's kernel serves by itself, to compare with"),
+        ),
+        claim(
+            "H5",
+            "A microkernel hypervisor is slower than a monolithic one, but drives more hardware.",
+            not_yet("it needs I/O through a driver domain, to compare with"),
+        ),
+        claim(
+            "H6",
+            "Full virtualization traps each privileged operation; translating critical instructions as they run lowers \
+             performance severely.",
+            trapping(report),
+        ),
+        claim(
+            "H7",
+            "Paravirtualization, done beforehand, costs nothing at run time.",
+            costless(report),
+        ),
+        claim(
+            "H8",
+            "An OS that cannot be changed is left with full virtualization.",
+            not_yet("it needs unmodified kernels with loadable paravirtual drivers"),
+        ),
+        claim(
+            "H9",
+            "With the processor's virtualization support, full virtualization has become practical.",
+            practical(report),
+        ),
+    ]
+}
+
+type Finding = (Vec<Evidence>, String);
+
+fn not_yet(why: &str) -> Finding {
+    (Vec::new(), format!("{NOT_YET}: {why}"))
+}
+
+fn interval(ratio: Ratio) -> String {
+    if ratio.pairs < MEANINGFUL_LAUNCHES {
+        return format!("{} (n = {})", significant(ratio.value), ratio.pairs);
+    }
+    let (low, high) = (significant(ratio.low), significant(ratio.high));
+    format!("{} ({low} to {high})", significant(ratio.value))
+}
+
+fn evidence(part: &Part, figures: &Figures, text: String) -> Evidence {
+    Evidence {
+        text: format!("{}, {}: {text}", part.host, figures.job.title),
+        anchor: Some(part.anchor(&figures.job)),
+    }
+}
+
+/// `arm/base` in time, and the exits of both.
+fn compared(part: &Part, figures: &Figures, arm: &ArmFigures) -> Option<Evidence> {
+    let ratio = arm.ratio?;
+    let base = figures.arms.first()?;
+    let exits = match (base.exits, arm.exits) {
+        (Some(base), Some(arm)) => {
+            format!(
+                ", {} and {} exits",
+                significant(base.round()),
+                significant(arm.round())
+            )
+        }
+        _ => String::new(),
+    };
+    let text = format!("{}/{} {}{exits}", arm.name, base.name, interval(ratio));
+    Some(evidence(part, figures, text))
+}
+
+fn hosted(report: &Report) -> Finding {
+    let rows = ["full", "para"].into_iter().flat_map(|arm| {
+        report
+            .find("boot", "console", arm)
+            .filter_map(|(part, figures, arm)| {
+                let text = format!(
+                    "{}: {} of {} exits go out to the VMM",
+                    arm.name,
+                    significant(arm.user_exits?),
+                    significant(arm.exits?)
+                );
+                Some(evidence(part, figures, text))
+            })
+            .collect::<Vec<_>>()
+    });
+    let rows: Vec<Evidence> = rows.collect();
+    let verdict = format!(
+        "{NOT_YET} as a comparison: it needs the same I/O served in the kernel and in a driver domain. What is known is how \
+         often the hosted path is taken"
+    );
+    (rows, verdict)
+}
+
+fn unchanged(report: &Report) -> Finding {
+    let rows: Vec<Evidence> = ["boot", "boot-quiet"]
+        .into_iter()
+        .flat_map(|job| report.find("boot", job, "full"))
+        .map(|(part, figures, arm)| {
+            let failed = figures.failures.iter().find(|(name, ..)| *name == arm.name);
+            let failed = failed.map_or(0, |(_, count, _)| *count);
+            let text = format!(
+                "full: {} launches of an untouched kernel came to init, {failed} failed",
+                arm.raw.len()
+            );
+            evidence(part, figures, text)
+        })
+        .collect();
+    let verdict = if rows.is_empty() {
+        format!("{NOT_YET}: this report has no boot of an unmodified guest")
+    } else {
+        "holds for the guest's kernel, as far as these launches go; a distribution's user space has not been tried".to_owned()
+    };
+    (rows, verdict)
+}
+
+fn trapping(report: &Report) -> Finding {
+    let mut rows = Vec::new();
+    for job in ["boot", "boot-quiet", "console"] {
+        for (part, figures, arm) in report.find("boot", job, "para") {
+            rows.extend(compared(part, figures, arm));
+        }
+    }
+    let trapped = !rows.is_empty();
+    let mut translated: Option<f64> = None;
+    for part in &report.parts {
+        for figures in &part.jobs {
+            let find = |name: &str| figures.peers.iter().find(|arm| arm.name == name);
+            let (Some(tcg), Some(kvm)) = (find("qemu-tcg"), find("qemu-q35")) else {
+                continue;
+            };
+            let times = tcg.median / kvm.median;
+            translated = Some(translated.map_or(times, |most| most.max(times)));
+            let text = format!(
+                "QEMU by translation takes {} times what it takes with KVM (medians of {} and {} launches, no interval)",
+                significant(times),
+                tcg.raw.len(),
+                kvm.raw.len()
+            );
+            rows.push(evidence(part, figures, text));
+        }
+    }
+    let first = if trapped {
+        "the traps are there, and cost what the rows say"
+    } else {
+        "no trap was measured"
+    };
+    let second = match translated {
+        Some(times) if times > 2.0 => "translation is severely slower",
+        Some(_) => "translation is not severely slower here",
+        None => "translation was not measured",
+    };
+    (rows, format!("{first}; {second}"))
+}
+
+/// The jobs in which an arm is better, equal and worse.
+type Tally<'a> = [Vec<(&'a Figures, &'a ArmFigures)>; 3];
+
+/// The jobs of a suite, sorted by what came of an arm; a row for each host that it was run on.
+fn tally<'a>(report: &'a Report, suite: &'a str, arm: &'a str) -> Vec<(&'a Part, Tally<'a>)> {
+    let mut all = Vec::new();
+    for part in report.parts.iter().filter(|part| part.suite == suite) {
+        let mut sorted = Tally::default();
+        for figures in &part.jobs {
+            for found in figures.arms.iter().filter(|found| found.name == arm) {
+                let place = match found.verdict {
+                    Verdict::Gain => 0,
+                    Verdict::Same => 1,
+                    Verdict::Loss => 2,
+                    _ => continue,
+                };
+                if let Some(place) = sorted.get_mut(place) {
+                    place.push((figures, found));
+                }
+            }
+        }
+        all.push((part, sorted));
+    }
+    all
+}
+
+fn costless(report: &Report) -> Finding {
+    let mut rows = Vec::new();
+    let (mut losses, mut all) = (0, 0);
+    for suite in ["boot", "os", "sched"] {
+        for (part, [gains, same, lost]) in tally(report, suite, "para") {
+            let total = gains.len() + same.len() + lost.len();
+            if total == 0 {
+                continue;
+            }
+            all += total;
+            losses += lost.len();
+            rows.push(Evidence {
+                text: format!(
+                    "{}, suite {suite}: para is better in {}, equal in {} and worse in {} of {total} jobs",
+                    part.host,
+                    gains.len(),
+                    same.len(),
+                    lost.len()
+                ),
+                anchor: None,
+            });
+            for (figures, arm) in lost {
+                rows.extend(compared(part, figures, arm));
+            }
+        }
+    }
+    let verdict = match (all, losses) {
+        (0, _) => format!("{NOT_YET}: this report has no para arm with enough launches"),
+        (_, 0) => "holds in every job of this report".to_owned(),
+        _ => format!("does not hold in {losses} of {all} jobs, which are the rows above"),
+    };
+    (rows, verdict)
+}
+
+fn practical(report: &Report) -> Finding {
+    let mut rows = Vec::new();
+    let (mut close, mut all) = (0, 0);
+    for (part, sorted) in tally(report, "os", "para") {
+        let ratios = sorted.iter().flatten().filter_map(|(_, arm)| arm.ratio);
+        let ratios: Vec<f64> = ratios.map(|ratio| ratio.value).collect();
+        // What para takes at least nine tenths of, full does nearly as well.
+        let near = ratios.iter().filter(|ratio| **ratio >= 0.9).count();
+        close += near;
+        all += ratios.len();
+        if !ratios.is_empty() {
+            let text = format!(
+                "{}, suite os: in {near} of {} jobs full takes at most a ninth longer than para",
+                part.host,
+                ratios.len()
+            );
+            rows.push(Evidence { text, anchor: None });
+        }
+    }
+    for (part, figures, arm) in report.find("boot", "boot", "para") {
+        rows.extend(compared(part, figures, arm));
+    }
+    let verdict = if all == 0 {
+        format!("{NOT_YET}: this report has no suite os with enough launches")
+    } else if close * 2 > all {
+        "holds where the guest computes; what is left to gain is in devices, timers and the boot"
+            .to_owned()
+    } else {
+        "does not hold on this host: most jobs of suite os gain from paravirtualization".to_owned()
+    };
+    (rows, verdict)
+}

@@ -1,0 +1,153 @@
+//! Reports of made-up samples.
+
+use std::fmt::Write as _;
+
+use super::model::{Report, Verdict};
+use super::*;
+use crate::experiment::tests::experiment;
+use crate::sample::{Origin, Outcome, Sample};
+
+/// A result of `launches` launches whose boots take what `time` says of an arm and a launch.
+fn result(launches: u32, time: impl Fn(&str, u32) -> u64) -> Saved {
+    let experiment = experiment();
+    let mut text = experiment.record().unwrap() + "\n";
+    text += "{\"record\":\"machine\",\"host\":\"reference\",\"cpu\":\"an <emulated> one\",\"program\":\"aa\"}\n";
+    text += "{\"record\":\"absent\",\"arm\":\"firecracker\",\"why\":\"not in PATH\"}\n";
+    for launch in 1..=launches {
+        for arm in ["full", "full#2", "para"] {
+            for (metric, value) in [("boot_to_init_ns", time(arm, launch)), ("exits_to_init", 7)] {
+                let origin = Origin {
+                    suite: "boot".into(),
+                    job: "boot".into(),
+                    arm: arm.into(),
+                    host: "reference".into(),
+                    launch,
+                    seed: 1,
+                    ..Origin::default()
+                };
+                let outcome = Outcome::Value {
+                    metric: metric.into(),
+                    unit: "ns".into(),
+                    value,
+                };
+                let _ = writeln!(
+                    text,
+                    "{}",
+                    serde_json::to_string(&Sample { origin, outcome }).unwrap()
+                );
+            }
+        }
+    }
+    text += &crate::experiment::launched(0);
+    Saved::parse(&text).unwrap()
+}
+
+/// One percent of noise, by a rule that has no pattern within a pair.
+fn noise(arm: &str, launch: u32) -> u64 {
+    let salt = u64::try_from(arm.len()).unwrap();
+    let mut random = fastrand::Rng::with_seed(u64::from(launch) * 31 + salt);
+    random.u64(9_900_000..10_100_000)
+}
+
+fn verdict(saved: Saved, arm: &str) -> Verdict {
+    let report = Report::of(vec![saved]);
+    report.find("boot", "boot", arm).next().unwrap().2.verdict
+}
+
+#[test]
+fn a_planted_slowdown_of_five_percent_is_found() {
+    let planted = |arm: &str, launch| match arm {
+        "para" => noise(arm, launch) * 105 / 100,
+        _ => noise(arm, launch),
+    };
+    assert_eq!(verdict(result(10, planted), "para"), Verdict::Loss);
+    assert_eq!(verdict(result(10, noise), "para"), Verdict::Same);
+    assert_eq!(verdict(result(10, planted), "full#2"), Verdict::Twin);
+    assert_eq!(verdict(result(3, planted), "para"), Verdict::Few);
+}
+
+#[test]
+fn a_gain_within_the_twin_s_interval_is_none() {
+    // The twin is as far from the base as para is, so that both differences may be the same noise.
+    let drifting = |arm: &str, launch: u32| {
+        let even = u64::from(launch.is_multiple_of(2));
+        match arm {
+            "full" => 10_000_000,
+            "full#2" => 9_000_000 + even * 2_000_000,
+            _ => 9_500_000,
+        }
+    };
+    assert_eq!(verdict(result(10, drifting), "para"), Verdict::Same);
+    let faster = |arm: &str, launch| match arm {
+        "para" => noise(arm, launch) / 2,
+        _ => noise(arm, launch),
+    };
+    assert_eq!(verdict(result(10, faster), "para"), Verdict::Gain);
+}
+
+#[test]
+fn the_page_needs_nothing_else_and_trusts_nothing() {
+    let page = html::page(&Report::of(vec![result(10, noise)]));
+    for outside in ["<script", "src=", "@import", "url(", "http://", "https://"] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    assert!(!page.contains("<emulated>") && page.contains("&lt;emulated&gt;"));
+    for part in [
+        "prefers-color-scheme: dark",
+        "width=device-width",
+        "firecracker is absent",
+    ] {
+        assert!(page.contains(part), "{part}");
+    }
+    // Each figure's link leads to its raw samples.
+    let links: Vec<&str> = page
+        .split("href=\"#")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .collect();
+    assert!(links.len() > 3);
+    for link in links {
+        assert!(page.contains(&format!("id=\"{link}\"")), "{link}");
+    }
+}
+
+#[test]
+fn every_claim_has_a_row_and_a_verdict() {
+    let report = Report::of(vec![result(10, noise)]);
+    let (page, text) = (html::page(&report), markdown::text(&report));
+    for number in 1..=9 {
+        assert!(page.contains(&format!("id=\"H{number}\"")), "H{number}");
+        assert!(text.contains(&format!("**H{number}**")), "H{number}");
+    }
+    assert!(text.contains("not yet testable"));
+}
+
+#[test]
+fn the_csv_has_a_line_for_each_arm_of_each_job() {
+    let text = csv::text(&Report::of(vec![result(10, noise)])).unwrap();
+    assert_eq!(text.lines().count(), 1 + 3, "{text}");
+    assert!(text.lines().all(|line| line.split(',').count() == 17));
+}
+
+#[test]
+fn results_that_cannot_be_compared_are_refused() {
+    let files = [PathBuf::from("a"), PathBuf::from("b")];
+    let one = || result(10, noise);
+    let same = check(&[one(), one()], &files).unwrap_err().to_string();
+    assert!(same.contains("same suite"), "{same}");
+    let mut other = one();
+    other.experiment.suite = "os".to_owned();
+    assert!(check(&[one(), other.clone()], &files).is_ok());
+    other.machine =
+        Some(serde_json::json!({ "record": "machine", "host": "reference", "program": "bb" }));
+    let differs = check(&[one(), other.clone()], &files)
+        .unwrap_err()
+        .to_string();
+    assert!(differs.contains("program: bb, aa"), "{differs}");
+    other.machine =
+        Some(serde_json::json!({ "record": "machine", "host": "kvm", "program": "bb" }));
+    assert!(
+        check(&[one(), other], &files).is_ok(),
+        "another class stands beside it"
+    );
+}

@@ -1,0 +1,389 @@
+//! One benchmark from its arguments to its table.
+//!
+//! Where this machine's KVM can run the arms, the launches run here. Otherwise the same program is started once on the
+//! reference host and does them all there: it prints its samples, and this side collects them line by line, so that a
+//! benchmark that is interrupted leaves what it has.
+
+use std::ffi::OsString;
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context as _, bail, ensure};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::arm::Arm;
+use crate::collect::{Collector, LineSink, lock};
+use crate::experiment::{Experiment, Saved};
+use crate::host::Host;
+use crate::launch::Launcher;
+use crate::run::Run;
+use crate::sample::Samples;
+use crate::table::{Heading, Look, draw};
+
+/// What every suite takes.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct CommonArgs {
+    /// The arms to compare; ratios are to the first.
+    ///
+    /// `full`, `kvm-pv`, `para`; `para-console` is para without its console, `para+console` para with nothing else; a peer
+    /// (`qemu-microvm`, `qemu-q35`, `qemu-tcg`, `firecracker`) is another VMM with the same kernel. Naming an arm twice
+    /// makes an A/A twin, whose interval shows what a difference must exceed. `para~5` does five percent more of
+    /// everything than it says, to see whether that is found.
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    pub arms: Vec<String>,
+    /// Where the guests run [default: this machine if its KVM can run every arm, else the reference host].
+    #[arg(long, value_enum)]
+    pub host: Option<Host>,
+    /// Launches of each arm of each kind; with `--until`, the most.
+    #[arg(long, value_name = "N")]
+    pub launches: Option<u32>,
+    /// Stop when every 95 % interval is at most so wide, relative to its ratio: 0.05 is five percent.
+    #[arg(long, value_name = "WIDTH")]
+    pub until: Option<f64>,
+    /// Write the raw samples here, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Go on with an interrupted benchmark: its raw samples, which also say what was to be done.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["json", "arms", "launches", "until", "seed"])]
+    pub resume: Option<PathBuf>,
+    /// Write the table here, as Markdown.
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
+    /// Seed of the launches' order and of the bootstrap [default: a new one each time].
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// The unmodified kernel [default: the newest that `cargo ci kernel full` built].
+    #[arg(long, value_name = "FILE")]
+    pub kernel_full: Option<PathBuf>,
+    /// The patched kernel [default: the newest that `cargo ci kernel para` built].
+    #[arg(long, value_name = "FILE")]
+    pub kernel_para: Option<PathBuf>,
+    /// The guest's initramfs [default: the newest that `cargo ci initramfs` built].
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Guest memory in MiB [default: 128].
+    #[arg(long)]
+    pub memory: Option<u64>,
+    /// vCPUs of a guest; a job that wants more gets more [default: 1].
+    #[arg(long)]
+    pub cpus: Option<u8>,
+    /// How many seconds a boot may take; one with further jobs may take ten times as long [default: 120].
+    #[arg(long, value_name = "SECONDS")]
+    pub watchdog: Option<u64>,
+    /// Do not ask `paravane doctor` what an exit costs on the host.
+    #[arg(long)]
+    pub no_doctor: bool,
+    /// A try: a tenth of the rounds. Not to be published.
+    #[arg(long)]
+    pub smoke: bool,
+}
+
+/// Arguments with which a benchmark runs itself on the reference host.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InsideArgs {
+    /// The experiment's record.
+    #[arg(long)]
+    experiment: String,
+    /// The unmodified kernel.
+    #[arg(long)]
+    kernel_full: PathBuf,
+    /// The patched kernel.
+    #[arg(long)]
+    kernel_para: PathBuf,
+    /// The initramfs.
+    #[arg(long)]
+    initrd: PathBuf,
+    /// The result so far.
+    #[arg(long)]
+    done: Option<PathBuf>,
+}
+
+/// Runs an experiment, or goes on with the one in `--resume`, and prints its table. `unfit` is the reason why this
+/// machine's KVM cannot run the guests, if it cannot. Returns whether every launch gave numbers.
+///
+/// # Errors
+///
+/// When the arguments make no sense, a file is missing, or the reference host fails.
+pub fn session(
+    args: &CommonArgs,
+    experiment: impl FnOnce() -> Experiment,
+    unfit: Option<&str>,
+) -> anyhow::Result<bool> {
+    let saved = args.resume.as_deref().map(Saved::read).transpose()?;
+    let experiment = match &saved {
+        Some(saved) => saved.experiment.clone(),
+        None => experiment(),
+    };
+    let arms = experiment.arms()?;
+    let launcher = launcher(args, &experiment, &arms)?;
+    let steps = experiment.steps();
+    ensure!(
+        !steps.is_empty(),
+        "there is nothing to launch: give --launches more than 0"
+    );
+    let class = Host::choose(args.host, unfit);
+    let file = match (&args.resume, &args.json) {
+        (Some(path), _) => Some(path),
+        (None, path) => path.as_ref(),
+    };
+    let mut collector = Collector {
+        file: None,
+        samples: Samples::default(),
+        kinds: experiment.kinds.clone(),
+        arms: arms.iter().map(|arm| arm.name.clone()).collect(),
+        progress: progress_bar(steps.len()),
+        position: 0,
+        costs: None,
+        machine: None,
+        steps,
+    };
+    if let Some(saved) = &saved {
+        collector.restore(saved);
+    }
+    collector.file = file
+        .map(|path| begin_file(path, &experiment, saved.as_ref()))
+        .transpose()?;
+    let collector = Arc::new(Mutex::new(collector));
+    let ended = if class == Host::here() {
+        let stop = Arc::new(AtomicBool::new(false));
+        watch_signals(&stop)?;
+        let run = Run {
+            launcher: &launcher,
+            experiment: &experiment,
+            arms: &arms,
+            class,
+            stop: &stop,
+            samples: lock(&collector).samples.clone(),
+            launched: saved.map(|saved| saved.launched).unwrap_or_default(),
+        };
+        run.here(|line| lock(&collector).take(line))
+    } else {
+        on_the_reference_host(args, &launcher, &experiment, &collector)
+    };
+    let collector = lock(&collector);
+    collector.progress.finish_and_clear();
+    show(&collector, &experiment, class, args.markdown.as_deref())?;
+    ended?;
+    Ok(collector.samples.failed_launches() == 0)
+}
+
+/// The launches of a benchmark that was started on another machine: prints its samples and nothing else.
+///
+/// # Errors
+///
+/// When the arguments cannot be read, or the benchmark is interrupted.
+pub fn inside(args: &InsideArgs) -> anyhow::Result<()> {
+    let experiment: Experiment =
+        serde_json::from_str(&args.experiment).context("the experiment cannot be read")?;
+    let arms = experiment.arms()?;
+    let files = CommonArgs {
+        kernel_full: Some(args.kernel_full.clone()),
+        kernel_para: Some(args.kernel_para.clone()),
+        initrd: Some(args.initrd.clone()),
+        ..CommonArgs::default()
+    };
+    let launcher = launcher(&files, &experiment, &arms)?;
+    let saved = args.done.as_deref().map(Saved::read).transpose()?;
+    let mut samples = Samples::default();
+    for sample in saved.iter().flat_map(Saved::samples) {
+        samples.add(sample);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    watch_signals(&stop)?;
+    let run = Run {
+        launcher: &launcher,
+        experiment: &experiment,
+        arms: &arms,
+        class: Host::here(),
+        stop: &stop,
+        samples,
+        launched: saved.map(|saved| saved.launched).unwrap_or_default(),
+    };
+    let mut out = io::stdout().lock();
+    run.here(|line| Ok(writeln!(out, "{line}").and_then(|()| out.flush())?))
+}
+
+/// Opens the result file: a new one begins with the experiment, one that is gone on with loses what was cut.
+fn begin_file(path: &Path, experiment: &Experiment, saved: Option<&Saved>) -> anyhow::Result<File> {
+    let cannot = || format!("the result file `{}` cannot be written", path.display());
+    let lines = match saved {
+        Some(saved) => saved.lines.clone(),
+        None => vec![experiment.record()?],
+    };
+    let text = lines.join("\n") + "\n";
+    match saved {
+        // Replaced at once, so that an interrupt now loses nothing.
+        Some(_) => {
+            let fresh = path.with_extension("resumed");
+            std::fs::write(&fresh, text).with_context(cannot)?;
+            std::fs::rename(&fresh, path).with_context(cannot)?;
+        }
+        None => std::fs::write(path, text).with_context(cannot)?,
+    }
+    OpenOptions::new()
+        .append(true)
+        .open(path)
+        .with_context(cannot)
+}
+
+/// Prints the table, and writes it as Markdown where that is wanted.
+fn show(
+    collector: &Collector,
+    experiment: &Experiment,
+    class: Host,
+    markdown: Option<&Path>,
+) -> anyhow::Result<()> {
+    if collector.position == 0 {
+        return Ok(());
+    }
+    let jobs = experiment.kinds.iter().flat_map(|kind| kind.jobs.clone());
+    let heading = Heading {
+        arms: collector.arms.clone(),
+        jobs: jobs.collect(),
+        host: class.name().to_owned(),
+        seed: experiment.seed,
+        costs: collector.costs,
+    };
+    println!("{}", draw(&collector.samples, &heading, Look::Terminal));
+    if let Some(path) = markdown {
+        std::fs::write(path, draw(&collector.samples, &heading, Look::Markdown))
+            .with_context(|| format!("the table `{}` cannot be written", path.display()))?;
+    }
+    Ok(())
+}
+
+pub(crate) fn launcher(
+    args: &CommonArgs,
+    experiment: &Experiment,
+    arms: &[Arm],
+) -> anyhow::Result<Launcher> {
+    let input = |given: Option<&PathBuf>,
+                 cached: &str,
+                 mend: &str,
+                 needed: bool|
+     -> anyhow::Result<PathBuf> {
+        let path = match given {
+            Some(path) => path.clone(),
+            None => paravane_reference_host::cache_folder()
+                .context("there is no place for the cache; set HOME or PARAVANE_CACHE")?
+                .join(cached),
+        };
+        if !needed {
+            return Ok(path);
+        }
+        // A symbolic link into the cache may be moved to a newer build while the benchmark runs.
+        path.canonicalize()
+            .with_context(|| format!("`{}` cannot be read; {mend}", path.display()))
+    };
+    let (full, para) = (
+        arms.iter().any(|arm| !arm.is_para()),
+        arms.iter().any(Arm::is_para),
+    );
+    Ok(Launcher {
+        program: std::env::current_exe().context("this program's own path is not known")?,
+        kernel_full: input(
+            args.kernel_full.as_ref(),
+            "kernel/full/vmlinux",
+            "build it with `cargo ci kernel full`",
+            full,
+        )?,
+        kernel_para: input(
+            args.kernel_para.as_ref(),
+            "kernel/para/vmlinux",
+            "build it with `cargo ci kernel para`",
+            para,
+        )?,
+        initrd: input(
+            args.initrd.as_ref(),
+            "initramfs/guest.cpio",
+            "build it with `cargo ci initramfs`",
+            true,
+        )?,
+        memory_mib: experiment.memory_mib,
+        cpus: experiment.cpus,
+        watchdog: experiment.watchdog,
+        scratch: scratch_folder()?,
+    })
+}
+
+/// A folder in memory if there is one: the guest's console goes to a file there, and a slow file system would be
+/// measured with it.
+fn scratch_folder() -> anyhow::Result<PathBuf> {
+    let memory = Path::new("/dev/shm");
+    let parent = if memory.is_dir() {
+        memory.to_owned()
+    } else {
+        std::env::temp_dir()
+    };
+    let folder = parent.join(format!("paravane-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder)
+        .with_context(|| format!("`{}` cannot be created", folder.display()))?;
+    Ok(folder)
+}
+
+fn watch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, Arc::clone(stop))
+            .context("a signal cannot be handled")?;
+    }
+    Ok(())
+}
+
+fn progress_bar(steps: usize) -> ProgressBar {
+    let length = u64::try_from(steps).unwrap_or(u64::MAX);
+    let target = if io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let bar = ProgressBar::with_draw_target(Some(length), target);
+    let style = ProgressStyle::with_template("{bar:30} {pos}/{len} launches, {eta} left; {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.enable_steady_tick(std::time::Duration::from_secs(1));
+    bar
+}
+
+/// Starts this program once on the reference host to make every launch there.
+fn on_the_reference_host(
+    args: &CommonArgs,
+    launcher: &Launcher,
+    experiment: &Experiment,
+    collector: &Arc<Mutex<Collector>>,
+) -> anyhow::Result<()> {
+    // The launches' files belong to the other side.
+    let _ = std::fs::remove_dir_all(&launcher.scratch);
+    let mut arguments: Vec<OsString> = vec![launcher.program.clone().into()];
+    arguments.extend(["bench", "inside", "--experiment"].map(Into::into));
+    arguments.push(serde_json::to_string(experiment)?.into());
+    for (flag, path) in [
+        ("--kernel-full", Some(&launcher.kernel_full)),
+        ("--kernel-para", Some(&launcher.kernel_para)),
+        ("--initrd", Some(&launcher.initrd)),
+        ("--done", args.resume.as_ref()),
+    ] {
+        if let Some(path) = path {
+            arguments.push(flag.into());
+            arguments.push(path.into());
+        }
+    }
+    lock(collector)
+        .progress
+        .set_message("the reference host boots");
+    let sink = LineSink::new(Arc::clone(collector));
+    let finished = paravane_reference_host::Command::new(arguments)?
+        .stdout(sink)
+        .run();
+    if let Some(why) = lock(collector).refused() {
+        bail!("{why}");
+    }
+    let finished = finished?;
+    ensure!(
+        finished.success(),
+        "the benchmark ended with code {} on the reference host",
+        finished.code
+    );
+    Ok(())
+}
