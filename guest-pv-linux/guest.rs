@@ -16,7 +16,8 @@
 //! # Reading order
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
-//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `smp`. `info` serves the module `paravane.ko`,
+//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `smp`,
+//! `timer`. `info` serves the module `paravane.ko`,
 //! which is `paravane.rs`.
 
 pub mod abi;
@@ -34,6 +35,7 @@ mod kernel_c;
 mod once;
 mod shared_page;
 mod smp;
+mod timer;
 
 /// Prefix of the messages of this crate.
 const __LOG_PREFIX: &[u8] = b"paravane\0";

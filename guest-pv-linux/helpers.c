@@ -29,6 +29,7 @@
 #include <linux/spinlock.h>
 #include <linux/stacktrace.h>
 #include <linux/time64.h>
+#include <linux/vmstat.h>
 
 #include <asm/acpi.h>
 #include <asm/alternative.h>
@@ -59,6 +60,9 @@
 #define PARAVANE_VTERM		0
 /* hvc's buffer; the tty layer writes half of this at once. */
 #define PARAVANE_HVC_BUFFER	4096
+
+/* How often the statistics of memory are brought up to date, jiffies. */
+#define PARAVANE_STAT_INTERVAL	(60 * HZ)
 
 /*
  * ---- Small services for the Rust files ----
@@ -382,8 +386,11 @@ static void __init paravane_init_clock(void)
 	x86_platform.calibrate_tsc = paravane_tsc_khz;
 	x86_platform.calibrate_cpu = paravane_tsc_khz;
 	setup_force_cpu_cap(X86_FEATURE_TSC_KNOWN_FREQ);
-	if (paravane_tsc_reliable())
+	if (paravane_tsc_reliable()) {
 		setup_force_cpu_cap(X86_FEATURE_TSC_RELIABLE);
+		/* Nobody writes it, so nobody has to look at it every second. */
+		setup_clear_cpu_cap(X86_FEATURE_TSC_ADJUST);
+	}
 	lapic_timer_period = div_u64(paravane_apic_timer_hz(), HZ);
 }
 
@@ -411,6 +418,9 @@ static void __init paravane_install_x2apic(void)
 	x2apic_phys = 1;
 	/* Without OEM ids, only the driver for x2APIC feels called. */
 	default_acpi_madt_oem_check("", "");
+	/* Needs a local APIC as after power-on where a processor starts again. */
+	if (paravane_has_smp())
+		paravane_init_apic();
 }
 #else
 static inline void paravane_enable_x2apic(void) { }
@@ -509,6 +519,7 @@ static int paravane_wakeup_cpu(u32 apic_id, unsigned long start_ip)
 static void paravane_play_dead(void)
 {
 	play_dead_common();
+	paravane_apic_forget();
 	paravane_stop_cpu();
 	hlt_play_dead();
 }
@@ -528,24 +539,31 @@ static inline void paravane_init_smp(void) { }
 #endif
 
 #ifdef CONFIG_KVM_GUEST
-/* What KVM has set up is still a Paravane guest. */
-static void __init paravane_guest_late_init(void)
-{
-	x86_hyper_kvm.init.guest_late_init();
-	pv_info.name = "Paravane";
-}
-
 /* C because of struct hypervisor_x86. The features in CPUID say what is set up. */
 static void __init paravane_init_delegated(void)
 {
+	if (paravane_kvm_features())
+		x86_hyper_kvm.init.init_platform();
+}
+
+/* What KVM has set up is still a Paravane guest. */
+static void __init paravane_late_delegated(void)
+{
 	if (!paravane_kvm_features())
 		return;
-	x86_hyper_kvm.init.init_platform();
-	x86_init.hyper.guest_late_init = paravane_guest_late_init;
+	x86_hyper_kvm.init.guest_late_init();
+	pv_info.name = "Paravane";
 }
 #else
 static inline void paravane_init_delegated(void) { }
+static inline void paravane_late_delegated(void) { }
 #endif
+
+static void __init paravane_guest_late_init(void)
+{
+	paravane_late_delegated();
+	paravane_init_tlb();
+}
 
 static void __init paravane_init_platform(void)
 {
@@ -559,11 +577,17 @@ static void __init paravane_init_platform(void)
 		paravane_rust_value(1), paravane_rust_value(2),
 		paravane_rust_value(3));
 
+	/*
+	 * Each look at the statistics keeps an idle processor awake for some
+	 * ticks. vm.stat_interval sets it back.
+	 */
+	sysctl_stat_interval = PARAVANE_STAT_INTERVAL;
 	/* Another processor can come at any time, and taking them out is slow. */
 	noreplace_smp = true;
 
 	paravane_init_no_legacy();
 	paravane_init_clock();
+	paravane_init_timer();
 	paravane_init_power();
 	paravane_enable_x2apic();
 	paravane_init_delegated();
@@ -585,6 +609,7 @@ const struct hypervisor_x86 x86_hyper_paravane __refconst = {
 	.type			= X86_HYPER_PARAVANE,
 	.init.init_platform	= paravane_init_platform,
 	.init.x2apic_available	= paravane_x2apic_available,
+	.init.guest_late_init	= paravane_guest_late_init,
 	.ignore_nopv		= true,
 };
 

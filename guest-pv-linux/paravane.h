@@ -18,6 +18,7 @@ bool paravane_has_clock(void);
 bool paravane_has_console(void);
 u32 paravane_vcpu_count(void);
 u32 paravane_kvm_features(void);
+bool paravane_has_timer(void);
 bool paravane_has_smp(void);
 bool paravane_start_cpu(u32 apic_id, u64 rip, u64 root);
 void paravane_stop_cpu(void);
@@ -55,6 +56,19 @@ u32 paravane_apic_id(void);
 void paravane_crash_registers(u64 registers[4]);
 u32 paravane_crash_backtrace(u64 *entries, u32 max);
 u32 paravane_crash_log(char *buffer, u32 size);
+
+/* Implemented in local_apic.c. */
+
+void paravane_apic_forget(void);
+void paravane_init_apic(void);
+
+/* Implemented in tlb_flush.c. */
+
+void paravane_init_tlb(void);
+
+/* Implemented in timer_device.c. */
+
+void paravane_init_timer(void);
 
 /* Exported to paravane.ko. */
 

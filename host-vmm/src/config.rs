@@ -62,6 +62,7 @@ pub const FACILITIES: &[(&str, u32)] = &[
     ("base", reg::FACILITY_BASE),
     ("console", reg::FACILITY_CONSOLE),
     ("clock", reg::FACILITY_CLOCK),
+    ("timer", reg::FACILITY_TIMER),
     ("cpuid", reg::FACILITY_CPUID),
     ("crash", reg::FACILITY_CRASH),
     ("irq", reg::FACILITY_IRQ),

@@ -207,7 +207,7 @@
 /* Facility `clock`: frequencies and wall clock. */
 #define PARAVANE_FACILITY_CLOCK 3U
 
-/* Facility `timer`. Reserved. */
+/* Facility `timer`: deadlines of the local APIC, delegated. */
 #define PARAVANE_FACILITY_TIMER 4U
 
 /* Facility `irq`: end of interrupt, delegated. */

@@ -9,7 +9,7 @@ use core::fmt::Write as _;
 use crate::sys::{self, Errno, Fd};
 use crate::task::{self, Gate, Mapping};
 use crate::text::{Text, number};
-use crate::{LINE, Mark, MarkPort, PAGE, complain, sched};
+use crate::{LINE, Mark, MarkPort, PAGE, complain, naps, sched};
 
 /// How many jobs one launch runs at most.
 pub(crate) const JOBS: usize = 24;
@@ -47,6 +47,10 @@ pub(crate) enum Work {
     Signal,
     /// A sleep of 100 µs, which a timer ends.
     Sleep,
+    /// Sleeps of various lengths, each compared with the clock.
+    Nap,
+    /// A millisecond in which nothing happens, in one piece with the others.
+    Idle,
     /// A message of 100 bytes between many processes, through pipes.
     Message,
     /// A token to another process and back, by futex.
@@ -57,7 +61,7 @@ pub(crate) enum Work {
     Lock,
 }
 
-const WORKS: [(&[u8], Work); 16] = [
+const WORKS: [(&[u8], Work); 18] = [
     (b"console", Work::Console),
     (b"null", Work::Null),
     (b"clock", Work::Clock),
@@ -70,6 +74,8 @@ const WORKS: [(&[u8], Work); 16] = [
     (b"map", Work::Map),
     (b"signal", Work::Signal),
     (b"sleep", Work::Sleep),
+    (b"nap", Work::Nap),
+    (b"idle", Work::Idle),
     (b"message", Work::Message),
     (b"futex", Work::Futex),
     (b"shootdown", Work::Shootdown),
@@ -175,6 +181,11 @@ impl Job {
                 watch.each(rounds, task::signal_myself)
             }
             Work::Sleep => watch.each(rounds, || task::sleep_ns(100_000)),
+            Work::Nap => naps::take(watch, rounds, console),
+            Work::Idle => {
+                let ms = u64::try_from(rounds).unwrap_or(u64::MAX);
+                watch.time(|| task::sleep_ns(ms.saturating_mul(1_000_000)))
+            }
             Work::Message => sched::message(watch, rounds, tasks),
             Work::Futex => sched::futex(watch, rounds),
             Work::Shootdown => sched::shootdown(watch, rounds, tasks),

@@ -26,6 +26,7 @@
 #![no_main]
 
 mod jobs;
+mod naps;
 mod report;
 mod sched;
 mod sys;

@@ -299,7 +299,7 @@ pub(crate) fn signal_myself() -> Result<(), Errno> {
 
 /// Sleeps.
 pub(crate) fn sleep_ns(nanoseconds: u64) -> Result<(), Errno> {
-    let time = [0, nanoseconds];
+    let time = [nanoseconds / 1_000_000_000, nanoseconds % 1_000_000_000];
     let time = time.as_ptr().expose_provenance();
     // SAFETY: a `struct timespec` to read; what is left of an interrupted sleep is not asked for.
     unsafe { call(SYS_NANOSLEEP, [time, 0, 0, 0, 0]) }.map(drop)

@@ -51,6 +51,7 @@ pub mod report;
 mod reporting;
 mod ring;
 mod smp;
+mod timer;
 mod trust;
 
 use std::fmt;
@@ -134,6 +135,7 @@ checks! {
         pv_clock_1_the_frequency_is_in_boot_info pv_clock_2_the_pair_is_of_this_run
         pv_clock_3_wall_tells_the_time pv_clock_4_only_defined_flags_are_set
         pv_clock_5_the_timers_rate_is_in_boot_info;
+    timer: pv_timer_1_cpuid_has_the_deadline_mode;
     cpuid:
         pv_cpuid_1_the_table_is_in_order pv_cpuid_2_cpuid_returns_what_the_table_says
         pv_cpuid_3_leaves_with_subleaves_say_so;

@@ -14,6 +14,7 @@ pub mod delegate;
 pub mod looks;
 pub mod ring;
 pub mod smp;
+pub mod timer;
 
 use std::fmt;
 use std::sync::Arc;

@@ -30,6 +30,7 @@ use crate::pv::cpuid::Cpuid;
 use crate::pv::crash::{Crash, LastWords};
 use crate::pv::delegate::Delegate;
 use crate::pv::smp::{Processors, Smp};
+use crate::pv::timer::{self, Timer};
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
 
 const MSR_TSC: u32 = 0x10;
@@ -60,7 +61,7 @@ impl Vm {
         let ports = create_devices(&vm, &config, &console)?;
 
         let set = if config.profile == Profile::Para {
-            delegable(&kvm, config.facilities)?
+            timer::delegable(&kvm, delegable(&kvm, config.facilities)?)
         } else {
             FacilitySet::NONE
         };
@@ -86,6 +87,7 @@ impl Vm {
                 Box::new(Base::new(set)),
                 Box::new(Arc::clone(&rings)),
                 Box::new(clock(&vm, &vcpus)?),
+                Box::new(Timer),
                 Box::new(Cpuid::new(&vcpus)?),
                 Box::new(Crash::new(memory.clone(), Arc::clone(&last_words))),
                 Box::new(Smp::new(Arc::clone(&processors), memory.clone())),

@@ -29,14 +29,14 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 15] = [
         "full",
         Kernel::Full,
         "--guest full",
-        "job=null:1000 end=restart WORKLOAD",
+        "WORKLOAD job=null:1000 job=nap:200 end=restart",
     ),
     ("kvm-pv", Kernel::Full, "--guest kvm-pv", "end=restart"),
     (
         "para",
         Kernel::Para,
         "--guest para",
-        "job=null:1000 end=poweroff WORKLOAD",
+        "WORKLOAD job=null:1000 job=nap:200 end=poweroff",
     ),
     (
         "para-image-as-full",

@@ -121,6 +121,23 @@ fn para_writes_the_console_with_a_hundredth_of_the_exits() {
     );
 }
 
+#[test]
+fn pv_timer_2_every_nap_ends_and_none_too_early() {
+    for name in ["full", "para"] {
+        let launch = launch_or_skip!(name);
+        let line = launch
+            .console
+            .lines()
+            .find_map(|l| l.strip_prefix("PARAVANE-NAPS "));
+        let naps: serde_json::Value =
+            serde_json::from_str(line.unwrap_or("null")).expect("naps are JSON");
+        assert_eq!(naps["early"], 0, "{name}: {launch}");
+        let late = naps["late_us_log2"].as_array().into_iter().flatten();
+        let ended: u64 = late.filter_map(serde_json::Value::as_u64).sum();
+        assert_eq!(ended, 200, "{name}: {launch}");
+    }
+}
+
 /// Whole lines of the console workload.
 fn workload_lines(launch: &Launch) -> usize {
     let lines = launch.console.lines();

@@ -84,6 +84,7 @@ tests! {
     pv_clock_3_wall_tells_the_time
     pv_clock_4_only_defined_flags_are_set
     pv_clock_5_the_timers_rate_is_in_boot_info
+    pv_timer_1_cpuid_has_the_deadline_mode
     pv_cpuid_1_the_table_is_in_order
     pv_cpuid_2_cpuid_returns_what_the_table_says
     pv_cpuid_3_leaves_with_subleaves_say_so

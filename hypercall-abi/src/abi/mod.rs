@@ -17,3 +17,4 @@ pub mod draft;
 pub mod registry;
 pub mod ring;
 pub mod smp;
+pub mod timer;

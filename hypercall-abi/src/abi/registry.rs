@@ -53,7 +53,7 @@ pub const FACILITY_BASE: u32 = 1;
 pub const FACILITY_CONSOLE: u32 = 2;
 /// Facility `clock`: frequencies and wall clock.
 pub const FACILITY_CLOCK: u32 = 3;
-/// Facility `timer`. Reserved.
+/// Facility `timer`: deadlines of the local APIC, delegated.
 pub const FACILITY_TIMER: u32 = 4;
 /// Facility `irq`: end of interrupt, delegated.
 pub const FACILITY_IRQ: u32 = 5;

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Facility timer: one-shot timers that cross only when they have to.
+ *
+ * The local APIC's deadline is a register, and each write to it an exit. A
+ * kernel writes it far more often than it needs the interrupt: most new
+ * deadlines are later than the armed one (a timeout that was cancelled, a
+ * tick that stops). Such a one is only remembered here. When the armed one
+ * fires in its place, the interrupt arms what is wanted then.
+ *
+ * An idle processor would be woken for nothing by a deadline that nobody wants
+ * any more. Before it halts it therefore arms what is wanted, unless the last
+ * halts have shown that something else wakes it first.
+ *
+ * All of it is C: per-CPU data, struct clock_event_device, an interrupt entry,
+ * and code that must not be instrumented have no Rust abstraction.
+ */
+
+#include <linux/clockchips.h>
+#include <linux/cpumask.h>
+#include <linux/init.h>
+#include <linux/percpu.h>
+
+#include <asm/apic.h>
+#include <asm/cpufeature.h>
+#include <asm/desc.h>
+#include <asm/idtentry.h>
+#include <asm/irq_regs.h>
+#include <asm/irqflags.h>
+#include <asm/msr.h>
+#include <asm/paravirt.h>
+#include <asm/tsc.h>
+#include <asm/x86_init.h>
+
+#include "paravane.h"
+
+/* Of a deadline: there is none. */
+#define PARAVANE_NEVER		U64_MAX
+/* The device counts in units of this many ticks of the TSC, as the native one. */
+#define PARAVANE_TSC_DIVISOR	8
+
+struct paravane_timer {
+	/* What the register holds, as far as it has not fired. */
+	u64 armed;
+	/* What the kernel asked for. */
+	u64 wanted;
+	/* The deadline that the last halt left in place, or replaced. */
+	u64 passed_over;
+	/* Whether a halt leaves a deadline in place that is too early. */
+	bool leaves;
+};
+
+static DEFINE_PER_CPU(struct paravane_timer, paravane_timers);
+static DEFINE_PER_CPU(struct clock_event_device, paravane_clockevents);
+
+static __always_inline void paravane_arm(struct paravane_timer *timer, u64 deadline)
+{
+	timer->armed = deadline;
+	/* Zero disarms; what has passed fires at once. */
+	native_wrmsrl(MSR_IA32_TSC_DEADLINE, deadline == PARAVANE_NEVER ? 0 : deadline);
+}
+
+static int paravane_timer_next(unsigned long delta, struct clock_event_device *device)
+{
+	struct paravane_timer *timer = this_cpu_ptr(&paravane_timers);
+
+	timer->wanted = rdtsc() + (u64)delta * PARAVANE_TSC_DIVISOR;
+	if (timer->wanted < timer->armed)
+		paravane_arm(timer, timer->wanted);
+	return 0;
+}
+
+static int paravane_timer_stop(struct clock_event_device *device)
+{
+	this_cpu_write(paravane_timers.wanted, PARAVANE_NEVER);
+	return 0;
+}
+
+static int paravane_timer_shutdown(struct clock_event_device *device)
+{
+	struct paravane_timer *timer = this_cpu_ptr(&paravane_timers);
+
+	timer->wanted = PARAVANE_NEVER;
+	if (timer->armed != PARAVANE_NEVER)
+		paravane_arm(timer, PARAVANE_NEVER);
+	return 0;
+}
+
+DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_timer)
+{
+	struct paravane_timer *timer = this_cpu_ptr(&paravane_timers);
+	struct clock_event_device *device = this_cpu_ptr(&paravane_clockevents);
+	struct pt_regs *old_regs = set_irq_regs(regs);
+
+	apic_eoi();
+	inc_irq_stat(apic_timer_irqs);
+	timer->armed = PARAVANE_NEVER;
+	if (rdtsc() >= timer->wanted) {
+		device->event_handler(device);
+	} else {
+		/* For an earlier deadline that is not wanted any more. */
+		timer->leaves = false;
+		if (timer->wanted != PARAVANE_NEVER)
+			paravane_arm(timer, timer->wanted);
+	}
+	set_irq_regs(old_regs);
+}
+
+/* What an idle processor does, interrupts off until it halts. */
+static noinstr void paravane_safe_halt(void)
+{
+	struct paravane_timer *timer = this_cpu_ptr(&paravane_timers);
+
+	if (timer->armed < timer->wanted) {
+		/* Did something else come first, the last time? */
+		if (rdtsc() < timer->passed_over)
+			timer->leaves = true;
+		timer->passed_over = timer->armed;
+		if (!timer->leaves)
+			paravane_arm(timer, timer->wanted);
+	}
+	native_safe_halt();
+}
+
+static void paravane_timer_setup(void)
+{
+	struct clock_event_device *device = this_cpu_ptr(&paravane_clockevents);
+	struct paravane_timer *timer = this_cpu_ptr(&paravane_timers);
+
+	*timer = (struct paravane_timer) {
+		.armed	= PARAVANE_NEVER,
+		.wanted	= PARAVANE_NEVER,
+	};
+	*device = (struct clock_event_device) {
+		.name				= "paravane",
+		.features			= CLOCK_EVT_FEAT_ONESHOT,
+		.rating				= 200,
+		.irq				= -1,
+		.cpumask			= cpumask_of(smp_processor_id()),
+		.set_next_event			= paravane_timer_next,
+		.set_state_shutdown		= paravane_timer_shutdown,
+		.set_state_oneshot_stopped	= paravane_timer_stop,
+	};
+	apic_write(APIC_LVTT, APIC_LVT_TIMER_TSCDEADLINE | PARAVANE_TIMER_VECTOR);
+	/* A deadline before this write has taken effect would be lost: SDM 3, 11.5.4.1. */
+	mb();
+	clockevents_config_and_register(device, tsc_khz * (1000 / PARAVANE_TSC_DIVISOR),
+					0xF, ~0UL);
+}
+
+void __init paravane_init_timer(void)
+{
+	if (!paravane_has_timer() || !boot_cpu_has(X86_FEATURE_TSC_DEADLINE_TIMER))
+		return;
+
+	sysvec_install(PARAVANE_TIMER_VECTOR, sysvec_paravane_timer);
+	x86_init.timers.setup_percpu_clockev = paravane_timer_setup;
+	x86_cpuinit.setup_percpu_clockev = paravane_timer_setup;
+	pv_ops.irq.safe_halt = paravane_safe_halt;
+}
