@@ -12,6 +12,12 @@
  * any more. Before it halts it therefore arms what is wanted, unless the last
  * halts have shown that something else wakes it first.
  *
+ * A kernel that boots has one thing to do, and no other task that a tick would
+ * give its turn. So until user space begins, a processor that is busy is
+ * interrupted no more often than every few ticks; one that halts gets its
+ * deadline in time. The kernel's log is stamped by the tick until then, so
+ * whoever asks for initcall_debug gets every tick.
+ *
  * All of it is C: per-CPU data, struct clock_event_device, an interrupt entry,
  * and code that must not be instrumented have no Rust abstraction.
  */
@@ -19,7 +25,10 @@
 #include <linux/clockchips.h>
 #include <linux/cpumask.h>
 #include <linux/init.h>
+#include <linux/kernel.h>
+#include <linux/minmax.h>
 #include <linux/percpu.h>
+#include <linux/sched.h>
 
 #include <asm/apic.h>
 #include <asm/cpufeature.h>
@@ -36,6 +45,8 @@
 
 /* Of a deadline: there is none. */
 #define PARAVANE_NEVER		U64_MAX
+/* Least milliseconds between two interrupts of a processor that boots. */
+#define PARAVANE_BOOT_MS	20
 /* The device counts in units of this many ticks of the TSC, as the native one. */
 #define PARAVANE_TSC_DIVISOR	8
 
@@ -44,6 +55,8 @@ struct paravane_timer {
 	u64 armed;
 	/* What the kernel asked for. */
 	u64 wanted;
+	/* When the latest interrupt came. */
+	u64 interrupted;
 	/* The deadline that the last halt left in place, or replaced. */
 	u64 passed_over;
 	/* Whether a halt leaves a deadline in place that is too early. */
@@ -63,10 +76,13 @@ static __always_inline void paravane_arm(struct paravane_timer *timer, u64 deadl
 static int paravane_timer_next(unsigned long delta, struct clock_event_device *device)
 {
 	struct paravane_timer *timer = this_cpu_ptr(&paravane_timers);
+	u64 deadline = rdtsc() + (u64)delta * PARAVANE_TSC_DIVISOR;
 
-	timer->wanted = rdtsc() + (u64)delta * PARAVANE_TSC_DIVISOR;
-	if (timer->wanted < timer->armed)
-		paravane_arm(timer, timer->wanted);
+	timer->wanted = deadline;
+	if (system_state < SYSTEM_RUNNING && !initcall_debug && !is_idle_task(current))
+		deadline = max(deadline, timer->interrupted + PARAVANE_BOOT_MS * (u64)tsc_khz);
+	if (deadline < timer->armed)
+		paravane_arm(timer, deadline);
 	return 0;
 }
 
@@ -95,7 +111,8 @@ DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_timer)
 	apic_eoi();
 	inc_irq_stat(apic_timer_irqs);
 	timer->armed = PARAVANE_NEVER;
-	if (rdtsc() >= timer->wanted) {
+	timer->interrupted = rdtsc();
+	if (timer->interrupted >= timer->wanted) {
 		device->event_handler(device);
 	} else {
 		/* For an earlier deadline that is not wanted any more. */
@@ -111,7 +128,9 @@ static noinstr void paravane_safe_halt(void)
 {
 	struct paravane_timer *timer = this_cpu_ptr(&paravane_timers);
 
-	if (timer->armed < timer->wanted) {
+	if (timer->armed > timer->wanted) {
+		paravane_arm(timer, timer->wanted);
+	} else if (timer->armed < timer->wanted) {
 		/* Did something else come first, the last time? */
 		if (rdtsc() < timer->passed_over)
 			timer->leaves = true;

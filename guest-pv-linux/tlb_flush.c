@@ -6,14 +6,14 @@
  * two writes, and two exits. They are worth that once there are processes to
  * switch between. A kernel that boots has none, so it does without global
  * entries, and a flush is a write of CR3, which does not exit where the host
- * has nested paging.
+ * has nested paging. The first flush after that switches them on.
  *
- * All of it is C: pv_ops, and initcalls.
+ * All of it is C: pv_ops and control registers.
  */
 
 #include <linux/init.h>
 #include <linux/irqflags.h>
-#include <linux/smp.h>
+#include <linux/kernel.h>
 
 #include <asm/cpufeature.h>
 #include <asm/paravirt.h>
@@ -22,8 +22,6 @@
 
 #include "paravane.h"
 
-static bool paravane_is_booting __initdata;
-
 static void paravane_flush_global(void)
 {
 	unsigned long flags;
@@ -31,23 +29,13 @@ static void paravane_flush_global(void)
 	raw_local_irq_save(flags);
 	if (cr4_read_shadow() & X86_CR4_PGE)
 		native_flush_tlb_global();
+	else if (system_state >= SYSTEM_RUNNING)
+		/* A change of the bit is a flush, too. */
+		cr4_set_bits_irqsoff(X86_CR4_PGE);
 	else
 		native_write_cr3(__native_read_cr3());
 	raw_local_irq_restore(flags);
 }
-
-static void __init paravane_global_on(void *unused)
-{
-	cr4_set_bits(X86_CR4_PGE);
-}
-
-static int __init paravane_end_of_boot(void)
-{
-	if (paravane_is_booting)
-		on_each_cpu(paravane_global_on, NULL, 1);
-	return 0;
-}
-late_initcall(paravane_end_of_boot);
 
 /* Called when the page tables of the kernel are made. */
 void __init paravane_init_tlb(void)
@@ -58,5 +46,4 @@ void __init paravane_init_tlb(void)
 
 	pv_ops.mmu.flush_tlb_kernel = paravane_flush_global;
 	cr4_clear_bits(X86_CR4_PGE);
-	paravane_is_booting = true;
 }
