@@ -122,6 +122,15 @@ pub(crate) enum Host {
     Reference,
 }
 
+/// What follows a guest's restart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OnReboot {
+    /// The machine starts again, as after a reset.
+    Restart,
+    /// The run ends, as if the guest had switched off.
+    Exit,
+}
+
 /// Form of the statistics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum StatsForm {
@@ -135,7 +144,7 @@ pub(crate) enum StatsForm {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Keys on an interactive console: Ctrl-A x leaves the guest, Ctrl-A Ctrl-A sends Ctrl-A.\n\
-    Exit status: 0 the guest switched off or restarted; 1 it could not run; 2 its kernel crashed;\n\
+    Exit status: 0 the guest switched off, or restarted and --on-reboot is exit; 1 it could not run; 2 its kernel crashed;\n\
     3 the watchdog ended it; 130 you did."
 )]
 pub(crate) struct RunArgs {
@@ -192,9 +201,9 @@ pub(crate) struct RunArgs {
     /// Make a control socket here, which `paravane ctl` and programs talk to; only you can open it.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) ctl: Option<PathBuf>,
-    /// Start the guest again when it restarts itself.
-    #[arg(long)]
-    pub(crate) reboot: bool,
+    /// What to do when the guest restarts itself: a restart goes on in the same process, on the same console.
+    #[arg(long, value_enum, value_name = "ACTION", default_value = "exit")]
+    pub(crate) on_reboot: OnReboot,
     /// Be a difficult host to a para guest, within the rules of the ABI; the seed says in which ways, and they are printed.
     ///
     /// It leaves out facilities (never `base` or `clock`), answers `Busy` or `HostError` to console and clock calls, answers
@@ -202,7 +211,7 @@ pub(crate) struct RunArgs {
     /// the CPUID block. A guest that hangs or dies of it does not keep to hypercall-abi/SPEC.md.
     #[arg(long, value_name = "SEED")]
     awkward: Option<u64>,
-    /// Stop the guest after so many seconds; 0: never. [default: 0 on a terminal, else 600]
+    /// Stop the guest after so many seconds, restarts included; 0: never. [default: 0 on a terminal, else 600]
     #[arg(long, value_name = "SECONDS")]
     watchdog: Option<u64>,
 }

@@ -16,7 +16,7 @@
 //! | `{"command": "pause"}` | [`Status`], once every vCPU stands still |
 //! | `{"command": "resume"}` | [`Status`] |
 //! | `{"command": "power", "action": "off"}` | [`Status`]; the guest is not asked: the plug is pulled |
-//! | `{"command": "power", "action": "reset"}` | the same, and the machine starts again where `run` was told `--reboot` |
+//! | `{"command": "power", "action": "reset"}` | the same, and the machine starts again where `run` was told `--on-reboot restart` |
 //! | `{"command": "power", "action": "nmi"}` | [`Status`]; the boot processor gets a non-maskable interrupt |
 //!
 //! # Whom it trusts

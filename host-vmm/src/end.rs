@@ -40,6 +40,13 @@ impl End {
         self.stopping.load(Ordering::Acquire)
     }
 
+    /// Whether it has come, and in this way.
+    #[must_use]
+    pub fn is(&self, outcome: Outcome) -> bool {
+        let how = self.how.lock().unwrap_or_else(PoisonError::into_inner);
+        how.as_ref().is_some_and(|(how, _)| *how == outcome)
+    }
+
     /// Ends the run; the first to say so is the one who is believed.
     pub fn stop(&self, outcome: Outcome, message: Option<String>) {
         let mut how = self.how.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,7 +12,7 @@ use clap::Parser;
 
 use cli::{
     AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchArgs, BenchCommand, Cli, Command, CpuidArgs, Host,
-    RunArgs, StatsForm,
+    OnReboot, RunArgs, StatsForm,
 };
 use paravane::config::{Config, FacilitySet, Profile};
 use paravane::conformance::report::Report;
@@ -126,11 +126,27 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
     let ctl = args.ctl.as_deref().map(Server::bind).transpose()?;
     let ctl = ctl.map(Arc::new);
-    let mut started = started;
+    // Console, terminal and socket stay as they are when the guest restarts.
+    let console = match &args.console_log {
+        Some(path) => Console::file(path)
+            .with_context(|| format!("the console log `{}` cannot be written", path.display()))?,
+        None => Console::stdout()?,
+    };
+    // From here on every way out restores the terminal: drop, `main`, and the panic hook.
+    let mut raw = (args.console_log.is_none() && terminal::is_terminal())
+        .then(Raw::enter)
+        .transpose()?;
+    let (limit, first) = (config.watchdog, started);
+    let (mut config, mut started) = (config, started);
     loop {
-        let stats = run_once(args, &config, ctl.clone(), started)?;
+        let stats = run_once(args, &config, console.clone(), ctl.clone(), started)?;
+        let again = stats.outcome == Outcome::Reboot && args.on_reboot == OnReboot::Restart;
+        if !again {
+            raw.take();
+        }
         report(args, &stats)?;
-        if stats.outcome == Outcome::Reboot && args.reboot {
+        if again {
+            config.watchdog = limit.map(|limit| limit.saturating_sub(first.elapsed()));
             started = Instant::now();
             continue;
         }
@@ -147,27 +163,18 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
 fn run_once(
     args: &RunArgs,
     config: &Config,
+    console: Console,
     ctl: Option<Arc<Server>>,
     started: Instant,
 ) -> anyhow::Result<Stats> {
-    let console = match &args.console_log {
-        Some(path) => Console::file(path)
-            .with_context(|| format!("the console log `{}` cannot be written", path.display()))?,
-        None => Console::stdout()?,
-    };
     let signals = Signals::block().context("signals cannot be watched")?;
     let mut vm = Vm::new(config.clone(), console, started)?;
     if let Some(awkward) = vm.awkward() {
         eprintln!("paravane: {awkward}");
     }
     vm.boot()?;
-    let stdin = args.console_log.is_none();
-    // From here on every way out restores the terminal: drop, `main`, and the panic hook.
-    let _raw = (stdin && terminal::is_terminal())
-        .then(Raw::enter)
-        .transpose()?;
     Ok(vm.run(RunOptions {
-        stdin,
+        stdin: args.console_log.is_none(),
         signals: Some(signals),
         host: host_class(),
         ctl,

@@ -19,6 +19,7 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use paravane_abi::call::CallId;
 
 use crate::boot;
+use crate::crash;
 use crate::device::{PortAction, uart};
 use crate::pause::{Pause, Place};
 use crate::pv::smp::Start;
@@ -126,6 +127,18 @@ impl Vcpu {
         let place = Pause::vcpu(self.id);
         self.machine.pause().begin(place);
         self.run_to_the_end(place);
+        if self.machine.has_hung() {
+            let on = self
+                .machine
+                .processors()
+                .is_none_or(|all| all.on().contains(&self.id));
+            let doing = if on {
+                format!("was here:\n{}", self.describe())
+            } else {
+                "was off".to_owned()
+            };
+            self.machine.note_hung(self.id, doing);
+        }
         self.machine.pause().rest(place);
     }
 
@@ -296,7 +309,28 @@ impl Vcpu {
                 let _ = write!(text, " {byte:02x}");
             }
         }
+        let callers = crash::walk(regs.rbp, |at| self.read_words(at));
+        if !callers.is_empty() {
+            text.push_str("\n  called by, innermost first, as its frame pointers have it:");
+        }
+        for address in callers {
+            let _ = write!(text, "\n  {}", self.machine.symbols().caller(address));
+        }
         text
+    }
+
+    /// Two words at a virtual address.
+    fn read_words(&self, at: u64) -> Option<[u64; 2]> {
+        let mut words = [0; 2];
+        for (word, at) in words.iter_mut().zip([at, at.checked_add(8)?]) {
+            let place = self.fd.translate_gva(at).ok().filter(|t| t.valid != 0)?;
+            let mut bytes = [0; 8];
+            self.machine
+                .read_memory(place.physical_address, &mut bytes)
+                .ok()?;
+            *word = u64::from_le_bytes(bytes);
+        }
+        Some(words)
     }
 }
 

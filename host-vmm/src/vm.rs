@@ -74,11 +74,16 @@ pub struct Machine {
     vm: VmFd,
     memory: Memory,
     console: Console,
+    /// What had been put out before this run.
+    console_before: u64,
     ports: Ports,
     pv: Paravirt,
     rings: Option<Arc<RingConsole>>,
     processors: Option<Arc<Processors>>,
     awkward: Option<Arc<Awkward>>,
+    symbols: OnceLock<Symbols>,
+    /// What the vCPUs were doing when the watchdog came.
+    hung: Mutex<BTreeMap<usize, String>>,
     config: Config,
     wake: EventFd,
     end: Arc<End>,
@@ -243,7 +248,7 @@ impl Machine {
             kvm_stats,
             hypercalls: BTreeMap::new(),
             console: ConsoleBytes {
-                out_bytes: self.console.bytes(),
+                out_bytes: self.console_bytes(),
                 in_bytes: self.rings.as_ref().map_or(0, |rings| rings.in_bytes()),
             },
             marks: lock(&self.marks).clone(),
@@ -254,6 +259,11 @@ impl Machine {
             stats.add_vcpu(counts);
         }
         stats
+    }
+
+    /// What this run has put out: a guest that restarts has its console from the run before.
+    fn console_bytes(&self) -> u64 {
+        self.console.bytes() - self.console_before
     }
 
     /// Exits of all vCPUs so far, by KVM's count.
@@ -278,7 +288,7 @@ impl Machine {
             t_ns: self.elapsed_ns(),
             exits: self.exits(),
             user_exits: self.counts.iter().map(|c| c.total()).sum(),
-            console_out_bytes: self.console.bytes(),
+            console_out_bytes: self.console_bytes(),
         };
         let mut marks = lock(&self.marks);
         if marks.len() < MARKS_MAX {
@@ -295,15 +305,32 @@ impl Machine {
         self.memory.read(address, into)
     }
 
+    /// The functions of the guest's kernel; read when somebody asks.
+    #[must_use]
+    pub fn symbols(&self) -> &Symbols {
+        self.symbols
+            .get_or_init(|| Symbols::read(&self.config.kernel))
+    }
+
     /// Registers with the instruction's symbol.
     #[must_use]
     pub fn describe_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> String {
-        let symbols = Symbols::read(&self.config.kernel);
         format!(
             "{}\n  at {}",
             vcpu::registers(regs, sregs),
-            symbols.name(regs.rip)
+            self.symbols().name(regs.rip)
         )
+    }
+
+    /// Whether the guest is being stopped because it has hung: its vCPUs then say what they were doing.
+    #[must_use]
+    pub fn has_hung(&self) -> bool {
+        self.end.is(Outcome::Watchdog)
+    }
+
+    /// What vCPU `id` was doing when the guest hung.
+    pub fn note_hung(&self, id: usize, doing: String) {
+        lock(&self.hung).insert(id, doing);
     }
 }
 
@@ -448,10 +475,11 @@ impl Vm {
 
         let (outcome, mut message) = machine.end.take().unwrap_or((Outcome::Error, None));
         if let Some(record) = lock(&self.last_words).as_deref() {
-            message = Some(crash::report(
-                record,
-                &Symbols::read(&machine.config.kernel),
-            ));
+            message = Some(crash::report(record, machine.symbols()));
+        }
+        for (id, doing) in lock(&machine.hung).iter() {
+            let note = format!("vCPU {id} {doing}");
+            message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
         }
         if stuck > 0 {
             let note = format!("{stuck} vCPU(s) did not come out of KVM and were left behind");

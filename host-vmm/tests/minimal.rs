@@ -153,7 +153,7 @@ fn pv_state_1_a_restart_finds_everything_as_at_the_first_start() {
         return;
     }
     let mut machine = command(&build("gcc", "reboot"))
-        .arg("--reboot")
+        .args(["--on-reboot", "restart"])
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
@@ -169,11 +169,65 @@ fn pv_state_1_a_restart_finds_everything_as_at_the_first_start() {
     assert!(states.iter().all(|state| *state == states[0]), "{states:?}");
 }
 
-/// Boots the guest with bytes of its boot-info page changed; what it prints and how many calls it makes.
-fn run_spoilt(offset: usize, bytes: &[u8]) -> Option<(String, u64)> {
+#[test]
+fn a_restart_goes_on_in_the_same_log_and_is_the_end_by_default() {
     if !kvm() {
-        return None;
+        return;
     }
+    let elf = build("gcc", "reboot");
+    let log = elf.with_extension("log");
+    let states = || {
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        text.matches("state ").count()
+    };
+    let mut machine = command(&elf)
+        .args(["--on-reboot", "restart", "--console-log"])
+        .arg(&log)
+        .spawn()
+        .unwrap();
+    while states() < 3 {
+        assert_eq!(machine.try_wait().unwrap(), None, "it has ended by itself");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    machine.kill().unwrap();
+    machine.wait().unwrap();
+
+    let output = command(&elf).arg("--console-log").arg(&log).output();
+    assert_eq!(output.unwrap().status.code(), Some(0));
+    assert_eq!(states(), 1);
+}
+
+#[test]
+fn restarts_do_not_outlive_the_watchdog() {
+    if !kvm() {
+        return;
+    }
+    let options = "run --guest para --host kvm --on-reboot restart --watchdog 2 --kernel";
+    let output = Command::new(env!("CARGO_BIN_EXE_paravane"))
+        .args(options.split(' '))
+        .arg(build("gcc", "reboot"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+}
+
+#[test]
+fn a_guest_that_hangs_is_explained() {
+    if !kvm() {
+        return;
+    }
+    let (mut vm, _console) = machine(2);
+    vm.boot().unwrap();
+    // Without the magic it finds no host, and halts.
+    vm.memory().write(BOOT_INFO, &[0; 8]).unwrap();
+    let message = vm.run(RunOptions::default()).unwrap().message.unwrap();
+    assert!(message.contains("vCPU 0 was here:\n  rip "), "{message}");
+    assert!(message.contains(" guest+0x"), "{message}");
+    assert!(message.contains("vCPU 1 was off"), "{message}");
+}
+
+/// A machine with the guest, and its console.
+fn machine(vcpus: u8) -> (Vm, Console) {
     let config = Config {
         profile: Profile::Para,
         kernel: build("gcc", "guest"),
@@ -181,7 +235,7 @@ fn run_spoilt(offset: usize, bytes: &[u8]) -> Option<(String, u64)> {
         cmdline: String::new(),
         memory_mib: 32,
         prealloc: false,
-        vcpus: 1,
+        vcpus,
         facilities: FacilitySet::default(),
         entry: Entry::Linux64,
         // A guest that finds no host halts.
@@ -189,7 +243,16 @@ fn run_spoilt(offset: usize, bytes: &[u8]) -> Option<(String, u64)> {
         awkward: None,
     };
     let console = Console::memory().unwrap();
-    let mut vm = Vm::new(config, console.clone(), Instant::now()).unwrap();
+    let vm = Vm::new(config, console.clone(), Instant::now()).unwrap();
+    (vm, console)
+}
+
+/// Boots the guest with bytes of its boot-info page changed; what it prints and how many calls it makes.
+fn run_spoilt(offset: usize, bytes: &[u8]) -> Option<(String, u64)> {
+    if !kvm() {
+        return None;
+    }
+    let (mut vm, console) = machine(1);
     vm.boot().unwrap();
     vm.memory().write(BOOT_INFO + offset as u64, bytes).unwrap();
     let stats = vm.run(RunOptions::default()).unwrap();
