@@ -34,6 +34,7 @@ pub mod pause;
 pub mod pv;
 mod random;
 pub mod stats;
+pub mod switcher;
 pub mod terminal;
 pub mod vcpu;
 pub mod vm;

@@ -53,7 +53,7 @@ pub(super) fn write_tables(memory: &Memory) -> Result<(), MemoryError> {
 }
 
 /// A descriptor as KVM wants it.
-fn segment(descriptor: u64, selector: u16) -> kvm_segment {
+pub(crate) fn segment(descriptor: u64, selector: u16) -> kvm_segment {
     let byte = |shift: u32| u8::try_from(descriptor >> shift & 0xff).unwrap_or(0);
     let (access, flags) = (byte(40), byte(52));
     kvm_segment {

@@ -1,0 +1,201 @@
+//! The switcher's instructions: all of a direct guest's code at CPL 0.
+//!
+//! One region is assembled whole, with room for its tables, so that each instruction finds the area
+//! relative to itself. Where KVM is software an instruction here takes about a microsecond: count them.
+//!
+//! | path | instructions |
+//! |---|---|
+//! | SYSCALL, as far as the kernel's first instruction | 6 |
+//! | another event in user mode | 7; a page fault 9 |
+//! | `leave`, as far as the user's first instruction | 6 |
+//! | a page fault in the kernel | 5 |
+//! | another routine | 3, `debug_*` more |
+
+use core::arch::global_asm;
+use core::mem::offset_of;
+
+use super::area::{Area, Frame, KERNEL_IDT_OFFSET, Routines, SYSCALL_PAGE};
+
+/// The page of code that follows the tables.
+pub(super) const CODE_OFFSET: u64 = 0x4000;
+/// Handlers of events in user mode, [`HANDLER_STRIDE`] bytes each, in the order of vectors.
+pub(super) const HANDLERS_OFFSET: u64 = 0x5000;
+/// Bytes of a handler.
+pub(super) const HANDLER_STRIDE: u64 = 0x40;
+
+/// Where the pieces of the code page lie, as distances from the region's begin; the image has them
+/// at the place of the area's routines, before the host makes addresses of them.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Pieces {
+    pub(super) routines: Routines,
+    pub(super) kernel_breakpoint: u64,
+    pub(super) kernel_page_fault: u64,
+    pub(super) syscall: u64,
+}
+
+unsafe extern "C" {
+    static paravane_switcher: u8;
+    static paravane_switcher_end: u8;
+}
+
+/// A region as assembled: tables empty, distances in place of addresses.
+pub(super) fn image() -> &'static [u8] {
+    let start = &raw const paravane_switcher;
+    let end = &raw const paravane_switcher_end;
+    // SAFETY: both symbols belong to the one section below, in this order, and nothing writes
+    // to it.
+    unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
+}
+
+/// Where the pieces lie.
+pub(super) fn pieces() -> Pieces {
+    // SAFETY: the assembler has put a `Pieces` there; it may lie anywhere.
+    unsafe {
+        (&raw const paravane_switcher)
+            .add(offset_of!(Area, routines))
+            .cast::<Pieces>()
+            .read_unaligned()
+    }
+}
+
+global_asm!(
+    ".pushsection .rodata.paravane_switcher, \"a\", @progbits",
+    ".balign 4096",
+    ".globl paravane_switcher",
+    "paravane_switcher:",
+    ".set AREA, paravane_switcher",
+    // The pieces, in the order of `Pieces`.
+    ".org paravane_switcher + {routines}",
+    ".quad leave - AREA, breakpoint - AREA, halt - AREA, load_root - AREA",
+    ".quad flush_page - AREA, read_msr - AREA, write_msr - AREA, doorbell - AREA",
+    ".quad output_byte - AREA",
+    ".quad debug_control - AREA, debug_addresses - AREA, debug_status - AREA",
+    ".quad cpuid - AREA, 0, 0, 0",
+    ".quad kernel_breakpoint - AREA, kernel_page_fault - AREA, syscall - AREA",
+    ".org paravane_switcher + {kernel_idt}",
+    ".org paravane_switcher + {code}",
+    // A breakpoint in the kernel is a call.
+    "kernel_breakpoint:",
+    "jmp [rip + AREA + {call}]",
+    "leave:",
+    "mov cr3, rax",
+    "mov rax, [rip + AREA + {user_rax}]",
+    "lidt [rip + AREA + {user_idtr}]",
+    "lea rsp, [rip + AREA + {leave}]",
+    "iretq",
+    "breakpoint:",
+    "mov [rip + AREA + {kernel_rax}], rax",
+    "lea rsp, [rip + AREA + {breakpoint}]",
+    "iretq",
+    // The interrupt comes by the users' table, and its handler goes to the kernel.
+    "halt:",
+    "lidt [rip + AREA + {user_idtr}]",
+    "sti",
+    "1: hlt",
+    "jmp 1b",
+    "load_root:",
+    "mov cr3, rdi",
+    "iretq",
+    "flush_page:",
+    "invlpg [rdi]",
+    "iretq",
+    "read_msr:",
+    "rdmsr",
+    "iretq",
+    "write_msr:",
+    "wrmsr",
+    "iretq",
+    "doorbell:",
+    "out dx, eax",
+    "iretq",
+    "output_byte:",
+    "out dx, al",
+    "iretq",
+    "debug_control:",
+    "mov dr7, rdi",
+    "iretq",
+    "debug_addresses:",
+    "mov dr0, rdi",
+    "mov dr1, rsi",
+    "mov dr2, rdx",
+    "mov dr3, rcx",
+    "iretq",
+    "debug_status:",
+    "mov rax, dr6",
+    "mov dr6, rdi",
+    "iretq",
+    "cpuid:",
+    "cpuid",
+    "iretq",
+    "kernel_page_fault:",
+    "mov [rip + AREA + {kernel_rax}], rax",
+    "mov rax, cr2",
+    "mov [rip + AREA + {fault_address}], rax",
+    "lea rsp, [rip + AREA + {fault}]",
+    "iretq",
+    // SYSCALL where it raises privilege: RCX and R11 have the user's RIP and flags.
+    "syscall:",
+    "mov [rip + AREA + {user_frame_rsp}], rsp",
+    "mov [rip + AREA + {user_rax}], rax",
+    "mov rax, [rip + syscall_rip]",
+    "mov [rip + AREA + {user_frame}], rax",
+    "mov rax, [rip + AREA + {kernel_root}]",
+    "mov cr3, rax",
+    "lidt [rip + AREA + {kernel_idtr}]",
+    "lea rsp, [rip + AREA + {syscall}]",
+    "iretq",
+    ".set syscall_rip, AREA + {syscall_rip}",
+    // Events in user mode.
+    ".org paravane_switcher + {handlers}",
+    ".set vector, 0",
+    ".rept 256",
+    ".org paravane_switcher + {handlers} + vector * {stride}",
+    ".if vector != 3",
+    "mov dword ptr [rip + AREA + {vector}], offset vector",
+    ".endif",
+    "mov [rip + AREA + {user_rax}], rax",
+    ".if vector == 14",
+    "mov rax, cr2",
+    "mov [rip + AREA + {fault_address}], rax",
+    ".endif",
+    "mov rax, [rip + AREA + {kernel_root}]",
+    "mov cr3, rax",
+    "lidt [rip + AREA + {kernel_idtr}]",
+    ".if vector == 3",
+    "lea rsp, [rip + AREA + {syscall}]",
+    ".else",
+    "lea rsp, [rip + AREA + {event}]",
+    ".endif",
+    "iretq",
+    ".set vector, vector + 1",
+    ".endr",
+    ".org paravane_switcher + {syscall_page}",
+    "int3",
+    ".fill 4095, 1, 0xcc",
+    ".globl paravane_switcher_end",
+    "paravane_switcher_end:",
+    ".popsection",
+    routines = const offset_of!(Area, routines),
+    kernel_idt = const KERNEL_IDT_OFFSET,
+    code = const CODE_OFFSET,
+    handlers = const HANDLERS_OFFSET,
+    stride = const HANDLER_STRIDE,
+    syscall_page = const SYSCALL_PAGE,
+    call = const offset_of!(Area, call),
+    user_rax = const offset_of!(Area, user_rax),
+    kernel_root = const offset_of!(Area, kernel_root),
+    vector = const offset_of!(Area, vector),
+    fault_address = const offset_of!(Area, fault_address),
+    kernel_rax = const offset_of!(Area, kernel_rax),
+    kernel_idtr = const offset_of!(Area, kernel_idtr) + 6,
+    user_idtr = const offset_of!(Area, user_idtr) + 6,
+    syscall = const offset_of!(Area, syscall),
+    event = const offset_of!(Area, event),
+    fault = const offset_of!(Area, fault),
+    breakpoint = const offset_of!(Area, breakpoint),
+    leave = const offset_of!(Area, leave),
+    syscall_rip = const offset_of!(Area, syscall_rip),
+    user_frame = const offset_of!(Area, user_frame),
+    user_frame_rsp = const offset_of!(Area, user_frame) + offset_of!(Frame, rsp),
+);
