@@ -16,11 +16,13 @@ use crate::{
         clock::ClockInfo,
         console::ConsoleInfo,
         registry::*,
+        smp::SmpInfo,
     },
     call::Doorbell,
     clock, console, cpuid,
     once::Once,
     shared_page::SharedRange,
+    smp,
 };
 use core::mem::{offset_of, size_of};
 use kernel::prelude::*;
@@ -96,6 +98,9 @@ fn read_boot_info(address: u64, port: u32) -> Option<BootInfo> {
     if size < offset_of!(BootInfo, console) + size_of::<ConsoleInfo>() {
         info.console = ConsoleInfo::default();
     }
+    if size < offset_of!(BootInfo, smp) + size_of::<SmpInfo>() {
+        info.smp = SmpInfo::default();
+    }
     Some(info)
 }
 
@@ -122,6 +127,7 @@ extern "C" fn paravane_detect() -> u32 {
     unsafe {
         clock::init(&info);
         console::init(&info);
+        smp::init(&info);
     }
     block.base
 }

@@ -46,9 +46,7 @@
 #include <asm/msr.h>
 #include <asm/paravirt.h>
 #include <asm/pci_x86.h>
-#include <asm/realmode.h>
 #include <asm/reboot.h>
-#include <asm/smp.h>
 #include <asm/special_insns.h>
 #include <asm/tsc.h>
 #include <asm/x86_init.h>
@@ -179,7 +177,7 @@ static const struct hv_ops paravane_hv_ops = {
 	.notifier_hangup	= paravane_notifier_del,
 };
 
-/* C because of the idtentry macros. Input has arrived. */
+/* C because of the idtentry macros. Input has arrived, or the host has a wish. */
 DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_event)
 {
 	struct pt_regs *old_regs = set_irq_regs(regs);
@@ -189,6 +187,7 @@ DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_event)
 	inc_irq_stat(irq_hv_callback_count);
 	if (hp && hvc_poll(hp))
 		hvc_kick();
+	paravane_smp_event();
 	set_irq_regs(old_regs);
 }
 
@@ -390,6 +389,8 @@ static void __init paravane_init_clock(void)
 		setup_force_cpu_cap(X86_FEATURE_TSC_RELIABLE);
 		/* Nobody writes it, so nobody has to look at it every second. */
 		setup_clear_cpu_cap(X86_FEATURE_TSC_ADJUST);
+		/* Without it each processor that starts measures its delay loop. */
+		setup_force_cpu_cap(X86_FEATURE_CONSTANT_TSC);
 	}
 	lapic_timer_period = div_u64(paravane_apic_timer_hz(), HZ);
 }
@@ -501,43 +502,6 @@ static void __init paravane_init_no_legacy(void)
 	paravane_init_serial();
 }
 
-#ifdef CONFIG_SMP
-/*
- * C because apic_update_callback() is a macro, and for the symbols of
- * head_64.S. The processor begins with the kernel's own page tables, so there
- * is no trampoline; do_boot_cpu() looks into its header all the same.
- */
-static struct real_mode_header paravane_no_trampoline;
-
-static int paravane_wakeup_cpu(u32 apic_id, unsigned long start_ip)
-{
-	u64 rip = (unsigned long)secondary_startup_64_no_verify;
-
-	return paravane_start_cpu(apic_id, rip, __pa_symbol(init_top_pgt)) ? 0 : -EIO;
-}
-
-static void paravane_play_dead(void)
-{
-	play_dead_common();
-	paravane_apic_forget();
-	paravane_stop_cpu();
-	hlt_play_dead();
-}
-
-static void __init paravane_init_smp(void)
-{
-	if (!paravane_has_smp())
-		return;
-	x86_platform.realmode_reserve = x86_init_noop;
-	x86_platform.realmode_init = x86_init_noop;
-	real_mode_header = &paravane_no_trampoline;
-	apic_update_callback(wakeup_secondary_cpu_64, paravane_wakeup_cpu);
-	smp_ops.play_dead = paravane_play_dead;
-}
-#else
-static inline void paravane_init_smp(void) { }
-#endif
-
 #ifdef CONFIG_KVM_GUEST
 /* C because of struct hypervisor_x86. The features in CPUID say what is set up. */
 static void __init paravane_init_delegated(void)
@@ -571,8 +535,8 @@ static void __init paravane_init_platform(void)
 	if (paravane_has_console()) {
 		register_console(&paravane_early_console);
 		add_preferred_console("hvc", 0, NULL);
-		sysvec_install(HYPERVISOR_CALLBACK_VECTOR, sysvec_paravane_event);
 	}
+	sysvec_install(HYPERVISOR_CALLBACK_VECTOR, sysvec_paravane_event);
 	pr_info("ABI %#llx, facilities %#llx, transports %#llx\n",
 		paravane_rust_value(1), paravane_rust_value(2),
 		paravane_rust_value(3));

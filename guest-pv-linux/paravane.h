@@ -22,6 +22,8 @@ bool paravane_has_timer(void);
 bool paravane_has_smp(void);
 bool paravane_start_cpu(u32 apic_id, u64 rip, u64 root);
 void paravane_stop_cpu(void);
+u32 paravane_wanted_cpus(void);
+bool paravane_smp_listen(u32 vector, u32 apic_id);
 bool paravane_cpuid_find(u32 leaf, u32 subleaf, u32 registers[4]);
 
 void paravane_power_off(void);
@@ -69,6 +71,16 @@ void paravane_init_tlb(void);
 /* Implemented in timer_device.c. */
 
 void paravane_init_timer(void);
+
+/* Implemented in smp_hooks.c. */
+
+#ifdef CONFIG_SMP
+void paravane_init_smp(void);
+void paravane_smp_event(void);
+#else
+static inline void paravane_init_smp(void) { }
+static inline void paravane_smp_event(void) { }
+#endif
 
 /* Exported to paravane.ko. */
 

@@ -1,9 +1,66 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Facility `smp`: processors are started in 64-bit mode and stopped by a call.
+//!
+//! How many the host wants on stands in a page of its own, which is looked at when the event comes and
+//! at any other: `smp_hooks.c` starts and stops processors until so many are on.
 
-use crate::{abi::registry::*, detect::host};
+use crate::{
+    abi::{
+        boot_info::BootInfo,
+        registry::*,
+        smp::{smp_wish, SmpPage},
+    },
+    detect::host,
+    once::Once,
+    shared_page::SharedRange,
+};
+use core::mem::offset_of;
 use kernel::prelude::*;
+
+/// The page with the host's wish.
+static PAGE: Once<SharedRange> = Once::new();
+
+/// Takes the processors' part of the boot-info page.
+///
+/// # Safety
+///
+/// Only the boot processor runs, and calls this once.
+#[link_section = ".init.text"]
+pub(crate) unsafe fn init(info: &BootInfo) {
+    if !info.has(FACILITY_SMP) || info.smp.address == 0 {
+        return;
+    }
+    match SharedRange::new(info.smp.address, PAGE_SIZE as u64) {
+        // SAFETY: By the function's requirement.
+        Some(page) => unsafe { PAGE.set(page) },
+        None => pr_warn!(
+            "smp: the page at {:#x} cannot be; not used\n",
+            info.smp.address
+        ),
+    }
+}
+
+/// How many processors the host wants on; 0: it has no wish, or one that cannot be followed.
+#[no_mangle]
+extern "C" fn paravane_wanted_cpus() -> u32 {
+    let (Some(host), Some(page)) = (host(), PAGE.get()) else {
+        return 0;
+    };
+    let wanted = page.load_acquire(offset_of!(SmpPage, wanted));
+    smp_wish(wanted, host.info.vcpu_count).unwrap_or(0)
+}
+
+/// Asks the host to raise `vector` on the processor `apic_id` when its wish changes; whether it will.
+#[no_mangle]
+extern "C" fn paravane_smp_listen(vector: u32, apic_id: u32) -> bool {
+    if PAGE.get().is_none() {
+        return false;
+    }
+    let arguments = [u64::from(vector), u64::from(apic_id)];
+    // SAFETY: `smp.event` takes no address, and `helpers.c` has a handler for the vector.
+    host().is_some_and(|host| unsafe { host.call(CALL_SMP_EVENT, arguments) }.is_ok())
+}
 
 /// Whether the host has facility `smp`.
 #[no_mangle]

@@ -30,7 +30,8 @@ use paravane_abi::registry as reg;
 
 use crate::config::FacilitySet;
 use crate::memory::{Memory, MemoryError};
-use crate::pv::console::{EventTarget, RingConsole};
+use crate::pv::console::RingConsole;
+use crate::pv::event::EventTarget;
 use crate::pv::{Args, Facility, Reply};
 use crate::random::Random;
 
@@ -66,6 +67,8 @@ struct Character {
     volunteers: u64,
     /// One look in so many raises the console's event for nothing; zero: none.
     spurious: u64,
+    /// One look in so many brings another wish for processors; zero: none.
+    wishes: u64,
 }
 
 impl Character {
@@ -95,6 +98,7 @@ impl Character {
             withdraws: random.pick(&[0, 1, 3]),
             volunteers: random.pick(&[0, 1, 16]),
             spurious: random.pick(&[0, 1, 8]),
+            wishes: random.pick(&[0, 4, 32]),
         }
     }
 }
@@ -117,6 +121,7 @@ impl fmt::Display for Character {
             ("promises taken back", self.withdraws),
             ("looks unasked", self.volunteers),
             ("spurious events", self.spurious),
+            ("wishes for processors", self.wishes),
         ] {
             if odds > 0 {
                 write!(f, " {what} 1/{odds},")?;
@@ -251,6 +256,13 @@ impl Awkward {
         }
         let spurious = self.happens(self.character.spurious);
         spurious.then(|| rings.event_target()).flatten()
+    }
+
+    /// The event loop's look, too: how many of `vcpus` processors the host wants on from now on, if it wants others.
+    pub fn wish(&self, vcpus: u8) -> Option<u8> {
+        let changes = self.happens(self.character.wishes);
+        let count = changes.then(|| self.mood().random.below(u64::from(vcpus) + 1));
+        count.and_then(|count| u8::try_from(count).ok())
     }
 
     /// Takes the promise to look back, in the way that the event loop does it.

@@ -15,6 +15,7 @@
 //! | `{"command": "metrics"}` | `{"openmetrics": …}`, the same as text for a monitoring system |
 //! | `{"command": "pause"}` | [`Status`], once every vCPU stands still |
 //! | `{"command": "resume"}` | [`Status`] |
+//! | `{"command": "cpus", "count": 2}` | [`Status`]; the guest is asked to have so many processors on, and does it when it can; 0: no wish |
 //! | `{"command": "power", "action": "off"}` | [`Status`]; the guest is not asked: the plug is pulled |
 //! | `{"command": "power", "action": "reset"}` | the same, and the machine starts again where `run` was told `--on-reboot restart` |
 //! | `{"command": "power", "action": "nmi"}` | [`Status`]; the boot processor gets a non-maskable interrupt |
@@ -35,6 +36,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Profile;
+use crate::pv::smp::Processors;
 use crate::stats::Outcome;
 use crate::vm::Machine;
 
@@ -55,6 +57,11 @@ pub enum Request {
     Pause {},
     /// Let them go on.
     Resume {},
+    /// Ask the guest to have so many processors on.
+    Cpus {
+        /// How many; 0: the guest has as many on as it likes.
+        count: u8,
+    },
     /// Press a button.
     Power {
         /// Which.
@@ -103,6 +110,8 @@ pub struct Status {
     pub cpus: u8,
     /// APIC ids of those that are on; null where the VMM does not know: without facility smp.
     pub cpus_on: Option<Vec<usize>>,
+    /// How many the guest has been asked to have on; null where it has not been asked.
+    pub cpus_wanted: Option<u8>,
     /// Guest memory, MiB.
     pub memory_mib: u64,
 }
@@ -128,6 +137,17 @@ pub enum Refusal {
         /// How many.
         working: usize,
     },
+    /// A guest that cannot be asked.
+    #[error("this guest does not take processors on and off when asked")]
+    NoHotplug,
+    /// More processors than the machine has.
+    #[error("{count} processors cannot be on: the machine has {vcpus}")]
+    TooMany {
+        /// What was asked for.
+        count: u8,
+        /// What there is.
+        vcpus: u8,
+    },
     /// KVM has not taken it.
     #[error("KVM refused to {what}")]
     Kvm {
@@ -144,6 +164,8 @@ impl Refusal {
             Self::BadRequest { .. } => "bad-request",
             Self::TooLong { .. } => "too-long",
             Self::CannotPause { .. } => "cannot-pause",
+            Self::NoHotplug => "no-hotplug",
+            Self::TooMany { .. } => "too-many",
             Self::Kvm { .. } => "kvm",
         }
     }
@@ -158,6 +180,12 @@ impl Refusal {
             Self::TooLong { .. } => "end each request with a line feed",
             Self::CannotPause { .. } => {
                 "try again; if it stays so, `power off` ends the machine whatever its vCPUs do"
+            }
+            Self::NoHotplug => {
+                "use a para guest with facility smp, and wait until its kernel has started: it asks to be told"
+            }
+            Self::TooMany { .. } => {
+                "run the guest with more (--cpus), and begin with fewer (--cmdline maxcpus=1)"
             }
             Self::Kvm { .. } => "look at the host kernel's log",
         }
@@ -207,6 +235,16 @@ fn carry_out(machine: &Machine, request: Request) -> Result<Value, Refusal> {
             .pause(PAUSE_LIMIT)
             .map_err(|working| Refusal::CannotPause { working })?,
         Request::Resume {} => machine.pause().resume(),
+        Request::Cpus { count } => {
+            let vcpus = machine.config().vcpus;
+            if count > vcpus {
+                return Err(Refusal::TooMany { count, vcpus });
+            }
+            if !machine.processors().is_some_and(Processors::is_heard) {
+                return Err(Refusal::NoHotplug);
+            }
+            let _ = machine.want_processors(count);
+        }
         Request::Power { action: Power::Off } => {
             let why = "`paravane ctl power off`".to_owned();
             machine.stop(Outcome::PowerOff, Some(why));
@@ -242,7 +280,8 @@ fn status(machine: &Machine) -> Status {
         version: env!("CARGO_PKG_VERSION"),
         uptime_ms: machine.elapsed_ns() / 1_000_000,
         cpus: config.vcpus,
-        cpus_on: machine.processors().map(|all| all.on()),
+        cpus_on: machine.processors().map(Processors::on),
+        cpus_wanted: machine.processors().and_then(Processors::wanted),
         memory_mib: config.memory_mib,
     }
 }

@@ -30,8 +30,9 @@ use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
 use crate::pv::Paravirt;
-use crate::pv::console::{EventTarget, RingConsole};
+use crate::pv::console::RingConsole;
 use crate::pv::crash::LastWords;
+use crate::pv::event::EventTarget;
 use crate::pv::ring::Rings;
 use crate::pv::smp::Processors;
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
@@ -185,6 +186,9 @@ impl Machine {
         if let Some(target) = awkward.look(rings) {
             self.raise(target);
         }
+        if let Some(count) = awkward.wish(self.config.vcpus) {
+            let _ = self.want_processors(count);
+        }
         true
     }
 
@@ -215,6 +219,18 @@ impl Machine {
         };
         // A guest that has switched its LAPIC off does not get the event: as on hardware.
         let _ = self.vm.signal_msi(msi);
+    }
+
+    /// Asks the guest to have `count` processors on; whether it has facility smp.
+    #[must_use]
+    pub fn want_processors(&self, count: u8) -> bool {
+        let Some(processors) = &self.processors else {
+            return false;
+        };
+        if let Ok(Some(target)) = processors.want(&self.memory, count) {
+            self.raise(target);
+        }
+        true
     }
 
     /// Sends the boot processor a non-maskable interrupt; whether KVM has taken it.

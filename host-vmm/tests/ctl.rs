@@ -47,8 +47,13 @@ struct Running {
     thread: JoinHandle<Stats>,
 }
 
-/// Starts the guest; `None` where there is no KVM.
+/// Starts the guest with a socket of its own; `None` where there is no KVM.
 fn start() -> Option<Running> {
+    start_with(&Arc::new(Server::bind(&fresh_path()).unwrap()))
+}
+
+/// Starts the guest with this socket; `None` where there is no KVM.
+fn start_with(server: &Arc<Server>) -> Option<Running> {
     if let Err(error) = paravane::kvm::open() {
         println!("skipped: {error}");
         return None;
@@ -72,10 +77,9 @@ fn start() -> Option<Running> {
     let memory = vm.memory().clone();
     vm.boot().unwrap();
     memory.write(entry(), &COUNTS).unwrap();
-    let path = fresh_path();
-    let server = Arc::new(Server::bind(&path).unwrap());
+    let path = server.path().to_owned();
     let options = RunOptions {
-        ctl: Some(server),
+        ctl: Some(Arc::clone(server)),
         host: "kvm".to_owned(),
         ..RunOptions::default()
     };
@@ -172,6 +176,37 @@ fn a_reset_ends_the_run_as_a_restart() {
     };
     guest.client().ask(request).unwrap();
     assert_eq!(guest.thread.join().unwrap().outcome, Outcome::Reboot);
+}
+
+#[test]
+fn a_client_keeps_its_connection_when_the_machine_starts_again() {
+    let server = Arc::new(Server::bind(&fresh_path()).unwrap());
+    let Some(guest) = start_with(&server) else {
+        return;
+    };
+    let mut client = guest.client();
+    let reset = Request::Power {
+        action: Power::Reset,
+    };
+    assert_eq!(client.ask(reset).unwrap()["state"], "ended");
+    guest.thread.join().unwrap();
+    // In between, a request waits.
+    let asking = std::thread::spawn(move || client.ask(Request::Status {}).unwrap());
+    let guest = start_with(&server).unwrap();
+    assert_eq!(asking.join().unwrap()["state"], "running");
+    guest.off();
+}
+
+#[test]
+fn a_guest_that_does_not_listen_is_not_asked_for_processors() {
+    let Some(guest) = start() else { return };
+    for (count, expected) in [(2, "no-hotplug"), (3, "too-many")] {
+        match guest.client().ask(Request::Cpus { count }) {
+            Err(ClientError::Refused { code, .. }) => assert_eq!(code, expected),
+            other => panic!("{other:?}"),
+        }
+    }
+    guest.off();
 }
 
 #[test]

@@ -294,6 +294,12 @@
 /* `smp.state(APIC id) -> SMP_ON or SMP_OFF`. Spec: PV-SMP-9 */
 #define PARAVANE_CALL_SMP_STATE 0x90002U
 
+/*
+ * `smp.event(vector, APIC id)`: raise `vector` when `wanted` changes; 0 = never. Spec:
+ * PV-SMP-11
+ */
+#define PARAVANE_CALL_SMP_EVENT 0x90003U
+
 /* `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1 */
 #define PARAVANE_CALL_CRASH_REPORT 0xd0000U
 
@@ -655,6 +661,30 @@ PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, status) == 4);
 PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, value) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, args) == 16);
 
+/* The processors' part of the boot-info page. Writer: host. Spec: PV-SMP-10 */
+struct paravane_smp_info {
+	/* Guest physical address of the `SmpPage`, page-aligned. */
+	uint64_t address;
+	/* Zero. */
+	uint64_t reserved;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_smp_info) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_smp_info, address) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_smp_info, reserved) == 8);
+
+/* What the host wants of the processors. Writer: host. Spec: PV-SMP-10 */
+struct paravane_smp_page {
+	/* How many processors the host wants to be on; 0: it has no wish. */
+	uint32_t wanted;
+	/* Zero. */
+	uint32_t reserved[15];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_smp_page) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_smp_page, wanted) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_smp_page, reserved) == 4);
+
 /* The boot-info page; the rest of its 4096 bytes is zero. Writer: host. Spec: PV-BOOT-1 */
 struct paravane_boot_info {
 	/* `BOOT_INFO_MAGIC`. */
@@ -683,9 +713,11 @@ struct paravane_boot_info {
 	struct paravane_cpuid_info cpuid;
 	/* Facilities that are KVM's; zero where there is none. */
 	struct paravane_delegate_info delegate;
+	/* Facility `smp`; zero without it. */
+	struct paravane_smp_info smp;
 };
 
-PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 160);
+PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 176);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, magic) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, version) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, size) == 12);
@@ -699,5 +731,6 @@ PARAVANE_ASSERT(offsetof(struct paravane_boot_info, clock) == 48);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, console) == 96);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, cpuid) == 128);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, delegate) == 144);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, smp) == 160);
 
 #endif /* PARAVANE_ABI_H */

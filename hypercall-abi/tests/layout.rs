@@ -4,6 +4,7 @@ use paravane_abi::boot_info::{BootInfo, BOOT_INFO_MAGIC};
 use paravane_abi::console::ring_used;
 use paravane_abi::crash::CRASH_MAGIC;
 use paravane_abi::registry::*;
+use paravane_abi::smp::smp_wish;
 
 #[test]
 fn pv_disc_2_the_signature_spells_the_name() {
@@ -66,5 +67,19 @@ fn pv_console_4_a_ring_never_holds_more_than_its_size() {
                 assert_eq!(ring_used(head, tail, size), None);
             }
         }
+    }
+}
+
+#[test]
+fn pv_smp_14_a_wish_that_cannot_be_is_none() {
+    for (wanted, vcpus, wish) in [
+        (0, 4, None),
+        (1, 4, Some(1)),
+        (4, 4, Some(4)),
+        (5, 4, None),
+        (u32::MAX, 64, None),
+        (1, 0, None),
+    ] {
+        assert_eq!(smp_wish(wanted, vcpus), wish, "{wanted} of {vcpus}");
     }
 }

@@ -114,7 +114,8 @@ fn takes(id: CallId) -> usize {
         | CALL_SMP_STATE => 1,
         CALL_RING_REGISTER => 4,
         CALL_SMP_START => 5,
-        CALL_BASE_POWER | CALL_CONSOLE_WRITE | CALL_CONSOLE_EVENT | CALL_CRASH_REPORT => 2,
+        CALL_BASE_POWER | CALL_CONSOLE_WRITE | CALL_CONSOLE_EVENT | CALL_CRASH_REPORT
+        | CALL_SMP_EVENT => 2,
         _ => 6,
     }
 }
@@ -157,7 +158,7 @@ fn expected(call: &Call) -> Option<CallResult> {
         CALL_CONSOLE_WRITE if !in_memory(first, second) => Err(Status::BadAddress),
         CALL_CONSOLE_WRITE => Ok(second),
         CALL_CONSOLE_NOTIFY => Ok(0),
-        CALL_CONSOLE_EVENT => {
+        CALL_CONSOLE_EVENT | CALL_SMP_EVENT => {
             let known = first == 0 || (EVENT_VECTOR_FIRST..=EVENT_VECTOR_LAST).contains(&first);
             if known && second == 0 {
                 Ok(0)

@@ -172,7 +172,8 @@ checks! {
         pv_smp_3_bad_ids_and_addresses_are_invalid pv_smp_4_what_is_on_is_not_started
         pv_smp_5_page_tables_are_in_memory pv_smp_6_a_processor_that_stops_is_off
         pv_smp_7_rings_have_no_processor_to_stop pv_smp_8_the_last_processor_stays_on
-        pv_smp_9_state_tells_who_is_on;
+        pv_smp_9_state_tells_who_is_on pv_smp_10_the_host_begins_without_a_wish
+        pv_smp_12_event_vectors_and_processors pv_smp_15_a_guest_that_spoils_the_page_harms_itself_only;
     trust: pv_sec_2_a_neighbour_is_not_written_to
         pv_sec_4_no_range_reaches_beyond_guest_memory;
 }

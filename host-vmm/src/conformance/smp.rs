@@ -1,12 +1,14 @@
 //! Facility `smp`: processors on and off.
 
 use crate::doctor::image::Image;
-use crate::memory::PAGE_TABLES;
+use crate::memory::{HIGH_RAM, PAGE_TABLES, PV_AREA};
+use crate::pv::BOOT_INFO;
 use crate::stats::Outcome;
+use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::Status;
 use paravane_abi::registry::*;
 use paravane_abi::ring::{RingEntry, ring_bytes};
-use paravane_abi::smp::{SMP_OFF, SMP_ON};
+use paravane_abi::smp::{SMP_OFF, SMP_ON, SmpPage};
 use zerocopy::IntoBytes;
 
 use super::guest::{Call, DATA, Guest, MEMORY_END, results};
@@ -176,5 +178,48 @@ pub(super) fn pv_smp_9_state_tells_who_is_on() -> Verdict {
         ran.results(&calls)?,
         [Ok(0), Ok(SMP_OFF), Ok(SMP_ON), bad, bad]
     );
+    Ok(())
+}
+
+pub(super) fn pv_smp_10_the_host_begins_without_a_wish() -> Verdict {
+    let ran = guest().run(&[state(0)])?;
+    let info: BootInfo = ran.memory.read_obj(BOOT_INFO)?;
+    let address = info.smp.address;
+    check!(
+        address.is_multiple_of(PAGE_SIZE as u64) && (PV_AREA..HIGH_RAM).contains(&address),
+        "the page is at {address:#x}"
+    );
+    let page: SmpPage = ran.memory.read_obj(address)?;
+    check_eq!(page, SmpPage::default());
+    Ok(())
+}
+
+pub(super) fn pv_smp_12_event_vectors_and_processors() -> Verdict {
+    let bad = Err(Status::InvalidParam);
+    let events = [
+        (0, 2, Ok(0)),
+        (0, 3, bad),
+        (1, 0, bad),
+        (EVENT_VECTOR_FIRST - 1, 0, bad),
+        (EVENT_VECTOR_FIRST, 0, Ok(0)),
+        (EVENT_VECTOR_LAST, 2, Ok(0)),
+        (EVENT_VECTOR_LAST + 1, 0, bad),
+        (EVENT_VECTOR_FIRST, u64::MAX, bad),
+        (u64::MAX, 0, bad),
+    ];
+    let calls = events.map(|(vector, apic_id, _)| Call::new(CALL_SMP_EVENT, &[vector, apic_id]));
+    let ran = guest().run(&calls)?;
+    check_eq!(ran.results(&calls)?, events.map(|(_, _, result)| result));
+    Ok(())
+}
+
+pub(super) fn pv_smp_15_a_guest_that_spoils_the_page_harms_itself_only() -> Verdict {
+    let at = u64::from(u32::try_from(crate::pv::SMP_PAGE)?);
+    let calls = [0, 1, u32::MAX].map(|wanted| Call {
+        store: (at, wanted),
+        ..state(1)
+    });
+    let ran = guest().run(&calls)?;
+    check_eq!(ran.results(&calls)?, [Ok(SMP_OFF); 3]);
     Ok(())
 }

@@ -2,12 +2,16 @@
 
 use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde_json::Value;
 
 use super::client::{Client, ClientError};
 use super::{Power, Request};
+
+/// How often `--wait` looks.
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Options of `paravane ctl`.
 #[derive(Debug, Args)]
@@ -42,6 +46,14 @@ enum Command {
     Pause,
     /// Let the vCPUs go on.
     Resume,
+    /// Ask the guest to have so many processors on; a para guest starts and stops them itself.
+    Cpus {
+        /// How many; 0: as many as it likes.
+        count: u8,
+        /// Wait until so many are on, at most this many seconds.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        wait: u64,
+    },
     /// Press a button of the machine.
     Power {
         /// Which.
@@ -56,6 +68,16 @@ pub enum CtlError {
     /// The VMM, or the way to it.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// A guest that does not do what it was asked for, or is slow.
+    #[error(
+        "the guest has not {count} processor(s) on after {wait} s; its kernel may be busy, and `status` tells how many there are"
+    )]
+    NotFollowed {
+        /// What was asked for.
+        count: u8,
+        /// Seconds.
+        wait: u64,
+    },
     /// The terminal or file that the answer goes to.
     #[error("the answer cannot be written: {0}")]
     Output(#[from] io::Error),
@@ -68,14 +90,26 @@ pub enum CtlError {
 /// [`CtlError`].
 pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
     let mut client = Client::connect(&args.socket)?;
-    let answer = client.ask(match args.command {
+    let request = match args.command {
         Command::Status => Request::Status {},
         Command::Stats => Request::Stats {},
         Command::Metrics => Request::Metrics {},
         Command::Pause => Request::Pause {},
         Command::Resume => Request::Resume {},
+        Command::Cpus { count, .. } => Request::Cpus { count },
         Command::Power { action } => Request::Power { action },
-    })?;
+    };
+    let mut answer = client.ask(request)?;
+    if let Command::Cpus { count, wait } = args.command {
+        let deadline = Instant::now() + Duration::from_secs(wait);
+        while !(count == 0 || wait == 0 || has_on(&answer, count)) {
+            if Instant::now() >= deadline {
+                return Err(CtlError::NotFollowed { count, wait });
+            }
+            std::thread::sleep(POLL_INTERVAL);
+            answer = client.ask(Request::Status {})?;
+        }
+    }
     let mut out = io::stdout().lock();
     if args.json {
         writeln!(out, "{answer}")?;
@@ -85,6 +119,12 @@ pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
         rows(&mut out, "", &answer)?;
     }
     Ok(())
+}
+
+/// Whether a status has so many processors on.
+fn has_on(status: &Value, count: u8) -> bool {
+    let on = status["cpus_on"].as_array().map(Vec::len);
+    on == Some(usize::from(count))
 }
 
 /// A line for each number or word of an answer, nested names one after the other.

@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -55,6 +56,15 @@ pub enum ServerError {
 pub struct Server {
     path: PathBuf,
     listener: UnixListener,
+    connections: Mutex<Connections>,
+}
+
+/// The clients, which keep their connections where a machine starts again. The one that has spoken last stands at the end.
+#[derive(Debug, Default)]
+struct Connections {
+    all: Vec<Connection>,
+    /// Connections so far.
+    count: u64,
 }
 
 impl Server {
@@ -87,7 +97,14 @@ impl Server {
         Ok(Self {
             path: path.to_owned(),
             listener,
+            connections: Mutex::default(),
         })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Serves requests until the machine has stopped. Where it cannot, the machine stops.
@@ -102,8 +119,11 @@ impl Server {
         let epoll = Epoll::new()?;
         watch(&epoll, machine.stopped_fd(), STOPPED)?;
         watch(&epoll, self.listener.as_raw_fd(), LISTENER)?;
-        let mut connections: Vec<Connection> = Vec::new();
-        let mut next = 0;
+        let mut connections = self.connections.lock();
+        let connections = connections.as_deref_mut().unwrap_or_else(|e| e.get_mut());
+        for connection in &connections.all {
+            watch(&epoll, connection.stream.as_raw_fd(), connection.token)?;
+        }
         loop {
             let mut events = [EpollEvent::default(); CONNECTIONS];
             let count = match epoll.wait(-1, &mut events) {
@@ -116,30 +136,29 @@ impl Server {
                     STOPPED => return Ok(()),
                     LISTENER => {
                         let accepted = self.listener.accept();
-                        let is_full = connections.len() == CONNECTIONS;
-                        if is_full || accepted.is_err() && !connections.is_empty() {
-                            connections.remove(0);
+                        let is_full = connections.all.len() == CONNECTIONS;
+                        if is_full || accepted.is_err() && !connections.all.is_empty() {
+                            connections.all.remove(0);
                         }
                         let Ok((stream, _)) = accepted else {
                             // The client has gone again, or there is no descriptor left for it.
                             std::thread::sleep(ACCEPT_AGAIN);
                             continue;
                         };
-                        next += 1;
+                        connections.count += 1;
+                        let token = connections.count;
                         if stream.set_nonblocking(true).is_ok()
-                            && watch(&epoll, stream.as_raw_fd(), next).is_ok()
+                            && watch(&epoll, stream.as_raw_fd(), token).is_ok()
                         {
-                            connections.push(Connection::new(next, stream));
+                            connections.all.push(Connection::new(token, stream));
                         }
                     }
                     token => {
-                        // The one that has spoken last stands at the end.
-                        let Some(at) = connections.iter().position(|c| c.token == token) else {
-                            continue;
-                        };
-                        let mut connection = connections.remove(at);
+                        let position = connections.all.iter().position(|c| c.token == token);
+                        let Some(position) = position else { continue };
+                        let mut connection = connections.all.remove(position);
                         if connection.serve(machine).is_ok() {
-                            connections.push(connection);
+                            connections.all.push(connection);
                         }
                     }
                 }

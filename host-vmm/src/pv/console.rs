@@ -8,7 +8,7 @@
 //! promise back, with a last look after a full barrier. A ring that is full makes the guest notify
 //! again, and the vCPU drains it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use paravane_abi::console::{ConsoleInfo, ConsolePage, ring_used};
 use paravane_abi::registry as reg;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::event::{Event, EventTarget};
 use super::looks::{Looked, stop_looking};
 use super::{Args, CONSOLE_PAGE, Facility, Reply, take};
 use crate::console::Console;
@@ -41,15 +42,6 @@ const HOST_LOOKS: u64 = CONSOLE_PAGE + std::mem::offset_of!(ConsolePage, host_lo
 const IN_HEAD: u64 = CONSOLE_PAGE + std::mem::offset_of!(ConsolePage, in_head) as u64;
 const IN_TAIL: u64 = CONSOLE_PAGE + std::mem::offset_of!(ConsolePage, in_tail) as u64;
 
-/// Where input events go: a vector on a vCPU. Packed into one word so that setting it is atomic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventTarget {
-    /// Interrupt vector.
-    pub vector: u8,
-    /// APIC id.
-    pub apic_id: u8,
-}
-
 #[derive(Debug, Default)]
 struct State {
     /// Host's own copies: the page's are for the guest to read, and it may write what it likes.
@@ -66,7 +58,7 @@ pub struct RingConsole {
     memory: Memory,
     console: Console,
     state: Mutex<State>,
-    event: AtomicU64,
+    event: Event,
     vcpus: u8,
     wake: EventFd,
 }
@@ -79,7 +71,7 @@ impl RingConsole {
             memory,
             console,
             state: Mutex::default(),
-            event: AtomicU64::new(0),
+            event: Event::default(),
             vcpus,
             wake,
         }
@@ -227,8 +219,7 @@ impl RingConsole {
     /// The event that the guest has asked for.
     #[must_use]
     pub fn event_target(&self) -> Option<EventTarget> {
-        let [vector, apic_id, ..] = self.event.load(Ordering::Relaxed).to_le_bytes();
-        (vector != 0).then_some(EventTarget { vector, apic_id })
+        self.event.target()
     }
 
     /// Spec: PV-CONSOLE-1
@@ -257,18 +248,6 @@ impl RingConsole {
             left -= part;
         }
         Ok(length)
-    }
-
-    /// Spec: PV-CONSOLE-7
-    fn set_event(&self, args: &Args) -> CallResult {
-        let [vector, apic_id] = take(args)?;
-        let known =
-            vector == 0 || (reg::EVENT_VECTOR_FIRST..=reg::EVENT_VECTOR_LAST).contains(&vector);
-        if !known || apic_id >= u64::from(self.vcpus) {
-            return Err(Status::InvalidParam);
-        }
-        self.event.store(vector | apic_id << 8, Ordering::Relaxed);
-        Ok(0)
     }
 }
 
@@ -313,7 +292,7 @@ impl Facility for std::sync::Arc<RingConsole> {
             reg::CALL_CONSOLE_NOTIFY => {
                 take(args).and_then(|[]| self.notify().map_err(|_| Status::HostError))
             }
-            reg::CALL_CONSOLE_EVENT => self.set_event(args),
+            reg::CALL_CONSOLE_EVENT => self.event.name(args, self.vcpus),
             _ => Err(Status::NotSupported),
         })
     }

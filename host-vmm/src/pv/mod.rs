@@ -11,6 +11,7 @@ pub mod console;
 pub mod cpuid;
 pub mod crash;
 pub mod delegate;
+pub mod event;
 pub mod looks;
 pub mod ring;
 pub mod smp;
@@ -40,6 +41,8 @@ pub const BOOT_INFO: u64 = PV_AREA;
 pub const CONSOLE_PAGE: u64 = PV_AREA + 0x1000;
 /// The CPUID table; the console's buffers end before it.
 pub const CPUID_TABLE: u64 = PV_AREA + 0x1_4000;
+/// The page with the host's wish for processors.
+pub const SMP_PAGE: u64 = PV_AREA + 0x1_a000;
 
 /// Arguments of a call.
 pub type Args = [u64; MAX_ARGS];

@@ -2,15 +2,23 @@
 //!
 //! A processor that is off is a thread that waits here, outside of KVM: starting it is setting its
 //! registers and entering KVM, both done by the thread itself.
+//!
+//! How many the host wants on stands in a page of the guest's; the guest follows when it can.
 
+use std::mem::offset_of;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallResult, Status};
 use paravane_abi::registry as reg;
-use paravane_abi::smp::{SMP_OFF, SMP_ON};
+use paravane_abi::smp::{SMP_OFF, SMP_ON, SmpInfo, SmpPage};
 
-use super::{Args, Facility, Reply, take};
-use crate::memory::Memory;
+use super::event::{Event, EventTarget};
+use super::{Args, Facility, Reply, SMP_PAGE, take};
+use crate::memory::{Memory, MemoryError};
+
+const WANTED: u64 = SMP_PAGE + offset_of!(SmpPage, wanted) as u64;
 
 /// Where a processor begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +52,9 @@ struct State {
 pub struct Processors {
     state: Mutex<State>,
     changed: Condvar,
+    vcpus: u8,
+    wanted: AtomicU8,
+    event: Event,
 }
 
 impl Processors {
@@ -60,6 +71,9 @@ impl Processors {
                 ended: false,
             }),
             changed: Condvar::new(),
+            vcpus,
+            wanted: AtomicU8::new(0),
+            event: Event::default(),
         }
     }
 
@@ -98,6 +112,32 @@ impl Processors {
         all.filter(|(_, processor)| **processor != Processor::Off)
             .map(|(id, _)| id)
             .collect()
+    }
+
+    /// Tells the guest how many processors the host wants on; 0: the host has no wish. Returns the event to raise.
+    /// Spec: PV-SMP-10, PV-SMP-11
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`]: never, for a guest that has the page.
+    pub fn want(&self, memory: &Memory, count: u8) -> Result<Option<EventTarget>, MemoryError> {
+        let count = count.min(self.vcpus);
+        self.wanted.store(count, Ordering::Relaxed);
+        memory.store_u32(WANTED, u32::from(count), Ordering::SeqCst)?;
+        Ok(self.event.target())
+    }
+
+    /// How many the host wants on; `None`: it has no wish.
+    #[must_use]
+    pub fn wanted(&self) -> Option<u8> {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        (wanted > 0).then_some(wanted)
+    }
+
+    /// Whether the guest has asked to be told of a wish.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.event.target().is_some()
     }
 
     /// Processor `id` goes off.
@@ -195,6 +235,14 @@ impl Facility for Smp {
         reg::FACILITY_SMP
     }
 
+    fn describe(&self, _memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
+        info.smp = SmpInfo {
+            address: SMP_PAGE,
+            reserved: 0,
+        };
+        Ok(())
+    }
+
     fn call(&self, function: u32, args: &Args) -> Reply {
         const FIRST: u32 = reg::FACILITY_SMP << 16;
         Reply::Resume(match FIRST | function {
@@ -204,7 +252,36 @@ impl Facility for Smp {
                 Err(status) => Err(status),
             },
             reg::CALL_SMP_STATE => take(args).and_then(|[id]| self.processors.is_on(id)),
+            reg::CALL_SMP_EVENT => self.processors.event.name(args, self.processors.vcpus),
             _ => Err(Status::NotSupported),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pv_smp_11_a_wish_raises_the_event_that_was_asked_for() {
+        let memory = Memory::new(32).unwrap();
+        let processors = Arc::new(Processors::new(4));
+        let smp = Smp::new(Arc::clone(&processors), memory.clone());
+        let page = || memory.load_u32(WANTED, Ordering::Relaxed).unwrap();
+        assert_eq!(processors.want(&memory, 2).unwrap(), None);
+        assert_eq!((page(), processors.wanted()), (2, Some(2)));
+        let name = |vector| smp.call(3, &[vector, 1, 0, 0, 0, 0]);
+        assert_eq!(name(0xf3), Reply::Resume(Ok(0)));
+        let target = EventTarget {
+            vector: 0xf3,
+            apic_id: 1,
+        };
+        assert_eq!(processors.want(&memory, 3).unwrap(), Some(target));
+        // Never more than there are. Spec: PV-SMP-10
+        assert_eq!(processors.want(&memory, 200).unwrap(), Some(target));
+        assert_eq!(page(), 4);
+        assert_eq!(name(0), Reply::Resume(Ok(0)));
+        assert_eq!(processors.want(&memory, 0).unwrap(), None);
+        assert_eq!((page(), processors.wanted()), (0, None));
     }
 }

@@ -107,6 +107,18 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 15] = [
     ),
 ];
 
+/// What `paravane ctl` is asked to do with the launch `para-hotplug`, which has four processors.
+pub(crate) const HOTPLUG: [&str; 8] = [
+    "cpus 1 --wait 60",
+    "cpus 3 --wait 60",
+    "pause",
+    "cpus 2",
+    "resume",
+    "cpus 2 --wait 60",
+    "cpus 4 --wait 60",
+    "power off",
+];
+
 /// What a launch left behind.
 #[derive(Debug)]
 pub(crate) struct Launch {
@@ -216,6 +228,7 @@ impl fmt::Display for Launch {
 pub(crate) struct Launches {
     launches: BTreeMap<&'static str, Launch>,
     cpuid: BTreeMap<&'static str, Value>,
+    hotplug: Vec<Value>,
     conformance: Value,
 }
 
@@ -224,6 +237,11 @@ impl Launches {
         self.launches
             .get(name)
             .unwrap_or_else(|| panic!("there is no launch {name}"))
+    }
+
+    /// What `paravane ctl --json` printed, one answer after the other, while the launch `para-hotplug` ran.
+    pub(crate) fn hotplug(&self) -> &[Value] {
+        &self.hotplug
     }
 
     /// What `paravane abi check --json` prints.
@@ -275,10 +293,12 @@ fn run_all() -> Result<Launches, String> {
         finished.code
     );
 
-    let launches = LAUNCHES
-        .iter()
-        .map(|(name, ..)| (*name, Launch::read(&folder, name)))
+    let names = LAUNCHES.iter().map(|(name, ..)| *name);
+    let launches = names
+        .chain(["para-hotplug"])
+        .map(|name| (name, Launch::read(&folder, name)))
         .collect();
+    let answers = fs::read_to_string(folder.join("para-hotplug.answers")).unwrap_or_default();
     let cpuid = |guest: &'static str| {
         let table = fs::read(folder.join(format!("{guest}.cpuid"))).unwrap_or_default();
         (guest, serde_json::from_slice(&table).unwrap_or_default())
@@ -286,6 +306,10 @@ fn run_all() -> Result<Launches, String> {
     Ok(Launches {
         launches,
         cpuid: ["full", "kvm-pv", "para"].map(cpuid).into(),
+        hotplug: answers
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_default())
+            .collect(),
         conformance: fs::read(folder.join("conformance"))
             .ok()
             .and_then(|json| serde_json::from_slice(&json).ok())
@@ -313,6 +337,21 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
             initrd.display(),
         );
     }
+    // Not every file system has sockets; this one has.
+    let _ = writeln!(
+        script,
+        "'{program}' run --guest para --cpus 4 --host kvm --kernel '{}' --initrd '{}' --watchdog 120 --stats json \
+         --stats-file para-hotplug.stats --console-log para-hotplug.console --ctl /dev/shm/ctl --cmdline '-- shell' \
+         </dev/null 2>para-hotplug.errors &\n\
+         ctl() {{ '{program}' ctl /dev/shm/ctl --json \"$@\"; }}\n\
+         for try in $(seq 300); do ctl cpus 0 >/dev/null 2>&1 && break; sleep 0.1; done",
+        kernel_para.display(),
+        initrd.display(),
+    );
+    for command in HOTPLUG {
+        let _ = writeln!(script, "ctl {command} >>para-hotplug.answers");
+    }
+    script.push_str("wait $!\necho $? >para-hotplug.code\n");
     for guest in ["full", "kvm-pv", "para"] {
         let _ = writeln!(
             script,

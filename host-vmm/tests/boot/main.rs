@@ -281,6 +281,28 @@ fn para_starts_its_processors_by_a_call() {
 }
 
 #[test]
+fn pv_smp_13_para_takes_processors_off_and_on_as_the_host_wants() {
+    let (para, answers) = match launches() {
+        Ok(all) => (all.get("para-hotplug"), all.hotplug()),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return;
+        }
+    };
+    assert_eq!((para.code, para.outcome()), (0, "power-off"), "{para}");
+    assert_eq!(answers.len(), launches::HOTPLUG.len(), "{answers:#?}");
+    let on = |index: usize| answers[index]["cpus_on"].as_array().map(Vec::len);
+    let found = [on(0), on(1), on(3), on(5), on(6)];
+    // The wish that came during the pause is followed after it.
+    let expected = [1, 3, 3, 2, 4].map(Some);
+    assert_eq!(found, expected, "{answers:#?}\n{para}");
+    assert_eq!(answers[2]["state"], "paused");
+    // Three at the start, then two, then two.
+    assert_eq!(para.call("smp.start"), 3 + 2 + 2, "{para}");
+    assert_eq!(para.call("smp.stop"), 3 + 1, "{para}");
+}
+
+#[test]
 fn pv_delegate_4_para_uses_the_features_of_kvm_that_boot_info_names_and_no_others() {
     let para = launch_or_skip!("para-smp");
     // The kernel says what it has set up. Of KVM's clock there is nothing.

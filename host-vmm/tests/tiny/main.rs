@@ -125,6 +125,9 @@ tests! {
     pv_smp_7_rings_have_no_processor_to_stop
     pv_smp_8_the_last_processor_stays_on
     pv_smp_9_state_tells_who_is_on
+    pv_smp_10_the_host_begins_without_a_wish
+    pv_smp_12_event_vectors_and_processors
+    pv_smp_15_a_guest_that_spoils_the_page_harms_itself_only
     pv_sec_2_a_neighbour_is_not_written_to
     pv_sec_4_no_range_reaches_beyond_guest_memory
 }

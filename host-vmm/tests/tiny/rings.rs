@@ -4,7 +4,8 @@ use std::mem::offset_of;
 
 use paravane::console::Console;
 use paravane::memory::Memory;
-use paravane::pv::console::{EventTarget, IN_SIZE, OUT_SIZE, RingConsole};
+use paravane::pv::console::{IN_SIZE, OUT_SIZE, RingConsole};
+use paravane::pv::event::EventTarget;
 use paravane::pv::{CONSOLE_PAGE, Facility, Reply};
 use paravane_abi::call::CallId;
 use paravane_abi::console::ConsolePage;

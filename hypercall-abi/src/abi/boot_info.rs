@@ -15,6 +15,7 @@ use super::clock::ClockInfo;
 use super::console::ConsoleInfo;
 use super::cpuid::CpuidInfo;
 use super::delegate::DelegateInfo;
+use super::smp::SmpInfo;
 
 /// `PARAVANE` in memory order. Spec: PV-BOOT-2
 pub const BOOT_INFO_MAGIC: u64 = 0x454e_4156_4152_4150;
@@ -58,16 +59,19 @@ pub struct BootInfo {
     pub cpuid: CpuidInfo,
     /// Facilities that are KVM's; zero where there is none.
     pub delegate: DelegateInfo,
+    /// Facility `smp`; zero without it.
+    pub smp: SmpInfo,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<BootInfo>() == 160);
+    assert!(core::mem::size_of::<BootInfo>() == 176);
     assert!(core::mem::offset_of!(BootInfo, facilities) == 16);
     assert!(core::mem::offset_of!(BootInfo, generation) == 32);
     assert!(core::mem::offset_of!(BootInfo, clock) == 48);
     assert!(core::mem::offset_of!(BootInfo, console) == 96);
     assert!(core::mem::offset_of!(BootInfo, cpuid) == 128);
     assert!(core::mem::offset_of!(BootInfo, delegate) == 144);
+    assert!(core::mem::offset_of!(BootInfo, smp) == 160);
 };
 
 impl BootInfo {

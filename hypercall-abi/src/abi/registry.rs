@@ -116,6 +116,8 @@ pub const CALL_SMP_START: u32 = 0x0009_0000;
 pub const CALL_SMP_STOP: u32 = 0x0009_0001;
 /// `smp.state(APIC id) -> SMP_ON or SMP_OFF`. Spec: PV-SMP-9
 pub const CALL_SMP_STATE: u32 = 0x0009_0002;
+/// `smp.event(vector, APIC id)`: raise `vector` when `wanted` changes; 0 = never. Spec: PV-SMP-11
+pub const CALL_SMP_EVENT: u32 = 0x0009_0003;
 
 /// `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1
 pub const CALL_CRASH_REPORT: u32 = 0x000d_0000;

@@ -14,6 +14,9 @@
 //! tables. `smp.stop` switches the calling processor off, and costs nothing from then on; it can be
 //! started again. The boot processor is the one with APIC id zero.
 //!
+//! [`SmpPage::wanted`] is the host's wish: how many processors the guest should have on. The guest
+//! follows it with the calls above when it can; the event of `smp.event` says that it has changed.
+//!
 //! | register | of a processor that begins |
 //! |---|---|
 //! | RIP, RSP, CR3, RDI | as `smp.start` names them |
@@ -25,9 +28,63 @@
 //! | CS, SS, DS, ES | flat, CPL 0; GDTR and IDTR are to be loaded |
 //! | local APIC | as after power-on |
 //!
-//! Spec: PV-SMP-1 to PV-SMP-9
+//! Spec: PV-SMP-1 to PV-SMP-15
 
 /// `smp.state`: the processor is off.
 pub const SMP_OFF: u64 = 0;
 /// `smp.state`: the processor is on.
 pub const SMP_ON: u64 = 1;
+
+/// The processors' part of the boot-info page. Writer: host. Spec: PV-SMP-10
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SmpInfo {
+    /// Guest physical address of the [`SmpPage`], page-aligned.
+    pub address: u64,
+    /// Zero.
+    pub reserved: u64,
+}
+
+/// What the host wants of the processors. Writer: host. Spec: PV-SMP-10
+#[cfg_attr(
+    feature = "zerocopy",
+    derive(
+        zerocopy::FromBytes,
+        zerocopy::IntoBytes,
+        zerocopy::Immutable,
+        zerocopy::KnownLayout
+    )
+)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct SmpPage {
+    /// How many processors the host wants to be on; 0: it has no wish.
+    pub wanted: u32,
+    /// Zero.
+    pub reserved: [u32; 15],
+}
+
+const _: () = {
+    assert!(core::mem::size_of::<SmpInfo>() == 16);
+    assert!(core::mem::size_of::<SmpPage>() == 64);
+};
+
+/// The wish in a page's `wanted`, for a guest with so many processors. `None`: there is none, or none
+/// that can be followed. Spec: PV-SMP-14
+#[must_use]
+pub const fn smp_wish(wanted: u32, vcpu_count: u32) -> Option<u32> {
+    if wanted == 0 || wanted > vcpu_count {
+        None
+    } else {
+        Some(wanted)
+    }
+}

@@ -1,0 +1,46 @@
+//! An event: the interrupt vector, and the processor, that a guest has named for something that happens on the host's side.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use paravane_abi::call::{CallResult, Status};
+use paravane_abi::registry as reg;
+
+use super::{Args, take};
+
+/// A vector on a vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventTarget {
+    /// Interrupt vector.
+    pub vector: u8,
+    /// APIC id.
+    pub apic_id: u8,
+}
+
+/// Where an event goes, if anywhere. One word, so that setting it is atomic.
+#[derive(Debug, Default)]
+pub struct Event(AtomicU64);
+
+impl Event {
+    /// The call with which a guest that has `vcpus` processors names vector and APIC id; vector 0: none.
+    ///
+    /// # Errors
+    ///
+    /// [`Status::InvalidParam`]. Spec: PV-CONSOLE-11, PV-SMP-12
+    pub fn name(&self, args: &Args, vcpus: u8) -> CallResult {
+        let [vector, apic_id] = take(args)?;
+        let known =
+            vector == 0 || (reg::EVENT_VECTOR_FIRST..=reg::EVENT_VECTOR_LAST).contains(&vector);
+        if !known || apic_id >= u64::from(vcpus) {
+            return Err(Status::InvalidParam);
+        }
+        self.0.store(vector | apic_id << 8, Ordering::SeqCst);
+        Ok(0)
+    }
+
+    /// What the guest has named.
+    #[must_use]
+    pub fn target(&self) -> Option<EventTarget> {
+        let [vector, apic_id, ..] = self.0.load(Ordering::SeqCst).to_le_bytes();
+        (vector != 0).then_some(EventTarget { vector, apic_id })
+    }
+}
