@@ -7,6 +7,8 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
+use crate::table::Kind as Number;
+
 /// Which way is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -15,6 +17,14 @@ pub enum Direction {
     Lower,
     /// More is better.
     Higher,
+}
+
+/// What a job compares where its time says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Counts {
+    /// The exits between its marks.
+    Exits,
 }
 
 /// One job.
@@ -56,6 +66,9 @@ pub struct Job {
     /// What a round is called.
     #[serde(default = "boot")]
     pub round: String,
+    /// What is compared, where it is not the time: `exits`.
+    #[serde(default)]
+    pub counts: Option<Counts>,
     /// The unit of the number.
     pub unit: String,
     /// Which way is better.
@@ -74,10 +87,19 @@ impl Job {
     /// The metric that counts; the others explain it.
     #[must_use]
     pub const fn metric(&self) -> &'static str {
-        if self.work.is_some() {
-            "time_ns"
-        } else {
-            "boot_to_init_ns"
+        match (&self.work, self.counts) {
+            (None, _) => "boot_to_init_ns",
+            (Some(_), None) => "time_ns",
+            (Some(_), Some(Counts::Exits)) => "exits",
+        }
+    }
+
+    /// How its number is written.
+    #[must_use]
+    pub(crate) const fn number(&self) -> Number {
+        match self.counts {
+            None => Number::Time,
+            Some(Counts::Exits) => Number::Count,
         }
     }
 
@@ -136,6 +158,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("os", "map", include_str!("../jobs/os/map.toml")),
     ("os", "signal", include_str!("../jobs/os/signal.toml")),
     ("os", "sleep", include_str!("../jobs/os/sleep.toml")),
+    ("os", "idle", include_str!("../jobs/os/idle.toml")),
     (
         "sched",
         "message-2x",

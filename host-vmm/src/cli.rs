@@ -33,6 +33,10 @@ pub(crate) enum Command {
     Ctl(paravane::ctl::command::CtlArgs),
     /// Compare guests in pairs.
     Bench(Box<BenchArgs>),
+    /// Watch running guests: exits by reason, calls by name, console, and how fast they come.
+    Top(paravane::top::TopArgs),
+    /// Boot a full and a para guest at once and watch both, side by side.
+    Duel(DuelArgs),
     /// Show one operation as it really goes, crossing by crossing, in a full and in a para guest.
     Trace(paravane_benches::TraceArgs),
     /// Print the CPUID table that a guest would get, without running it.
@@ -108,6 +112,16 @@ pub(crate) enum BenchCommand {
     /// Make the launches of a benchmark that another machine collects.
     #[command(hide = true)]
     Inside(paravane_benches::InsideArgs),
+}
+
+/// Options of `paravane duel`.
+#[derive(Debug, Args)]
+pub(crate) struct DuelArgs {
+    /// Where the guests run.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) host: Host,
+    #[command(flatten)]
+    pub(crate) duel: paravane::top::DuelArgs,
 }
 
 /// Where a guest runs.

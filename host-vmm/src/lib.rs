@@ -36,5 +36,6 @@ mod random;
 pub mod stats;
 pub mod switcher;
 pub mod terminal;
+pub mod top;
 pub mod vcpu;
 pub mod vm;

@@ -11,8 +11,8 @@ use anyhow::Context;
 use clap::Parser;
 
 use cli::{
-    AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchArgs, BenchCommand, Cli, Command, CpuidArgs, Host,
-    OnReboot, RunArgs, StatsForm,
+    AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchArgs, BenchCommand, Cli, Command, CpuidArgs,
+    DuelArgs, Host, OnReboot, RunArgs, StatsForm,
 };
 use paravane::config::{Config, FacilitySet, Profile};
 use paravane::conformance::report::Report;
@@ -38,6 +38,10 @@ fn main() -> ExitCode {
             .map(|()| ExitCode::SUCCESS)
             .map_err(Into::into),
         Command::Bench(args) => bench(&args),
+        Command::Top(args) => paravane::top::run(&args)
+            .map(|()| ExitCode::SUCCESS)
+            .map_err(Into::into),
+        Command::Duel(args) => duel(&args),
         Command::Trace(args) => trace(&args),
         Command::Cpuid(args) => cpuid(&args),
         Command::Abi(AbiCommand::Check(args)) => abi_check(&args),
@@ -216,6 +220,14 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         Some(BenchCommand::Report(args)) => paravane_benches::report(args),
         Some(BenchCommand::Inside(args)) => paravane_benches::inside(args),
     }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn duel(args: &DuelArgs) -> anyhow::Result<ExitCode> {
+    if let Some(why) = needs_reference(args.host, Profile::Full) {
+        return in_reference_host("the duel", &why, true, None);
+    }
+    paravane::top::duel(&args.duel)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -79,7 +79,7 @@ fn claims_section(report: &Report) -> Markup {
                             }
                         }
                     }
-                    p.verdict { "Verdict: " (claim.verdict) "." }
+                    p { b { "Verdict: " } (claim.verdict) "." }
                 }
             }
         }
@@ -101,7 +101,7 @@ fn part_section(part: &Part) -> Markup {
                 table {
                     thead {
                         tr {
-                            th { "job" } th { "arm" } th.number { "time" } th.number { "exits" }
+                            th { "job" } th { "arm" } th.number { "median" } th.number { "exits" }
                             th { "by " (base) ", 95 %" } th.picture { (axis(scale)) } th { "verdict" }
                         }
                     }
@@ -216,7 +216,7 @@ fn raw(part: &Part, figures: &Figures) -> Markup {
             (launches(figures))
             div.wide {
                 table {
-                    thead { tr { th { "launch" } @for arm in &figures.arms { th.number { (arm.name) ", ns" } } } }
+                    thead { tr { th { "launch" } @for arm in &figures.arms { th.number { (arm.name) ", " (figures.job.unit) } } } }
                     tbody {
                         @let most = figures.arms.iter().filter_map(|arm| arm.raw.keys().last()).max();
                         @for launch in 1..=most.copied().unwrap_or(0) {

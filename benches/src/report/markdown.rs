@@ -147,7 +147,7 @@ pub(super) fn machine_line(part: &Part) -> String {
 /// What a round takes, or a boot.
 pub(super) fn each(figures: &Figures, arm: &ArmFigures) -> String {
     let rounds = crate::statistics::float(figures.job.rounds.max(1));
-    let time = write(arm.median / rounds, Kind::Time);
+    let time = write(arm.median / rounds, figures.job.number());
     if figures.job.work.is_some() {
         format!("{time} a {}", figures.job.round)
     } else {

@@ -116,7 +116,7 @@ pub(super) fn launches(figures: &Figures) -> Markup {
                 line.median x1=(px(x(arm.median))) x2=(px(x(arm.median))) y1=(y - 8.0) y2=(y + 8.0) {}
             }
             text.tick x=(LEFT) y=(height - 4.0) { "0" }
-            text.tick x=(RIGHT) y=(height - 4.0) text-anchor="end" { (crate::table::write(largest, crate::table::Kind::Time)) }
+            text.tick x=(RIGHT) y=(height - 4.0) text-anchor="end" { (crate::table::write(largest, figures.job.number())) }
         }
     }
 }

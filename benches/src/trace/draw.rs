@@ -69,8 +69,8 @@ fn label(crossing: &Crossing) -> String {
 
 /// Where the lanes of one flow are, from its left edge.
 const LANES: [(f64, &str); 3] = [(50.0, "guest"), (260.0, "KVM"), (410.0, "VMM")];
-const FLOW_WIDTH: f64 = 470.0;
-const TOP: f64 = 92.0;
+const FLOW_WIDTH: f64 = 500.0;
+const TOP: f64 = 112.0;
 const STEP: f64 = 26.0;
 
 /// The flows as one SVG picture.

@@ -115,7 +115,7 @@ fn note(crossing: &mut Crossing, name: &str, text: &str) {
         "kvm_msr" => crossing.what = msr(text),
         "kvm_mmio" => crossing.what = format!("{} {}", word(text, 1), word_after(text, "gpa")),
         "kvm_cpuid" => crossing.what = format!("CPUID {}", word_after(text, "func")),
-        "kvm_page_fault" => crossing.what = format!("at {}", word_after(text, "address")),
+        "kvm_page_fault" => crossing.what = address(word_after(text, "address")),
         "kvm_hypercall" => crossing.what = format!("hypercall {}", word_after(text, "nr")),
         "kvm_cr" => crossing.what = text.chars().take(24).collect(),
         _ => {}
@@ -147,7 +147,42 @@ fn msr(text: &str) -> String {
     } else {
         "WRMSR"
     };
-    format!("{verb} {}", word(text, 1))
+    let number = word(text, 1);
+    let known = MSRS.iter().find(|(known, _)| *known == number);
+    format!("{verb} {}", known.map_or(number, |(_, name)| name))
+}
+
+/// Model-specific registers that a kernel writes all the time.
+const MSRS: [(&str, &str); 5] = [
+    ("6e0", "TSC_DEADLINE"),
+    ("80b", "x2APIC EOI"),
+    ("830", "x2APIC ICR"),
+    ("838", "x2APIC TMICT"),
+    ("c0000080", "EFER"),
+];
+
+/// Registers of the LAPIC's page, which is no memory, so that each access is a nested page fault.
+const LAPIC: [(u64, &str); 5] = [
+    (0x80, "TPR"),
+    (0xb0, "EOI"),
+    (0x300, "ICR"),
+    (0x310, "ICR2"),
+    (0x380, "TMICT"),
+];
+
+/// `0x00000000fee000b0` as `LAPIC EOI`, `0x0000000000104000` as `at 0x104000`.
+fn address(text: &str) -> String {
+    let digits = text.strip_prefix("0x").unwrap_or(text);
+    let Ok(address) = u64::from_str_radix(digits, 16) else {
+        return format!("at {text}");
+    };
+    let register = LAPIC
+        .iter()
+        .find(|(offset, _)| 0xfee0_0000 + offset == address);
+    register.map_or_else(
+        || format!("at {address:#x}"),
+        |(_, name)| format!("LAPIC {name}"),
+    )
 }
 
 fn word(text: &str, index: usize) -> &str {
@@ -248,6 +283,14 @@ mod tests {
         assert_eq!(first.to_vmm.as_deref(), Some("KVM_EXIT_IO"));
         assert!((first.guest_us - 50.0).abs() < 0.5 && (first.away_us - 40.0).abs() < 0.5);
         assert_eq!(flow.crossings[1].injected, 1);
+    }
+
+    #[test]
+    fn registers_have_their_names() {
+        assert_eq!(address("0x00000000fee000b0"), "LAPIC EOI");
+        assert_eq!(address("0x0000000000104000"), "at 0x104000");
+        assert_eq!(msr("msr_write 6e0 = 0x5"), "WRMSR TSC_DEADLINE");
+        assert_eq!(msr("msr_read 1b = 0x5"), "RDMSR 1b");
     }
 
     #[test]
