@@ -17,8 +17,8 @@
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
 //! `console`, `clock`, `cpuid`, `crash`, `delegate`, `smp`,
-//! `timer`. `info` serves the module `paravane.ko`,
-//! which is `paravane.rs`.
+//! `timer`. `info` serves the modules: `paravane.ko`, which is `paravane.rs`, and `pvbench.ko`,
+//! which is `bench.rs`.
 
 pub mod abi;
 

@@ -578,7 +578,7 @@ const struct hypervisor_x86 x86_hyper_paravane __refconst = {
 };
 
 /*
- * ---- For paravane.ko: a Rust function cannot be exported ----
+ * ---- For the modules: a Rust function cannot be exported ----
  */
 
 u64 paravane_value(u32 which)

@@ -44,6 +44,7 @@ void paravane_crash(const char *message);
 
 u64 paravane_rust_value(u32 which);
 u64 paravane_rust_call_count(u32 index);
+s64 paravane_rust_call(u32 id, const u64 arguments[6], u64 *value);
 
 /* Implemented in helpers.c. */
 
@@ -91,5 +92,11 @@ bool paravane_debugfs_file(struct dentry *dir, const char *name,
 			   void (*show)(struct seq_file *file));
 void paravane_debugfs_remove(struct dentry *dir);
 void paravane_seq_write(struct seq_file *file, const void *bytes, size_t count);
+
+/* Exported to pvbench.ko. */
+
+s64 paravane_bench_call(u32 id, const u64 arguments[6], u64 *value);
+void paravane_bench_print(const char *bytes, unsigned int count);
+void paravane_bench_flush(u32 cpu);
 
 #endif

@@ -14,10 +14,11 @@
 //! # Where to read
 //!
 //! [`session`](mod@session) is the whole course of a benchmark; [`launch`] is one sample of it; [`job`] and [`peer`] are
-//! the data files.
+//! the data files. [`ops`](mod@ops) compares single operations, and facilities.
 
 pub mod all;
 pub mod arm;
+pub mod attribution;
 pub mod boot;
 mod collect;
 pub mod experiment;
@@ -26,6 +27,10 @@ pub mod job;
 pub mod launch;
 pub mod machine;
 pub mod metrics;
+pub mod ops;
+mod ops_launch;
+mod ops_results;
+mod ops_table;
 pub mod peer;
 pub mod plan;
 pub mod report;
@@ -38,6 +43,7 @@ pub mod trace;
 
 pub use all::{AllArgs, all};
 pub use boot::{BootArgs, SuiteArgs, boot, run_suite};
+pub use ops::{OpsArgs, ops};
 pub use report::{ReportArgs, report};
 pub use session::{CommonArgs, InsideArgs, inside};
 pub use trace::{TraceArgs, trace};

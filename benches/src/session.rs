@@ -311,7 +311,7 @@ pub(crate) fn launcher(
 
 /// A folder in memory if there is one: the guest's console goes to a file there, and a slow file system would be
 /// measured with it.
-fn scratch_folder() -> anyhow::Result<PathBuf> {
+pub(crate) fn scratch_folder() -> anyhow::Result<PathBuf> {
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() {
         memory.to_owned()
@@ -324,7 +324,7 @@ fn scratch_folder() -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-fn watch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+pub(crate) fn watch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(stop))
             .context("a signal cannot be handled")?;
@@ -332,7 +332,7 @@ fn watch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn progress_bar(steps: usize) -> ProgressBar {
+pub(crate) fn progress_bar(steps: usize) -> ProgressBar {
     let length = u64::try_from(steps).unwrap_or(u64::MAX);
     let target = if io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()

@@ -62,7 +62,7 @@ struct Row {
 type Line = (&'static str, &'static str, Kind);
 
 /// A line above, below, and under the heading.
-const TERMINAL: TableStyle = TableStyle::new()
+pub(crate) const TERMINAL: TableStyle = TableStyle::new()
     .top_border(LineStyle::none().fill('─').junction('─'))
     .header_separator(LineStyle::none().fill('─').junction('─'))
     .bottom_border(LineStyle::none().fill('─').junction('─'));
@@ -403,7 +403,7 @@ pub(crate) fn write(value: f64, kind: Kind) -> String {
             };
             format!("{} {unit}", significant(value / scale))
         }
-        Kind::Count if value >= 1000.0 => thousands(&format!("{value:.0}")),
+        Kind::Count if value.abs() >= 1000.0 => thousands(&format!("{value:.0}")),
         Kind::Count if value.fract() == 0.0 => format!("{value:.0}"),
         Kind::Count => significant(value),
     }

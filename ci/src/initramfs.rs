@@ -1,6 +1,6 @@
 //! Task `initramfs`: what both guests run in user space.
 //!
-//! Our init, Debian's static busybox, and `paravane.ko` where the para kernel has been built. One
+//! Our init, Debian's static busybox, and the para kernel's modules where it has been built. One
 //! archive serves all profiles, so that nothing but the kernel differs between two arms.
 
 use std::fs;
@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use cpio::newc::{Builder, ModeFileType, trailer};
 
+use crate::kernel::MODULES;
 use crate::workspace::{Workspace, prune, relink};
 use crate::{demo, hash, run};
 
@@ -25,7 +26,6 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let Ok(busybox) = fs::read(BUSYBOX) else {
         bail!("{BUSYBOX} is missing; ci/setup installs the package busybox-static");
     };
-    let module = fs::read(workspace.cache.join("kernel/para/paravane.ko")).ok();
 
     let mut archive = Archive::default();
     for folder in [
@@ -44,9 +44,11 @@ pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     archive.add_console()?;
     archive.add("init", ModeFileType::Regular, 0o755, &init)?;
     archive.add("bin/busybox", ModeFileType::Regular, 0o755, &busybox)?;
-    if let Some(module) = module {
-        let path = "lib/modules/paravane.ko";
-        archive.add(path, ModeFileType::Regular, 0o644, &module)?;
+    for name in MODULES {
+        if let Ok(module) = fs::read(workspace.cache.join("kernel/para").join(name)) {
+            let path = format!("lib/modules/{name}");
+            archive.add(&path, ModeFileType::Regular, 0o644, &module)?;
+        }
     }
     let bytes = archive.finish()?;
 

@@ -30,6 +30,8 @@ use crate::kernel::source::Source;
 use crate::workspace::{Workspace, prune, relink, remove};
 use crate::{Arm, hash, tools};
 
+/// The modules of the para kernel.
+pub(crate) const MODULES: [&str; 2] = ["paravane.ko", "pvbench.ko"];
 /// How many finished kernels of an arm stay in the cache.
 const KEEP: usize = 4;
 
@@ -106,13 +108,13 @@ fn store(tree: &Tree, finished: &Path, mut manifest: Manifest) -> Result<()> {
         ("config", PathBuf::from(".config")),
     ];
     if tree.arm == Arm::Para {
-        let module = PathBuf::from("arch/x86/paravane/paravane.ko");
-        if tree.path.join(&module).is_file() {
-            outputs.push(("paravane.ko", module));
-        } else {
-            eprintln!(
-                "para kernel: no paravane.ko was built; does para.config ask for it with =m?"
-            );
+        for name in MODULES {
+            let module = Path::new("arch/x86/paravane").join(name);
+            if tree.path.join(&module).is_file() {
+                outputs.push((name, module));
+            } else {
+                eprintln!("para kernel: no {name} was built; does para.config ask for it with =m?");
+            }
         }
     }
     let fresh = finished.with_extension("new");

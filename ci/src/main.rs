@@ -73,7 +73,7 @@ enum Task {
         #[arg(long)]
         print_path: bool,
     },
-    /// Build the guests' initramfs: our init, busybox, and paravane.ko where para is built
+    /// Build the guests' initramfs: our init, busybox, and the para kernel's modules where it is built
     Initramfs {
         /// Print nothing but the path of the finished archive
         #[arg(long)]

@@ -14,7 +14,7 @@ use cli::{
     AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchArgs, BenchCommand, Cli, Command, CpuidArgs,
     DuelArgs, Host, OnReboot, RunArgs, StatsForm,
 };
-use paravane::config::{Config, FacilitySet, Profile};
+use paravane::config::{Config, FACILITIES, FacilitySet, Profile};
 use paravane::conformance::report::Report;
 use paravane::console::Console;
 use paravane::ctl::server::Server;
@@ -216,6 +216,11 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         Some(BenchCommand::Os(args)) => paravane_benches::run_suite("os", args, unfit().as_deref()),
         Some(BenchCommand::Sched(args)) => {
             paravane_benches::run_suite("sched", args, unfit().as_deref())
+        }
+        Some(BenchCommand::Ops(args)) => {
+            let names = FACILITIES.iter().map(|(name, _)| *name);
+            let optional: Vec<&str> = names.filter(|name| *name != "base").collect();
+            paravane_benches::ops(args, &optional, unfit)
         }
         Some(BenchCommand::Report(args)) => paravane_benches::report(args),
         Some(BenchCommand::Inside(args)) => paravane_benches::inside(args),

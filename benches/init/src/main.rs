@@ -7,6 +7,7 @@
 //!
 //! * `job=NAME:ROUNDS` or `job=NAME:ROUNDS:TASKS`: runs a workload; may be given several times. [`jobs`] has them;
 //!   `job=console:N` writes N bytes, in lines of 64, to the console, and waits until they are out;
+//! * `ops`: loads `/lib/modules/pvbench.ko`, which measures privileged operations, and prints its file under debugfs;
 //! * `module`: loads `/lib/modules/paravane.ko` and prints its files under debugfs;
 //! * `shell`: runs busybox's shell on the console;
 //! * `panic`: makes the kernel panic;
@@ -44,7 +45,6 @@ use text::Text;
 const MARK_PORT: u16 = 0x84;
 const PAGE: usize = 4096;
 const LINE: &[u8; 64] = b"abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ.\n";
-const MODULE: &CStr = c"/lib/modules/paravane.ko";
 
 /// What happened, as the byte that goes to the mark port.
 #[derive(Clone, Copy)]
@@ -99,6 +99,7 @@ enum End {
 #[derive(Default)]
 struct Orders {
     jobs: [Option<Job>; JOBS],
+    ops: bool,
     module: bool,
     shell: bool,
     panic: bool,
@@ -144,6 +145,7 @@ impl Orders {
             return true;
         }
         match argument {
+            b"ops" => self.ops = true,
             b"module" => self.module = true,
             b"shell" => self.shell = true,
             b"panic" => self.panic = true,
@@ -193,8 +195,19 @@ extern "C" fn start(stack: *const usize) -> ! {
     for job in orders.jobs.iter().flatten() {
         job.run(&port, console);
     }
+    if orders.ops {
+        show_module(
+            console,
+            c"/lib/modules/pvbench.ko",
+            c"/sys/kernel/debug/pvbench",
+        );
+    }
     if orders.module {
-        show_module(console);
+        show_module(
+            console,
+            c"/lib/modules/paravane.ko",
+            c"/sys/kernel/debug/paravane",
+        );
     }
     let log = KernelLog::read();
     if !orders.quietly {
@@ -265,37 +278,26 @@ fn mount_the_rest() {
         if let Err(errno) = sys::mount(kind, target)
             && errno != EBUSY
         {
-            let mut what = Text::<96>::new();
-            what.push(kind.to_bytes());
-            what.push(b" cannot be mounted on ");
-            what.push(target.to_bytes());
-            complain(
-                core::str::from_utf8(what.as_bytes()).unwrap_or("a mount failed"),
-                errno,
-            );
+            complain_of(target, "cannot be mounted", errno);
         }
     }
 }
 
-/// Loads the module and prints every file of its debugfs directory.
-fn show_module(console: Fd) {
-    let loaded = sys::open(MODULE, sys::O_RDONLY).and_then(|file| {
+/// Loads a module and prints every file of its debugfs directory.
+fn show_module(console: Fd, module: &CStr, path: &CStr) {
+    let loaded = sys::open(module, sys::O_RDONLY).and_then(|file| {
         let result = file.load_module();
         file.close();
         result
     });
     if let Err(errno) = loaded {
-        complain("/lib/modules/paravane.ko cannot be loaded", errno);
+        complain_of(module, "cannot be loaded", errno);
         return;
     }
-    const DIRECTORY: &[u8] = b"/sys/kernel/debug/paravane/";
-    let directory = match sys::open(
-        c"/sys/kernel/debug/paravane",
-        sys::O_RDONLY | sys::O_DIRECTORY,
-    ) {
+    let directory = match sys::open(path, sys::O_RDONLY | sys::O_DIRECTORY) {
         Ok(directory) => directory,
         Err(errno) => {
-            complain("/sys/kernel/debug/paravane cannot be opened", errno);
+            complain_of(path, "cannot be opened", errno);
             return;
         }
     };
@@ -310,11 +312,12 @@ fn show_module(console: Fd) {
             let name = rest.get(19..record).unwrap_or_default();
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
             if !name.starts_with(b".") {
-                let mut path = Text::<320>::new();
-                path.push(DIRECTORY);
-                path.push(name);
-                path.push(b"\0");
-                show_file(console, name, path.as_bytes());
+                let mut file = Text::<320>::new();
+                file.push(path.to_bytes());
+                file.push(b"/");
+                file.push(name);
+                file.push(b"\0");
+                show_file(console, name, file.as_bytes());
             }
             rest = rest.get(record.max(1)..).unwrap_or_default();
         }
@@ -398,6 +401,15 @@ fn end_the_machine(end: End) -> ! {
     };
     complain("the machine does not end", sys::reboot(how));
     sys::exit(1)
+}
+
+/// Says which file something failed with.
+fn complain_of(path: &CStr, what: &str, errno: Errno) {
+    let mut line = Text::<128>::new();
+    line.push(path.to_bytes());
+    line.push(b" ");
+    line.push(what.as_bytes());
+    complain(core::str::from_utf8(line.as_bytes()).unwrap_or(what), errno);
 }
 
 /// Says what failed, with the kernel's error number.

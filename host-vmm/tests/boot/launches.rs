@@ -24,7 +24,7 @@ enum Kernel {
 }
 
 /// A launch: its name, the kernel, what `paravane run` gets, and what init gets.
-const LAUNCHES: [(&str, Kernel, &str, &str); 15] = [
+const LAUNCHES: [(&str, Kernel, &str, &str); 17] = [
     (
         "full",
         Kernel::Full,
@@ -74,6 +74,18 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 15] = [
         Kernel::Para,
         "--guest para",
         "module end=poweroff",
+    ),
+    (
+        "para-ops",
+        Kernel::Para,
+        "--guest para --cpus 2",
+        "ops module end=poweroff",
+    ),
+    (
+        "para-image-as-full-ops",
+        Kernel::Para,
+        "--guest full --cpus 2",
+        "ops end=restart",
     ),
     (
         "para-without-clock",
@@ -196,6 +208,15 @@ impl Launch {
     /// All exits up to a mark, by KVM's count.
     pub(crate) fn exits_at(&self, code: u64) -> u64 {
         self.mark(code)["exits"].as_u64().expect("a mark has exits")
+    }
+
+    /// All exits from the first mark with that code to the mark after it.
+    pub(crate) fn exits_after(&self, code: u64) -> u64 {
+        let marks = self.stats["marks"].as_array().expect("there are marks");
+        let begin = marks.iter().position(|mark| mark["code"] == code);
+        let begin = begin.unwrap_or_else(|| panic!("no mark {code}: {self}"));
+        let exits = |index: usize| marks[index]["exits"].as_u64().expect("a mark has exits");
+        exits(begin + 1) - exits(begin)
     }
 
     /// Exits to the VMM up to a mark.

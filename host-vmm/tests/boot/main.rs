@@ -9,6 +9,7 @@
 
 mod golden;
 mod launches;
+mod ops;
 
 use launches::{Launch, launches};
 
@@ -24,6 +25,8 @@ macro_rules! launch_or_skip {
         }
     };
 }
+
+pub(crate) use launch_or_skip;
 
 /// How the arms' kernels name what they run on.
 const BARE: &str = "Booting paravirtualized kernel on bare hardware";

@@ -1,0 +1,394 @@
+//! The tables of `paravane bench ops`.
+
+use std::fmt::Write as _;
+
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::attribution::{Difference, Verdict, Worth, worth};
+use crate::ops_results::Results;
+use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, median, paired_ratio};
+use crate::table::{Kind, Look, TERMINAL, significant, write};
+
+/// The arm that is judged, its twin, and the one to beat.
+const PARA: &str = "para";
+const TWIN: &str = "para#2";
+const PEER: &str = "kvm-pv";
+
+/// Draws everything.
+pub(crate) fn draw(results: &Results, look: Look) -> String {
+    let mut out = String::new();
+    let mark = if look == Look::Markdown { "## " } else { "" };
+    if !results.arms("ops").is_empty() {
+        let _ = writeln!(out, "{mark}Operations, in cycles\n");
+        let _ = writeln!(out, "{}\n", cycles(results, look));
+        let _ = writeln!(out, "{mark}Operations, in exits a round\n");
+        let _ = writeln!(out, "{}\n", exits(results, look));
+        notes(&mut out, results, "ops", &operations_notes(results));
+    }
+    if !results.arms("boot").is_empty() {
+        let _ = writeln!(out, "{mark}What each facility is worth in a boot\n");
+        let _ = writeln!(out, "{}\n", attribution(results, look));
+        notes(&mut out, results, "boot", &attribution_notes(results));
+    }
+    let _ = writeln!(
+        out,
+        "Host class `{}`, seed {}. Intervals are 95 %, by paired bootstrap over launches; none is given of fewer than \
+         {MEANINGFUL_LAUNCHES}.",
+        results.host.as_deref().unwrap_or("?"),
+        results.seed,
+    );
+    out
+}
+
+/// What stands below a table: what it means, and the launches that failed.
+fn notes(out: &mut String, results: &Results, job: &str, notes: &[String]) {
+    for note in notes {
+        let _ = writeln!(out, "{note}");
+    }
+    for arm in results.arms(job) {
+        let failures = results.failures(job, &arm);
+        if let Some(reason) = failures.first() {
+            let _ = writeln!(out, "{arm}: {} failed: {reason}", failures.len());
+        }
+    }
+    out.push('\n');
+}
+
+fn table(look: Look, header: Vec<String>) -> Table {
+    let mut table = Table::new();
+    table.load_style(match look {
+        Look::Terminal => TERMINAL,
+        Look::Markdown => presets::ASCII_MARKDOWN,
+    });
+    table.set_header(header);
+    table
+}
+
+fn finish(mut table: Table, columns: usize) -> String {
+    for column in 1..columns {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.trim_fmt()
+}
+
+fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
+    words.map(str::to_owned).into()
+}
+
+/// The arms that get a column: twins only show what a difference must exceed.
+fn shown(results: &Results) -> Vec<String> {
+    let arms = results.arms("ops");
+    arms.into_iter().filter(|arm| !arm.contains('#')).collect()
+}
+
+/// The median over the launches of one metric.
+fn middle(results: &Results, metric: &str, arm: &str) -> Option<f64> {
+    let values = results.values("ops", metric, arm);
+    median(&values.into_values().collect::<Vec<_>>())
+}
+
+fn ratio(results: &Results, op: &str, base: &str, arm: &str) -> Option<Ratio> {
+    let pairs = results.pairs("ops", &format!("{op}.median"), base, arm);
+    paired_ratio(&pairs.into_values().collect::<Vec<_>>(), results.seed)
+}
+
+fn interval(low: f64, high: f64) -> String {
+    format!("{}–{}", significant(low), significant(high))
+}
+
+fn ratio_cell(ratio: Option<Ratio>) -> String {
+    match ratio {
+        Some(r) if r.pairs >= MEANINGFUL_LAUNCHES => {
+            format!("{} ({})", significant(r.value), interval(r.low, r.high))
+        }
+        Some(r) => significant(r.value),
+        None => "–".to_owned(),
+    }
+}
+
+/// What the ratio to the peer means beside that of the twins.
+fn judged(ratio: Option<Ratio>, twins: Option<Ratio>) -> &'static str {
+    let (Some(ratio), Some(twins)) = (ratio, twins) else {
+        return "";
+    };
+    if ratio.pairs.min(twins.pairs) < MEANINGFUL_LAUNCHES {
+        ""
+    } else if ratio.low > twins.high.max(1.0) {
+        "worse"
+    } else if ratio.high < twins.low.min(1.0) {
+        "better"
+    } else {
+        ""
+    }
+}
+
+fn cycles(results: &Results, look: Look) -> String {
+    let shown = shown(results);
+    let mut header = words(["operation", "facility"]);
+    header.extend(shown.iter().map(|arm| format!("{arm}: median / 99 %")));
+    header.extend(words(["para/full", "para/kvm-pv", "twins", ""]));
+    let columns = header.len();
+    let mut table = table(look, header);
+    for operation in &results.operations {
+        let op = &operation.op;
+        let mut cells = vec![operation.what.clone(), operation.facility.clone()];
+        for arm in &shown {
+            let of = |name: &str| middle(results, &format!("{op}.{name}"), arm);
+            cells.push(match (of("median"), of("p99")) {
+                (Some(median), Some(tail)) => format!(
+                    "{} / {}",
+                    write(median, Kind::Count),
+                    write(tail, Kind::Count)
+                ),
+                _ => "–".to_owned(),
+            });
+        }
+        let (to_peer, twins) = (
+            ratio(results, op, PEER, PARA),
+            ratio(results, op, PARA, TWIN),
+        );
+        cells.push(ratio_cell(ratio(results, op, "full", PARA)));
+        cells.push(ratio_cell(to_peer));
+        cells.push(ratio_cell(twins));
+        cells.push(judged(to_peer, twins).to_owned());
+        table.add_row(cells);
+    }
+    let mut cells = words(["launches", ""]);
+    let launches = |arm: &String| results.values("ops", "empty.median", arm).len().to_string();
+    cells.extend(shown.iter().map(launches));
+    cells.resize(columns, String::new());
+    table.add_row(cells);
+    finish(table, columns)
+}
+
+fn exits(results: &Results, look: Look) -> String {
+    let shown = shown(results);
+    let mut header = words(["operation"]);
+    for arm in &shown {
+        header.extend([arm.clone(), "to the VMM".to_owned()]);
+    }
+    let columns = header.len();
+    let mut table = table(look, header);
+    for operation in &results.operations {
+        let op = &operation.op;
+        let mut cells = vec![operation.what.clone()];
+        for arm in &shown {
+            let of = |name: &str| middle(results, &format!("{op}.{name}"), arm);
+            for exits in [of("exits"), of("user_exits")] {
+                cells.push(match (exits, of("n")) {
+                    (Some(exits), Some(rounds)) if rounds > 0.0 => format!("{:.2}", exits / rounds),
+                    _ => "–".to_owned(),
+                });
+            }
+        }
+        table.add_row(cells);
+    }
+    finish(table, columns)
+}
+
+fn operations_notes(results: &Results) -> Vec<String> {
+    let frequency = match results.tsc_khz {
+        0 => String::new(),
+        khz => format!(" A cycle is one of the TSC, which counts {khz} kHz."),
+    };
+    vec![
+        format!(
+            "Each launch gives the median and the 99 % quantile of its rounds; the table has the medians over launches.{frequency} \
+             What measuring costs (the first row) is in every other row."
+        ),
+        "Exits are those of the whole machine during the rounds: interrupts of the host are among them.".to_owned(),
+        "`twins` is para against itself. `worse` and `better`: para/kvm-pv lies beyond what the twins show.".to_owned(),
+    ]
+}
+
+/// A difference with its interval; `unit` writes a number.
+fn cell(difference: Difference, unit: Kind) -> String {
+    if difference.pairs < MEANINGFUL_LAUNCHES {
+        return write(difference.value, unit);
+    }
+    format!(
+        "{} ({} to {})",
+        write(difference.value, unit),
+        write(difference.low, unit),
+        write(difference.high, unit)
+    )
+}
+
+fn attribution(results: &Results, look: Look) -> String {
+    let header = words([
+        "facility",
+        "exits to the VMM removed",
+        "exits in KVM removed",
+        "time saved",
+        "predicted by the exits",
+        "residual",
+        "",
+    ]);
+    let columns = header.len();
+    let mut table = table(look, header);
+    let twins = worth(results, PARA, TWIN);
+    let mut add = |name: &str, worth: Worth, verdict: &str| {
+        let mut cells = vec![
+            name.to_owned(),
+            cell(worth.to_vmm, Kind::Count),
+            cell(worth.in_kvm, Kind::Count),
+            cell(worth.time, Kind::Time),
+        ];
+        match worth.account {
+            Some((predicted, residual)) => {
+                cells.extend([cell(predicted, Kind::Time), cell(residual, Kind::Time)]);
+            }
+            None => cells.extend(words(["–", "–"])),
+        }
+        cells.push(verdict.to_owned());
+        table.add_row(cells);
+    };
+    if let Some(twins) = twins {
+        add("(twins)", twins, "");
+    }
+    for arm in results.arms("boot") {
+        let Some(facility) = arm.strip_prefix("para-") else {
+            continue;
+        };
+        let Some(worth) = worth(results, PARA, &arm) else {
+            continue;
+        };
+        let verdict = match twins.map(|twins| worth.time.verdict(&twins.time)) {
+            Some(Verdict::Saves) => "saves",
+            Some(Verdict::Costs) => "costs",
+            Some(Verdict::Nothing) => "not beyond the twins",
+            Some(Verdict::TooFew) | None => "",
+        };
+        add(facility, worth, verdict);
+    }
+    finish(table, columns)
+}
+
+fn attribution_notes(results: &Results) -> Vec<String> {
+    let boots = results.values("boot", "boot_to_init_ns", PARA).len();
+    let mut notes = vec![format!(
+        "Boot to init with the kernel's messages, {boots} pairs: para without the facility less para with everything."
+    )];
+    match results.costs {
+        Some(costs) => notes.push(format!(
+            "By `paravane doctor`, an exit to the VMM costs {} here, and one that KVM serves itself {}. The residual is work \
+             and waiting that the facility spares, and what an exit costs beyond a bare one.",
+            write(costs.to_vmm, Kind::Time),
+            write(costs.in_kvm, Kind::Time),
+        )),
+        None => notes.push("What an exit costs on this host is not known.".to_owned()),
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One sample as it stands in a result file.
+    fn line(job: &str, arm: &str, launch: u32, metric: &str, value: u64) -> String {
+        format!(
+            "{{\"suite\":\"ops\",\"job\":\"{job}\",\"arm\":\"{arm}\",\"host\":\"kvm\",\"launch\":{launch},\"block\":0,\
+             \"order\":{launch},\"seed\":5,\"metric\":\"{metric}\",\"unit\":\"cycles\",\"value\":{value}}}"
+        )
+    }
+
+    fn results(lines: impl IntoIterator<Item = String>) -> Results {
+        let mut results = Results::new(0);
+        results
+            .take(
+                "{\"suite\":\"ops\",\"record\":\"operations\",\"tsc_khz\":2000000,\"operations\":[\
+                 {\"op\":\"cpuid\",\"facility\":\"cpuid\",\"what\":\"CPUID\"},\
+                 {\"op\":\"call\",\"facility\":\"base\",\"what\":\"null call\"}]}",
+            )
+            .unwrap();
+        for line in lines {
+            results.take(&line).unwrap();
+        }
+        results
+    }
+
+    /// Six launches of every arm; `para` takes so many cycles for a CPUID.
+    fn operations(para: u64) -> Results {
+        results((1..=6).flat_map(|launch| {
+            let noise = u64::from(launch % 3);
+            [
+                ("full", "cpuid", 4_000),
+                ("kvm-pv", "cpuid", 2_000),
+                ("para", "cpuid", para),
+                ("para#2", "cpuid", para),
+                ("para", "call", 3_000),
+            ]
+            .into_iter()
+            .flat_map(move |(arm, op, cycles)| {
+                [
+                    line("ops", arm, launch, &format!("{op}.n"), 1_000),
+                    line("ops", arm, launch, &format!("{op}.median"), cycles + noise),
+                    line("ops", arm, launch, &format!("{op}.p99"), cycles * 2),
+                    line("ops", arm, launch, &format!("{op}.exits"), 1_010),
+                ]
+            })
+        }))
+    }
+
+    fn row(text: &str, begins: &str) -> String {
+        let row = text.lines().find(|line| line.contains(begins));
+        row.unwrap_or_else(|| panic!("no row {begins}: {text}"))
+            .to_owned()
+    }
+
+    #[test]
+    fn an_operation_has_median_and_tail_of_every_guest_and_is_judged_against_the_peer() {
+        for (para, verdict) in [(200, "better"), (9_000, "worse")] {
+            let text = draw(&operations(para), Look::Markdown);
+            let row = row(&text, "| CPUID");
+            assert!(row.contains("4,001 / 8,000"), "{row}");
+            assert!(row.contains(verdict), "{row}");
+        }
+        let text = draw(&operations(2_000), Look::Markdown);
+        assert!(!row(&text, "| CPUID").contains("tter"), "{text}");
+        assert!(!row(&text, "| CPUID").contains("worse"), "{text}");
+    }
+
+    #[test]
+    fn what_a_guest_does_not_have_is_a_dash_and_exits_are_those_of_a_round() {
+        let text = draw(&operations(200), Look::Markdown);
+        let (cycles, exits) = text.split_once("in exits a round").unwrap();
+        assert_eq!(row(cycles, "| null call").matches('–').count(), 5, "{text}");
+        assert!(row(exits, "| CPUID").contains("1.01"), "{text}");
+    }
+
+    #[test]
+    fn a_facility_is_judged_against_the_twins_and_a_failed_one_says_why() {
+        let boots = (1..=6).flat_map(|launch| {
+            [("para", 10), ("para#2", 11), ("para-console", 50)]
+                .into_iter()
+                .flat_map(move |(arm, ms)| {
+                    [
+                        line("boot", arm, launch, "boot_to_init_ns", ms * 1_000_000),
+                        line("boot", arm, launch, "exits_to_init", ms * 10),
+                        line("boot", arm, launch, "user_exits_to_init", ms),
+                    ]
+                })
+        });
+        let failed = line("boot", "para-clock", 1, "x", 1).replace(
+            "\"metric\":\"x\",\"unit\":\"cycles\",\"value\":1",
+            "\"failed\":\"no clock\"",
+        );
+        let text = draw(&results(boots.chain([failed])), Look::Markdown);
+        let row = row(&text, "| console");
+        assert!(row.contains("40.0 ms"), "{row}");
+        assert!(row.contains("saves"), "{row}");
+        assert!(text.contains("para-clock: 1 failed: no clock"), "{text}");
+        assert!(!text.contains("| clock"), "{text}");
+    }
+
+    #[test]
+    fn two_classes_of_host_are_not_put_together() {
+        let mut results = operations(200);
+        let other = line("ops", "para", 9, "cpuid.median", 1).replace("kvm\"", "reference\"");
+        assert!(results.take(&other).is_err());
+    }
+}
