@@ -2,12 +2,13 @@
 
 //! Facility `smp`: processors are started in 64-bit mode and stopped by a call.
 //!
-//! How many the host wants on stands in a page of its own, which is looked at when the event comes and
-//! at any other: `smp_hooks.c` starts and stops processors until so many are on.
+//! How many the host wants on stands in a page of its own, which is looked at when the event comes
+//! and at any other: `smp_hooks.c` starts and stops processors until so many are on.
 
 use crate::{
     abi::{
         boot_info::BootInfo,
+        call::Status,
         registry::*,
         smp::{smp_wish, SmpPage},
     },
@@ -51,7 +52,8 @@ extern "C" fn paravane_wanted_cpus() -> u32 {
     smp_wish(wanted, host.info.vcpu_count).unwrap_or(0)
 }
 
-/// Asks the host to raise `vector` on the processor `apic_id` when its wish changes; whether it will.
+/// Asks the host to raise `vector` on the processor `apic_id` when its wish changes; whether it
+/// will.
 #[no_mangle]
 extern "C" fn paravane_smp_listen(vector: u32, apic_id: u32) -> bool {
     if PAGE.get().is_none() {
@@ -68,6 +70,10 @@ extern "C" fn paravane_has_smp() -> bool {
     host().is_some_and(|host| host.info.has(FACILITY_SMP))
 }
 
+/// How often a start is asked for. A processor that was just taken off line is on until its
+/// `smp.stop`, a moment after the kernel takes it for dead; a host refuses to start it before that.
+const STARTS: u32 = 10_000;
+
 /// Starts the processor with that APIC id at `rip`, with the page tables at `root`. False: the host
 /// has refused.
 ///
@@ -79,8 +85,15 @@ unsafe extern "C" fn paravane_start_cpu(apic_id: u32, rip: u64, root: u64) -> bo
     let Some(host) = host() else {
         return false;
     };
-    // SAFETY: By the function's requirement the processor runs the kernel's own code.
-    match unsafe { host.call(CALL_SMP_START, [u64::from(apic_id), rip, 0, root]) } {
+    let mut result = Err(Status::Denied);
+    for _ in 0..STARTS {
+        // SAFETY: By the function's requirement the processor runs the kernel's own code.
+        result = unsafe { host.call(CALL_SMP_START, [u64::from(apic_id), rip, 0, root]) };
+        if result != Err(Status::Denied) {
+            break;
+        }
+    }
+    match result {
         Ok(_) => true,
         Err(status) => {
             pr_warn!("smp: processor {apic_id} is not started: {status:?}\n");
