@@ -49,6 +49,8 @@ void pvbench_ipi_other(void);
 bool pvbench_start_echo(void);
 void pvbench_echo(void);
 void pvbench_stop_echo(void);
+bool pvbench_start_spin(void);
+void pvbench_stop_spin(void);
 bool pvbench_cpu_off(void);
 bool pvbench_cpu_on(void);
 unsigned long pvbench_map_user(size_t size);

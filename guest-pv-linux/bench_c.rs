@@ -52,6 +52,8 @@ extern "C" {
     pub(crate) fn pvbench_start_echo() -> bool;
     pub(crate) fn pvbench_echo();
     pub(crate) fn pvbench_stop_echo();
+    pub(crate) fn pvbench_start_spin() -> bool;
+    pub(crate) fn pvbench_stop_spin();
     pub(crate) fn pvbench_cpu_off() -> bool;
     pub(crate) fn pvbench_cpu_on() -> bool;
 }

@@ -278,6 +278,7 @@ void pvbench_ipi_other(void)
 static DECLARE_COMPLETION(pvbench_ping);
 static DECLARE_COMPLETION(pvbench_pong);
 static struct task_struct *pvbench_echo_task;
+static struct task_struct *pvbench_spin_task;
 static bool pvbench_echo_ends;
 
 static int pvbench_echo_loop(void *unused)
@@ -315,6 +316,32 @@ void pvbench_stop_echo(void)
 	WRITE_ONCE(pvbench_echo_ends, true);
 	complete(&pvbench_ping);
 	kthread_stop_put(pvbench_echo_task);
+}
+
+static int pvbench_spin_loop(void *unused)
+{
+	while (!kthread_should_stop())
+		cond_resched();
+	return 0;
+}
+
+/* Keeps the other processor busy. */
+bool pvbench_start_spin(void)
+{
+	struct task_struct *task;
+
+	task = kthread_create(pvbench_spin_loop, NULL, "pvbench");
+	if (IS_ERR(task))
+		return false;
+	kthread_bind(task, PVBENCH_OTHER);
+	pvbench_spin_task = task;
+	wake_up_process(task);
+	return true;
+}
+
+void pvbench_stop_spin(void)
+{
+	kthread_stop(pvbench_spin_task);
 }
 
 bool pvbench_cpu_off(void)

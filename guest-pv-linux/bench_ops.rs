@@ -87,7 +87,7 @@ const fn op(
 
 /// All operations, in the order in which they are measured; the first is what measuring costs.
 #[rustfmt::skip]
-pub(crate) const OPERATIONS: [Operation; 32] = [
+pub(crate) const OPERATIONS: [Operation; 33] = [
     op("empty", "", "nothing: two reads of the TSC", ALWAYS, empty),
     op("cli-sti", "cpu", "CLI, STI", ALWAYS, cli_sti),
     op("cpuid", "cpuid", "CPUID", ALWAYS, cpuid),
@@ -118,6 +118,7 @@ pub(crate) const OPERATIONS: [Operation; 32] = [
     op("ipi-self", "irq", "interrupt to itself, until its handler", ALWAYS, ipi_self),
     op("ipi-other", "ipi", "pause; call on the processor that sleeps, and back", OTHER, ipi_other),
     op("tlb-other", "tlb", "pause; TLB flush of the processor that sleeps", OTHER, tlb_other),
+    op("tlb-busy", "tlb", "TLB flush of the processor that is busy", OTHER, tlb_busy),
     op("wake-other", "sched", "task woken on another processor, and back", OTHER, wake_other),
     op("cpu-on", "smp", "processor brought on line", OTHER, cpu_on),
 ];
@@ -446,6 +447,19 @@ fn tlb_other(rounds: &mut Rounds<'_>) -> bool {
         // SAFETY: As above.
         Some(cycles(|| unsafe { paravane_bench_flush(1) }))
     })
+}
+
+/// Where the host has fewer processors than the guest, the other one does not run.
+fn tlb_busy(rounds: &mut Rounds<'_>) -> bool {
+    // SAFETY: Started before the rounds, and stopped after them; else as above.
+    unsafe {
+        if !pvbench_start_spin() {
+            return false;
+        }
+        let all_well = rounds.each(LINES, || Some(cycles(|| paravane_bench_flush(1))));
+        pvbench_stop_spin();
+        all_well
+    }
 }
 
 fn wake_other(rounds: &mut Rounds<'_>) -> bool {

@@ -116,14 +116,20 @@ impl Measured {
             let (got, of) = (lines.len(), head.operations);
             return Err(format!("only {got} of {of} operations arrived"));
         }
-        let failed = |line: &&Line| matches!(line.outcome, LineOutcome::Failed { .. });
-        match lines.iter().find(failed) {
-            Some(line) => Err(format!("operation {} failed", line.operation.op)),
-            None => Ok(Self {
-                tsc_khz: head.tsc_khz,
-                lines,
-            }),
-        }
+        Ok(Self {
+            tsc_khz: head.tsc_khz,
+            lines,
+        })
+    }
+
+    /// The operations that went wrong: the others have numbers all the same.
+    fn failures(&self) -> impl Iterator<Item = Outcome> {
+        self.lines
+            .iter()
+            .filter(|line| matches!(line.outcome, LineOutcome::Failed { .. }))
+            .map(|line| Outcome::Failed {
+                failed: format!("operation {} failed", line.operation.op),
+            })
     }
 
     fn record(&self) -> Operations {
@@ -189,6 +195,15 @@ fn boot_metrics(marks: &[Mark]) -> Result<Vec<(String, &'static str, u64)>, Stri
         ("exits_to_init".to_owned(), "exits", mark.exits),
         ("user_exits_to_init".to_owned(), "exits", mark.user_exits),
     ])
+}
+
+fn outcomes(metrics: Vec<(String, &'static str, u64)>) -> Vec<Outcome> {
+    let value = |(metric, unit, value): (String, &str, u64)| Outcome::Value {
+        metric,
+        unit: unit.to_owned(),
+        value,
+    };
+    metrics.into_iter().map(value).collect()
 }
 
 /// Makes all launches, and gives each line of the result to `take`.
@@ -262,17 +277,9 @@ impl Course<'_> {
                 seed: self.seed,
             };
             self.order += 1;
-            let outcomes = match self.launch(series.job, arm, take)? {
-                Ok(metrics) => metrics
-                    .into_iter()
-                    .map(|(metric, unit, value)| Outcome::Value {
-                        metric,
-                        unit: unit.to_owned(),
-                        value,
-                    })
-                    .collect(),
-                Err(failed) => vec![Outcome::Failed { failed }],
-            };
+            let outcomes = self
+                .launch(series.job, arm, take)?
+                .unwrap_or_else(|failed| vec![Outcome::Failed { failed }]);
             for outcome in outcomes {
                 let origin = origin.clone();
                 take(&serde_json::to_string(&Sample { origin, outcome })?)?;
@@ -284,17 +291,13 @@ impl Course<'_> {
         Ok(())
     }
 
-    /// One launch: its metrics, or why it has none.
-    #[expect(
-        clippy::type_complexity,
-        reason = "the outer error ends the benchmark, the inner one is a result"
-    )]
+    /// One launch: what it gave, or why it gave nothing. The outer error ends the benchmark.
     fn launch(
         &mut self,
         job: &str,
         arm: &Arm,
         take: &mut impl FnMut(&str) -> anyhow::Result<()>,
-    ) -> anyhow::Result<Result<Vec<(String, &'static str, u64)>, String>> {
+    ) -> anyhow::Result<Result<Vec<Outcome>, String>> {
         // A PC without ACPI cannot power itself off.
         let end = if arm.is_para() { "poweroff" } else { "restart" };
         let cmdline = match job {
@@ -314,7 +317,7 @@ impl Course<'_> {
             None => return Ok(Err("this VMM counts no exits".to_owned())),
         };
         if job != "ops" {
-            return Ok(boot_metrics(marks));
+            return Ok(boot_metrics(marks).map(outcomes));
         }
         let measured = match Measured::read(&ended.console) {
             Ok(measured) => measured,
@@ -325,7 +328,9 @@ impl Course<'_> {
             take(&serde_json::to_string(&measured.record())?)?;
             self.said = true;
         }
-        Ok(Ok(measured.metrics(marks)))
+        let mut outcomes = outcomes(measured.metrics(marks));
+        outcomes.extend(measured.failures());
+        Ok(Ok(outcomes))
     }
 }
 
@@ -379,14 +384,27 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_cut_or_has_a_failure_is_no_result() {
+    fn a_file_that_is_cut_is_no_result_and_a_failed_operation_no_number() {
         let cut = CONSOLE.replace("{\"op\":\"call\"", "x{\"op\":\"call\"");
         assert!(Measured::read(&cut).is_err_and(|why| why.contains("1 of 2")));
         let failed = CONSOLE.replace(
             "\"absent\":\"the host has no such facility\"",
             "\"failed\":true",
         );
-        assert!(Measured::read(&failed).is_err_and(|why| why.contains("call failed")));
+        let measured = Measured::read(&failed).unwrap();
+        let failures: Vec<Outcome> = measured.failures().collect();
+        assert_eq!(
+            failures,
+            [Outcome::Failed {
+                failed: "operation call failed".to_owned()
+            }]
+        );
+        assert!(
+            measured
+                .metrics(&[])
+                .iter()
+                .all(|(name, ..)| !name.starts_with("call."))
+        );
         assert!(Measured::read("nothing").is_err());
     }
 
