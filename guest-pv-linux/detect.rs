@@ -15,11 +15,12 @@ use crate::{
         call::{CallResult, Status},
         clock::ClockInfo,
         console::ConsoleInfo,
+        mem::MemInfo,
         registry::*,
         smp::SmpInfo,
     },
     call::Doorbell,
-    clock, console, cpuid,
+    clock, console, cpuid, mem,
     once::Once,
     shared_page::SharedRange,
     smp,
@@ -101,6 +102,9 @@ fn read_boot_info(address: u64, port: u32) -> Option<BootInfo> {
     if size < offset_of!(BootInfo, smp) + size_of::<SmpInfo>() {
         info.smp = SmpInfo::default();
     }
+    if size < offset_of!(BootInfo, mem) + size_of::<MemInfo>() {
+        info.mem = MemInfo::default();
+    }
     Some(info)
 }
 
@@ -128,6 +132,7 @@ extern "C" fn paravane_detect() -> u32 {
         clock::init(&info);
         console::init(&info);
         smp::init(&info);
+        mem::init(&info);
     }
     block.base
 }

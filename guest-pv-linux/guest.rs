@@ -16,7 +16,7 @@
 //! # Reading order
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
-//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `smp`,
+//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `mem`, `smp`,
 //! `timer`. `info` serves the modules: `paravane.ko`, which is `paravane.rs`, and `pvbench.ko`,
 //! which is `bench.rs`.
 
@@ -32,6 +32,7 @@ mod delegate;
 mod detect;
 mod info;
 mod kernel_c;
+mod mem;
 mod once;
 mod shared_page;
 mod smp;

@@ -188,6 +188,7 @@ DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_event)
 	if (hp && hvc_poll(hp))
 		hvc_kick();
 	paravane_smp_event();
+	paravane_memory_event();
 	set_irq_regs(old_regs);
 }
 
@@ -574,6 +575,7 @@ const struct hypervisor_x86 x86_hyper_paravane __refconst = {
 	.init.init_platform	= paravane_init_platform,
 	.init.x2apic_available	= paravane_x2apic_available,
 	.init.guest_late_init	= paravane_guest_late_init,
+	.init.init_mem_mapping	= paravane_init_memory,
 	.ignore_nopv		= true,
 };
 

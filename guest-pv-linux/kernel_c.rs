@@ -21,6 +21,11 @@ extern "C" {
     pub(crate) fn paravane_lock_output(flags: *mut usize) -> bool;
     /// Releases the lock of the output ring.
     pub(crate) fn paravane_unlock_output(flags: usize);
+    /// End of the machine's memory, a guest physical address. During boot.
+    pub(crate) fn paravane_memory_end() -> u64;
+    /// So many zeroed bytes of memblock's, never freed; null where there are none. Only while
+    /// memblock hands memory out.
+    pub(crate) fn paravane_boot_memory(size: usize) -> *mut c_void;
     /// APIC id of this processor.
     pub(crate) fn paravane_apic_id() -> u32;
     /// RIP, RSP, CR2 and CR3 of what failed.

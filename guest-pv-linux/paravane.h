@@ -11,6 +11,12 @@
 struct dentry;
 struct seq_file;
 
+/* MemRange of the ABI. */
+struct paravane_range {
+	u64 address;
+	u64 size;
+};
+
 /* Implemented in Rust. */
 
 u32 paravane_detect(void);
@@ -24,6 +30,12 @@ bool paravane_start_cpu(u32 apic_id, u64 rip, u64 root);
 void paravane_stop_cpu(void);
 u32 paravane_wanted_cpus(void);
 bool paravane_smp_listen(u32 vector, u32 apic_id);
+bool paravane_has_mem(void);
+bool paravane_init_fresh_memory(void);
+bool paravane_report_ranges(const struct paravane_range *ranges, u32 count);
+u32 paravane_memory_wanted(void);
+void paravane_memory_kept(u32 pages);
+bool paravane_memory_listen(u32 vector, u32 apic_id);
 bool paravane_cpuid_find(u32 leaf, u32 subleaf, u32 registers[4]);
 
 void paravane_power_off(void);
@@ -55,6 +67,8 @@ u64 paravane_pa(const void *pointer);
 bool paravane_is_reserved(u64 address, u64 size);
 bool paravane_lock_output(unsigned long *flags);
 void paravane_unlock_output(unsigned long flags);
+u64 paravane_memory_end(void);
+void *paravane_boot_memory(size_t size);
 u32 paravane_apic_id(void);
 void paravane_crash_registers(u64 registers[4]);
 u32 paravane_crash_backtrace(u64 *entries, u32 max);
@@ -82,6 +96,11 @@ void paravane_smp_event(void);
 static inline void paravane_init_smp(void) { }
 static inline void paravane_smp_event(void) { }
 #endif
+
+/* Implemented in memory.c. */
+
+void paravane_init_memory(void);
+void paravane_memory_event(void);
 
 /* Exported to paravane.ko. */
 

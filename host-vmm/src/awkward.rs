@@ -16,6 +16,7 @@
 //!   [`REFUSALS_MAX`] errors in a row a call is carried out.
 //! * `console.notify`, where it succeeds, takes all bytes (PV-CONSOLE-5). While `host_looks` is set, bytes are taken within
 //!   some tens of milliseconds; the promise is taken back as PV-CONSOLE-13 says.
+//! * Memory that is not in `fresh` can have anything in it; how much is in `fresh` is the host's to say (PV-MEM-1).
 //! * An interrupt without input is like any spurious interrupt: the guest finds the ring empty.
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use std::time::Duration;
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallId, Status};
 use paravane_abi::clock::CLOCK_TSC_RELIABLE;
+use paravane_abi::mem::MemRange;
 use paravane_abi::registry as reg;
 
 use crate::config::FacilitySet;
@@ -84,7 +86,7 @@ impl Character {
                 refused.push((name, id));
             }
         }
-        Self {
+        let mut character = Self {
             seed,
             refused,
             block: random.pick(&[0, 1, 2, 7, 30]),
@@ -99,7 +101,12 @@ impl Character {
             volunteers: random.pick(&[0, 1, 16]),
             spurious: random.pick(&[0, 1, 8]),
             wishes: random.pick(&[0, 4, 32]),
+        };
+        // Last, so that what a seed has been for others it still is.
+        if random.one_in(3) {
+            character.refused.push(("mem", reg::FACILITY_MEM));
         }
+        character
     }
 }
 
@@ -265,6 +272,28 @@ impl Awkward {
         count.and_then(|count| u8::try_from(count).ok())
     }
 
+    /// Makes fresh memory less, and fills what it takes away with something. Spec: PV-MEM-1
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`]: never, for ranges of the guest's memory.
+    pub fn spoil(&self, memory: &Memory, fresh: &mut [MemRange]) -> Result<(), MemoryError> {
+        let page = [0xa5; reg::PAGE_SIZE];
+        for range in &mut *fresh {
+            let pages = range.size / reg::PAGE_SIZE as u64;
+            let spoilt = self.mood().random.below(pages + 1);
+            let end = range.address + spoilt * reg::PAGE_SIZE as u64;
+            for at in (range.address..end).step_by(reg::PAGE_SIZE) {
+                memory.write(at, &page)?;
+            }
+            range.size -= end - range.address;
+            range.address = end;
+        }
+        // What is not needed comes last.
+        fresh.sort_by_key(|range| (range.size == 0, range.address));
+        Ok(())
+    }
+
     /// Takes the promise to look back, in the way that the event loop does it.
     fn withdraw(&self, rings: &RingConsole) {
         if self.happens(self.character.withdraws) {
@@ -320,6 +349,9 @@ impl Facility for Wrapped {
 
     fn describe(&self, memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
         self.inner.describe(memory, info)?;
+        if self.id() == reg::FACILITY_MEM {
+            self.host.spoil(memory, &mut info.mem.fresh)?;
+        }
         if self.host.character.unreliable {
             info.clock.flags &= !CLOCK_TSC_RELIABLE;
         }

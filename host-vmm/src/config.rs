@@ -70,6 +70,7 @@ pub const FACILITIES: &[(&str, u32)] = &[
     ("tlb", reg::FACILITY_TLB),
     ("sched", reg::FACILITY_SCHED),
     ("smp", reg::FACILITY_SMP),
+    ("mem", reg::FACILITY_MEM),
     ("ring", reg::FACILITY_RING),
 ];
 

@@ -16,6 +16,7 @@
 //! | `{"command": "pause"}` | [`Status`], once every vCPU stands still |
 //! | `{"command": "resume"}` | [`Status`] |
 //! | `{"command": "cpus", "count": 2}` | [`Status`]; the guest is asked to have so many processors on, and does it when it can; 0: no wish |
+//! | `{"command": "memory", "mib": N}` | [`Status`]; the guest follows as far as it can, and keeps the rest from itself |
 //! | `{"command": "power", "action": "off"}` | [`Status`]; the guest is not asked: the plug is pulled |
 //! | `{"command": "power", "action": "reset"}` | the same, and the machine starts again where `run` was told `--on-reboot restart` |
 //! | `{"command": "power", "action": "nmi"}` | [`Status`]; the boot processor gets a non-maskable interrupt |
@@ -32,6 +33,7 @@ pub mod server;
 
 use std::time::Duration;
 
+use paravane_abi::registry::PAGE_SIZE;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -61,6 +63,11 @@ pub enum Request {
     Cpus {
         /// How many; 0: the guest has as many on as it likes.
         count: u8,
+    },
+    /// Let the guest do with less memory than it has.
+    Memory {
+        /// With so much.
+        mib: u64,
     },
     /// Press a button.
     Power {
@@ -114,6 +121,12 @@ pub struct Status {
     pub cpus_wanted: Option<u8>,
     /// Guest memory, MiB.
     pub memory_mib: u64,
+    /// What of this process is in the host's memory, MiB.
+    pub resident_mib: u64,
+    /// What the guest says that it keeps from itself, MiB; null without facility mem.
+    pub kept_mib: Option<u64>,
+    /// What the guest has given back since the start, MiB; what it has given back twice counts twice.
+    pub reported_mib: Option<u64>,
 }
 
 /// Why a request is not carried out. The names in kebab case are the error objects' codes.
@@ -148,6 +161,12 @@ pub enum Refusal {
         /// What there is.
         vcpus: u8,
     },
+    /// More memory than there is, or no way to tell the guest.
+    #[error("the guest cannot be told to do with {mib} MiB")]
+    Memory {
+        /// What was asked for.
+        mib: u64,
+    },
     /// KVM has not taken it.
     #[error("KVM refused to {what}")]
     Kvm {
@@ -166,6 +185,7 @@ impl Refusal {
             Self::CannotPause { .. } => "cannot-pause",
             Self::NoHotplug => "no-hotplug",
             Self::TooMany { .. } => "too-many",
+            Self::Memory { .. } => "memory",
             Self::Kvm { .. } => "kvm",
         }
     }
@@ -186,6 +206,9 @@ impl Refusal {
             }
             Self::TooMany { .. } => {
                 "run the guest with more (--cpus), and begin with fewer (--cmdline maxcpus=1)"
+            }
+            Self::Memory { .. } => {
+                "ask for no more than it was started with (--memory), and start it with facility mem (--pv)"
             }
             Self::Kvm { .. } => "look at the host kernel's log",
         }
@@ -245,6 +268,11 @@ fn carry_out(machine: &Machine, request: Request) -> Result<Value, Refusal> {
             }
             let _ = machine.want_processors(count);
         }
+        Request::Memory { mib } => {
+            if !machine.set_memory_target(mib) {
+                return Err(Refusal::Memory { mib });
+            }
+        }
         Request::Power { action: Power::Off } => {
             let why = "`paravane ctl power off`".to_owned();
             machine.stop(Outcome::PowerOff, Some(why));
@@ -265,6 +293,13 @@ fn carry_out(machine: &Machine, request: Request) -> Result<Value, Refusal> {
     Ok(json(status(machine)))
 }
 
+/// What of this process is in memory; zero where the host has no /proc.
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: Option<u64> = text.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    pages.unwrap_or(0) * PAGE_SIZE as u64
+}
+
 fn status(machine: &Machine) -> Status {
     let config = machine.config();
     Status {
@@ -283,6 +318,9 @@ fn status(machine: &Machine) -> Status {
         cpus_on: machine.processors().map(Processors::on),
         cpus_wanted: machine.processors().and_then(Processors::wanted),
         memory_mib: config.memory_mib,
+        resident_mib: resident_bytes() >> 20,
+        kept_mib: machine.mem().map(|mem| mem.kept_bytes() >> 20),
+        reported_mib: machine.mem().map(|mem| mem.reported_bytes() >> 20),
     }
 }
 

@@ -153,6 +153,31 @@ impl Memory {
         Ok(())
     }
 
+    /// Gives memory back to the host's operating system: it reads as zero from then on, and is allocated anew
+    /// where the guest writes to it. `address` and `length` are multiples of the page size.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`]; then nothing is given back.
+    pub fn discard(&self, address: u64, length: usize) -> Result<(), MemoryError> {
+        let at = self.checked(address, length)?;
+        let out = |_| MemoryError::Range { address, length };
+        let slice = self.mmap.get_slice(at, length).map_err(out)?;
+        let start = slice.ptr_guard_mut().as_ptr();
+        // SAFETY: the slice is a part of one of the regions' anonymous mappings, alive as long as `mmap`, and no reference
+        // to its bytes exists anywhere. MADV_DONTNEED leaves the mapping there and makes its bytes zero.
+        if unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) } == 0 {
+            return Ok(());
+        }
+        // Memory that the host has locked, say: zero all the same.
+        let zeros = [0; 4096];
+        for done in (0..length).step_by(zeros.len()) {
+            let part = &zeros[..zeros.len().min(length - done)];
+            self.write(address + done as u64, part)?;
+        }
+        Ok(())
+    }
+
     /// The `vm-memory` object, for the kernel loader.
     #[must_use]
     pub fn mmap(&self) -> &GuestMemoryMmap<()> {
@@ -296,6 +321,34 @@ mod tests {
         let mut after = [0; 4];
         memory.read(end - 4, &mut after).unwrap();
         assert_eq!(before, after);
+    }
+
+    /// Pages of this process that are in memory, of those that begin at the guest's `address`.
+    fn resident(memory: &Memory, address: u64, pages: usize) -> usize {
+        let slice = memory.mmap.get_slice(GuestAddress(address), pages << 12);
+        let start = slice.unwrap().ptr_guard_mut().as_ptr();
+        let mut there = vec![0; pages];
+        // SAFETY: `there` has a byte for each page of the mapping.
+        let result = unsafe { libc::mincore(start.cast(), pages << 12, there.as_mut_ptr()) };
+        assert_eq!(result, 0);
+        there.iter().filter(|page| **page & 1 != 0).count()
+    }
+
+    #[test]
+    fn pv_mem_5_what_is_discarded_is_the_hosts_and_reads_as_zero() {
+        let memory = Memory::new(32).unwrap();
+        let (at, pages) = (8 << 20, 1024);
+        let pattern = vec![0xa5; pages << 12];
+        memory.write(at, &pattern).unwrap();
+        assert_eq!(resident(&memory, at, pages), pages);
+        memory.discard(at + 4096, (pages - 2) << 12).unwrap();
+        assert_eq!(resident(&memory, at, pages), 2);
+        let mut after = vec![0xff; pages << 12];
+        memory.read(at, &mut after).unwrap();
+        assert_eq!(after[..4096], pattern[..4096]);
+        assert_eq!(after[(pages - 1) << 12..], pattern[..4096]);
+        assert!(after[4096..(pages - 1) << 12].iter().all(|byte| *byte == 0));
+        assert!(memory.discard((32 << 20) - 4096, 8192).is_err());
     }
 
     #[test]

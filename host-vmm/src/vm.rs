@@ -29,12 +29,13 @@ use crate::kvm::counters::Counters;
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
-use crate::pv::Paravirt;
 use crate::pv::console::RingConsole;
 use crate::pv::crash::LastWords;
 use crate::pv::event::EventTarget;
+use crate::pv::mem::Mem;
 use crate::pv::ring::Rings;
 use crate::pv::smp::Processors;
+use crate::pv::{self, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::vcpu::{self, Vcpu};
 
@@ -81,6 +82,7 @@ pub struct Machine {
     pv: Paravirt,
     rings: Option<Arc<RingConsole>>,
     processors: Option<Arc<Processors>>,
+    mem: Option<Arc<Mem>>,
     awkward: Option<Arc<Awkward>>,
     symbols: OnceLock<Symbols>,
     /// What the vCPUs were doing when the watchdog came.
@@ -141,6 +143,28 @@ impl Machine {
     #[must_use]
     pub fn processors(&self) -> Option<&Processors> {
         self.processors.as_deref()
+    }
+
+    /// Which memory is free, where the guest has facility mem.
+    #[must_use]
+    pub fn mem(&self) -> Option<&Mem> {
+        self.mem.as_deref()
+    }
+
+    /// Tells the guest to do with `mib` MiB of its memory, and to keep the rest from itself; it follows as far as it can. False
+    /// where it has no facility mem, or has not that much memory.
+    #[must_use]
+    pub fn set_memory_target(&self, mib: u64) -> bool {
+        let (Some(mem), Some(kept)) = (&self.mem, self.config.memory_mib.checked_sub(mib)) else {
+            return false;
+        };
+        let Ok(event) = mem.want(kept << 20) else {
+            return false;
+        };
+        if let Some(target) = event {
+            self.raise(target);
+        }
+        true
     }
 
     /// Paravane's facilities.
@@ -402,6 +426,12 @@ impl Vm {
     ///
     /// KVM refused the registers.
     pub fn enter(&mut self, loaded: &Loaded) -> Result<(), VmError> {
+        if let Some(mem) = &self.machine.mem {
+            mem.loaded(loaded);
+        } else if let Some(awkward) = &self.machine.awkward {
+            // Nobody has said that any of it is zero.
+            awkward.spoil(&self.memory, &mut pv::mem::fresh(loaded, &self.memory))?;
+        }
         self.machine
             .pv
             .write_boot_info(&self.memory, self.machine.config.vcpus)?;

@@ -142,6 +142,14 @@
  */
 #define PARAVANE_DRAFT_CALL_MMU_FLUSH_MANY 0xf0006U
 
+/* --- mem --- */
+
+/* Most ranges in `MemInfo::fresh`. */
+#define PARAVANE_MEM_FRESH_MAX 4UL
+
+/* Most ranges of one `mem.report`. */
+#define PARAVANE_MEM_REPORT_MAX 256UL
+
 /* --- registry --- */
 
 /*
@@ -225,7 +233,7 @@
 /* Facility `smp`: processors on and off. */
 #define PARAVANE_FACILITY_SMP 9U
 
-/* Facility `mem`. Reserved. */
+/* Facility `mem`: memory that is zero, and memory given back. */
 #define PARAVANE_FACILITY_MEM 10U
 
 /* Facility `rng`. Reserved. */
@@ -299,6 +307,18 @@
  * PV-SMP-11
  */
 #define PARAVANE_CALL_SMP_EVENT 0x90003U
+
+/*
+ * `mem.report(address, count)`: the ranges in the list there are not used now. Spec:
+ * PV-MEM-4
+ */
+#define PARAVANE_CALL_MEM_REPORT 0xa0000U
+
+/*
+ * `mem.event(vector, APIC id)`: raise `vector` when the host wants more or less memory; 0 =
+ * never. Spec: PV-MEM-10
+ */
+#define PARAVANE_CALL_MEM_EVENT 0xa0001U
 
 /* `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1 */
 #define PARAVANE_CALL_CRASH_REPORT 0xd0000U
@@ -622,6 +642,51 @@ PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, reserved1) == 56);
 PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, vectors) == 64);
 PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, reserved2) == 96);
 
+/* A range of guest memory. */
+struct paravane_mem_range {
+	/* Guest physical address of the first byte, page-aligned. */
+	uint64_t address;
+	/* Bytes, a multiple of the page size. */
+	uint64_t size;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_mem_range) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_range, address) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_range, size) == 8);
+
+/* The memory part of the boot-info page. Writer: host. Spec: PV-MEM-1 */
+struct paravane_mem_info {
+	/* Memory that is zero at the start; entries that are not needed have size zero. */
+	struct paravane_mem_range fresh[PARAVANE_MEM_FRESH_MAX];
+	/* Guest physical address of the `MemPage`. */
+	uint64_t page;
+	/* Zero. */
+	uint64_t reserved[3];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_mem_info) == 96);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_info, fresh) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_info, page) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_info, reserved) == 72);
+
+/* How much memory the guest keeps from itself. Spec: PV-MEM-9 */
+struct paravane_mem_page {
+	/* Pages that the host would like the guest to keep from itself. Writer: host. */
+	uint32_t wanted;
+	/* Zero. */
+	uint32_t reserved0[15];
+	/* Pages that the guest keeps from itself and has reported. Writer: guest. */
+	uint32_t kept;
+	/* Zero. */
+	uint32_t reserved1[15];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_mem_page) == 128);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_page, wanted) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_page, reserved0) == 4);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_page, kept) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_page, reserved1) == 68);
+
 /* The indices, each side's on its own cache line; the entries follow. Spec: PV-RING-10 */
 struct paravane_ring_header {
 	/* Entries ever published. Writer: guest. */
@@ -715,9 +780,11 @@ struct paravane_boot_info {
 	struct paravane_delegate_info delegate;
 	/* Facility `smp`; zero without it. */
 	struct paravane_smp_info smp;
+	/* Facility `mem`; zero without it. */
+	struct paravane_mem_info mem;
 };
 
-PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 176);
+PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 272);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, magic) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, version) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, size) == 12);
@@ -732,5 +799,6 @@ PARAVANE_ASSERT(offsetof(struct paravane_boot_info, console) == 96);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, cpuid) == 128);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, delegate) == 144);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, smp) == 160);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, mem) == 176);
 
 #endif /* PARAVANE_ABI_H */

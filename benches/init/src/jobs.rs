@@ -9,7 +9,7 @@ use core::fmt::Write as _;
 use crate::sys::{self, Errno, Fd};
 use crate::task::{self, Gate, Mapping};
 use crate::text::{Text, number};
-use crate::{LINE, Mark, MarkPort, PAGE, complain, naps, sched};
+use crate::{LINE, Mark, MarkPort, PAGE, complain, memory, naps, sched};
 
 /// How many jobs one launch runs at most.
 pub(crate) const JOBS: usize = 24;
@@ -41,6 +41,8 @@ pub(crate) enum Work {
     Exec,
     /// The first touch of a page.
     Fault,
+    /// A MiB is used, given up and, some seconds later, used once more; was it zero?
+    Memory,
     /// Sixteen pages are mapped and unmapped untouched.
     Map,
     /// A signal to this process, handled.
@@ -61,7 +63,7 @@ pub(crate) enum Work {
     Lock,
 }
 
-const WORKS: [(&[u8], Work); 18] = [
+const WORKS: [(&[u8], Work); 19] = [
     (b"console", Work::Console),
     (b"null", Work::Null),
     (b"clock", Work::Clock),
@@ -71,6 +73,7 @@ const WORKS: [(&[u8], Work); 18] = [
     (b"fork", Work::Fork),
     (b"exec", Work::Exec),
     (b"fault", Work::Fault),
+    (b"memory", Work::Memory),
     (b"map", Work::Map),
     (b"signal", Work::Signal),
     (b"sleep", Work::Sleep),
@@ -175,6 +178,7 @@ impl Job {
                 sys::wait().map(drop)
             }),
             Work::Fault => fault(watch, rounds),
+            Work::Memory => memory::use_twice(watch, rounds, console),
             Work::Map => watch.each(rounds, || Mapping::private(16 * PAGE)?.unmap()),
             Work::Signal => {
                 task::handle_signals()?;

@@ -27,6 +27,7 @@
 #![no_main]
 
 mod jobs;
+mod memory;
 mod naps;
 mod report;
 mod sched;

@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
+use object::Endianness;
+use object::read::elf::{ElfFile64, ProgramHeader};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::config::{Config, Entry};
@@ -91,6 +93,10 @@ pub struct Loaded {
     pub mode: Entry,
     /// Address and bytes of the initrd.
     pub initrd: Option<(u64, u64)>,
+    /// Lowest address that the loader has written for the kernel.
+    pub kernel_start: u64,
+    /// First address after the kernel, and after what it needs to unpack itself.
+    pub kernel_end: u64,
     /// The setup header of a bzImage.
     header: Option<setup_header>,
 }
@@ -101,9 +107,9 @@ pub struct Loaded {
 ///
 /// See [`BootError`]; each names the file and the mend.
 pub fn load(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
-    let (mut loaded, kernel_end) = load_kernel(config, memory)?;
+    let mut loaded = load_kernel(config, memory)?;
     if let Some(path) = &config.initrd {
-        loaded.initrd = Some(load_initrd(config, memory, path, kernel_end)?);
+        loaded.initrd = Some(load_initrd(config, memory, path, loaded.kernel_end)?);
     }
     let cmdline = config.full_cmdline();
     if cmdline.len() >= memory::CMDLINE_MAX {
@@ -124,7 +130,7 @@ pub fn load(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
     Ok(loaded)
 }
 
-fn load_kernel(config: &Config, memory: &Memory) -> Result<(Loaded, u64), BootError> {
+fn load_kernel(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
     let path = &config.kernel;
     let read_error = |reason| BootError::Read {
         path: path.clone(),
@@ -148,13 +154,14 @@ fn load_kernel(config: &Config, memory: &Memory) -> Result<(Loaded, u64), BootEr
             (Entry::Pvh, PvhBootCapability::PvhEntryPresent(address)) => address.raw_value(),
             (Entry::Pvh, _) => return Err(BootError::NoPvhEntry { path: path.clone() }),
         };
-        let loaded = Loaded {
+        return Ok(Loaded {
             entry,
             mode: config.entry,
             initrd: None,
+            kernel_start: elf_start(&file).unwrap_or(memory::HIGH_RAM),
+            kernel_end: result.kernel_end,
             header: None,
-        };
-        return Ok((loaded, result.kernel_end));
+        });
     }
     if config.entry == Entry::Pvh {
         return Err(BootError::NoPvhEntry { path: path.clone() });
@@ -170,15 +177,24 @@ fn load_kernel(config: &Config, memory: &Memory) -> Result<(Loaded, u64), BootEr
     let (preferred, needs) = result
         .setup_header
         .map_or((0, 0), |h| (h.pref_address, u64::from(h.init_size)));
-    let end = result.kernel_end.max(preferred.saturating_add(needs));
-    let loaded = Loaded {
+    Ok(Loaded {
         // boot.rst, 1.16: the 64-bit entry lies 0x200 after the start of the protected-mode code.
         entry: result.kernel_load.raw_value() + 0x200,
         mode: Entry::Linux64,
         initrd: None,
+        kernel_start: memory::HIGH_RAM,
+        kernel_end: result.kernel_end.max(preferred.saturating_add(needs)),
         header: result.setup_header,
-    };
-    Ok((loaded, end))
+    })
+}
+
+/// Where the lowest segment of an ELF kernel is loaded.
+fn elf_start(file: &File) -> Option<u64> {
+    let file = object::ReadCache::new(file);
+    let elf = ElfFile64::<Endianness, _>::parse(&file).ok()?;
+    let loaded = elf.elf_program_headers().iter();
+    let loaded = loaded.filter(|header| header.p_type(elf.endian()) == object::elf::PT_LOAD);
+    loaded.map(|header| header.p_paddr(elf.endian())).min()
 }
 
 /// Puts the initrd as high as it goes, where no kernel has to move it.

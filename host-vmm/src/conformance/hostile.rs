@@ -115,7 +115,7 @@ fn takes(id: CallId) -> usize {
         CALL_RING_REGISTER => 4,
         CALL_SMP_START => 5,
         CALL_BASE_POWER | CALL_CONSOLE_WRITE | CALL_CONSOLE_EVENT | CALL_CRASH_REPORT
-        | CALL_SMP_EVENT => 2,
+        | CALL_SMP_EVENT | CALL_MEM_REPORT | CALL_MEM_EVENT => 2,
         _ => 6,
     }
 }

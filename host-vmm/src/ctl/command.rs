@@ -54,6 +54,11 @@ enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 0)]
         wait: u64,
     },
+    /// Let the guest do with less memory than it has; it keeps the rest from itself, for the host.
+    Memory {
+        /// MiB that it may use; as much as it was started with gives it all back.
+        mib: u64,
+    },
     /// Press a button of the machine.
     Power {
         /// Which.
@@ -97,6 +102,7 @@ pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
         Command::Pause => Request::Pause {},
         Command::Resume => Request::Resume {},
         Command::Cpus { count, .. } => Request::Cpus { count },
+        Command::Memory { mib } => Request::Memory { mib },
         Command::Power { action } => Request::Power { action },
     };
     let mut answer = client.ask(request)?;

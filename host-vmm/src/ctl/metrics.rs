@@ -72,6 +72,17 @@ pub(super) fn text(stats: &Stats, status: &Status) -> String {
     }
     text.family("paravane_memory_bytes", "gauge", "Guest memory.");
     text.sample("paravane_memory_bytes", &[], stats.mem_mib << 20);
+    let resident = "What of the VMM is in the host's memory.";
+    text.family("paravane_resident_bytes", "gauge", resident);
+    text.sample("paravane_resident_bytes", &[], status.resident_mib << 20);
+    if let (Some(kept), Some(reported)) = (status.kept_mib, status.reported_mib) {
+        let what = "Memory that the guest keeps from itself.";
+        text.family("paravane_kept_bytes", "gauge", what);
+        text.sample("paravane_kept_bytes", &[], kept << 20);
+        let what = "Memory that the guest has given back.";
+        text.family("paravane_reported_bytes", "counter", what);
+        text.sample("paravane_reported_bytes_total", &[], reported << 20);
+    }
     text.family(
         "paravane_exits",
         "counter",

@@ -13,6 +13,7 @@ pub mod crash;
 pub mod delegate;
 pub mod event;
 pub mod looks;
+pub mod mem;
 pub mod ring;
 pub mod smp;
 pub mod timer;
@@ -43,6 +44,9 @@ pub const CONSOLE_PAGE: u64 = PV_AREA + 0x1000;
 pub const CPUID_TABLE: u64 = PV_AREA + 0x1_4000;
 /// The page with the host's wish for processors.
 pub const SMP_PAGE: u64 = PV_AREA + 0x1_a000;
+
+/// The page of facility mem.
+pub const MEM_PAGE: u64 = PV_AREA + 0x1_8000;
 
 /// Arguments of a call.
 pub type Args = [u64; MAX_ARGS];

@@ -29,6 +29,7 @@ use crate::pv::console::RingConsole;
 use crate::pv::cpuid::Cpuid;
 use crate::pv::crash::{Crash, LastWords};
 use crate::pv::delegate::Delegate;
+use crate::pv::mem::Mem;
 use crate::pv::smp::{Processors, Smp};
 use crate::pv::timer::{self, Timer};
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
@@ -80,6 +81,7 @@ impl Vm {
             config.vcpus,
             wake.try_clone().map_err(host("event descriptor"))?,
         ));
+        let mem = Arc::new(Mem::new(memory.clone(), config.vcpus));
         let pv = if set == FacilitySet::NONE {
             Paravirt::none()
         } else {
@@ -91,6 +93,7 @@ impl Vm {
                 Box::new(Cpuid::new(&vcpus)?),
                 Box::new(Crash::new(memory.clone(), Arc::clone(&last_words))),
                 Box::new(Smp::new(Arc::clone(&processors), memory.clone())),
+                Box::new(Arc::clone(&mem)),
             ];
             facilities.extend(Delegate::of(set));
             if let Some(awkward) = &awkward {
@@ -107,6 +110,7 @@ impl Vm {
             pv,
             rings: set.has(reg::FACILITY_CONSOLE).then_some(rings),
             processors: set.has(reg::FACILITY_SMP).then_some(processors),
+            mem: set.has(reg::FACILITY_MEM).then_some(mem),
             awkward,
             symbols: OnceLock::new(),
             hung: Mutex::default(),

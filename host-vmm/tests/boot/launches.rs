@@ -24,7 +24,7 @@ enum Kernel {
 }
 
 /// A launch: its name, the kernel, what `paravane run` gets, and what init gets.
-const LAUNCHES: [(&str, Kernel, &str, &str); 17] = [
+const LAUNCHES: [(&str, Kernel, &str, &str); 19] = [
     (
         "full",
         Kernel::Full,
@@ -67,6 +67,18 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 17] = [
         Kernel::Para,
         "--guest para --cpus 2",
         "end=poweroff",
+    ),
+    (
+        "para-memory",
+        Kernel::Para,
+        "--guest para --ctl para-memory.ctl",
+        "job=memory:64 end=poweroff",
+    ),
+    (
+        "para-without-mem",
+        Kernel::Para,
+        "--guest para --pv=-mem --ctl para-without-mem.ctl",
+        "job=memory:64 end=poweroff",
     ),
     ("para-panic", Kernel::Para, "--guest para", "panic"),
     (
@@ -115,7 +127,7 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 17] = [
         "para-awkward-16",
         Kernel::Para,
         "--guest para --awkward 16",
-        "end=poweroff WORKLOAD",
+        "end=poweroff WORKLOAD job=memory:64",
     ),
 ];
 
@@ -142,6 +154,8 @@ pub(crate) struct Launch {
     pub(crate) errors: String,
     /// The report of the guest's init; null if there is none.
     pub(crate) report: Value,
+    /// What its control socket said of it, about once a second; empty without one.
+    pub(crate) statuses: Vec<Value>,
     stats: Value,
 }
 
@@ -165,6 +179,10 @@ impl Launch {
             code: text("code").trim().parse().unwrap_or(-1),
             errors: text("errors"),
             report: report.unwrap_or_default(),
+            statuses: text("statuses")
+                .lines()
+                .filter_map(|line| serde_json::from_str(line).ok())
+                .collect(),
             stats: serde_json::from_str(&text("stats")).unwrap_or_default(),
             console,
         }
@@ -338,16 +356,36 @@ fn run_all() -> Result<Launches, String> {
     })
 }
 
+/// Asks a launch for its state until it ends. In the third second it is told to do with 16 MiB less than it has, and in the
+/// ninth to use them again.
+const WATCH: &str = "watch() {
+    seen=
+    for second in $(seq 60); do
+        if [ -S $1.ctl ]; then seen=1; elif [ $seen ]; then break; fi
+        case $second in
+            3) 'PROGRAM' ctl $1.ctl memory 112 >/dev/null ;;
+            9) 'PROGRAM' ctl $1.ctl memory 128 >/dev/null ;;
+        esac
+        'PROGRAM' ctl $1.ctl status --json
+        sleep 1
+    done >$1.statuses 2>/dev/null
+}
+";
+
 /// One launch after the other; each leaves files named for it.
 fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) -> String {
     let program = env!("CARGO_BIN_EXE_paravane");
     let mut script = format!("cd '{}'\n", folder.display());
+    script += &WATCH.replace("PROGRAM", program);
     for (name, kernel, options, init) in LAUNCHES {
         let kernel = match kernel {
             Kernel::Full => kernel_full,
             Kernel::Para => kernel_para,
         };
         let init = init.replace("WORKLOAD", &format!("job=console:{CONSOLE_BYTES}"));
+        if options.contains("--ctl") {
+            script += &format!("watch {name} &\n");
+        }
         // Writing to a String cannot fail.
         let _ = writeln!(
             script,

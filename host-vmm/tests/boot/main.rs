@@ -9,6 +9,7 @@
 
 mod golden;
 mod launches;
+mod memory;
 mod ops;
 
 use launches::{Launch, launches};

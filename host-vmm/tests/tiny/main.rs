@@ -128,6 +128,14 @@ tests! {
     pv_smp_10_the_host_begins_without_a_wish
     pv_smp_12_event_vectors_and_processors
     pv_smp_15_a_guest_that_spoils_the_page_harms_itself_only
+    pv_mem_1_fresh_memory_is_zero
+    pv_mem_2_fresh_ranges_are_usable_memory
+    pv_mem_4_reported_memory_reads_as_zero
+    pv_mem_6_counts_and_sizes_are_checked
+    pv_mem_7_addresses_are_checked
+    pv_mem_8_memory_that_is_reported_in_use_is_what_the_guest_writes
+    pv_mem_9_the_page_is_where_boot_info_says
+    pv_mem_11_event_vectors_and_processors
     pv_sec_2_a_neighbour_is_not_written_to
     pv_sec_4_no_range_reaches_beyond_guest_memory
 }

@@ -15,6 +15,7 @@ use super::clock::ClockInfo;
 use super::console::ConsoleInfo;
 use super::cpuid::CpuidInfo;
 use super::delegate::DelegateInfo;
+use super::mem::MemInfo;
 use super::smp::SmpInfo;
 
 /// `PARAVANE` in memory order. Spec: PV-BOOT-2
@@ -61,10 +62,12 @@ pub struct BootInfo {
     pub delegate: DelegateInfo,
     /// Facility `smp`; zero without it.
     pub smp: SmpInfo,
+    /// Facility `mem`; zero without it.
+    pub mem: MemInfo,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<BootInfo>() == 176);
+    assert!(core::mem::size_of::<BootInfo>() == 272);
     assert!(core::mem::offset_of!(BootInfo, facilities) == 16);
     assert!(core::mem::offset_of!(BootInfo, generation) == 32);
     assert!(core::mem::offset_of!(BootInfo, clock) == 48);
@@ -72,6 +75,7 @@ const _: () = {
     assert!(core::mem::offset_of!(BootInfo, cpuid) == 128);
     assert!(core::mem::offset_of!(BootInfo, delegate) == 144);
     assert!(core::mem::offset_of!(BootInfo, smp) == 160);
+    assert!(core::mem::offset_of!(BootInfo, mem) == 176);
 };
 
 impl BootInfo {

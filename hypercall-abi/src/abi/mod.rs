@@ -14,6 +14,7 @@ pub mod cpuid;
 pub mod crash;
 pub mod delegate;
 pub mod draft;
+pub mod mem;
 pub mod registry;
 pub mod ring;
 pub mod smp;

@@ -65,7 +65,7 @@ pub const FACILITY_TLB: u32 = 7;
 pub const FACILITY_SCHED: u32 = 8;
 /// Facility `smp`: processors on and off.
 pub const FACILITY_SMP: u32 = 9;
-/// Facility `mem`. Reserved.
+/// Facility `mem`: memory that is zero, and memory given back.
 pub const FACILITY_MEM: u32 = 10;
 /// Facility `rng`. Reserved.
 pub const FACILITY_RNG: u32 = 11;
@@ -118,6 +118,12 @@ pub const CALL_SMP_STOP: u32 = 0x0009_0001;
 pub const CALL_SMP_STATE: u32 = 0x0009_0002;
 /// `smp.event(vector, APIC id)`: raise `vector` when `wanted` changes; 0 = never. Spec: PV-SMP-11
 pub const CALL_SMP_EVENT: u32 = 0x0009_0003;
+
+/// `mem.report(address, count)`: the ranges in the list there are not used now. Spec: PV-MEM-4
+pub const CALL_MEM_REPORT: u32 = 0x000a_0000;
+/// `mem.event(vector, APIC id)`: raise `vector` when the host wants more or less memory; 0 = never.
+/// Spec: PV-MEM-10
+pub const CALL_MEM_EVENT: u32 = 0x000a_0001;
 
 /// `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1
 pub const CALL_CRASH_REPORT: u32 = 0x000d_0000;
