@@ -15,7 +15,7 @@ use crate::session::{CommonArgs, session};
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct AllArgs {
     /// Run every suite, and make their report.
-    #[arg(long, requires = "out")]
+    #[arg(long)]
     pub all: bool,
     /// With --all: the folder for raw samples and report. What is there already is gone on with.
     #[arg(
@@ -51,6 +51,10 @@ const CONSOLE_BYTES: u64 = 64 * 1024;
 /// As [`session`] and [`report`]; a launch that failed does not keep the report from being made.
 pub fn all(args: &AllArgs, unfit: Option<&str>) -> anyhow::Result<()> {
     let common = &args.common;
+    ensure!(
+        args.all,
+        "name a suite, or say --all for every one: `paravane bench --help` lists them"
+    );
     ensure!(
         common.json.is_none() && common.markdown.is_none() && common.resume.is_none(),
         "with --all the files have names of their own in the folder of --out, and what is there is gone on with"
