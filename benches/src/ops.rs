@@ -177,10 +177,9 @@ fn lock(results: &Mutex<Results>) -> std::sync::MutexGuard<'_, Results> {
 /// Draws the tables of recorded samples.
 fn redraw(args: &OpsArgs) -> anyhow::Result<()> {
     let mut results = Results::new(0);
-    for (run, path) in (0..).zip(&args.from) {
+    for path in &args.from {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("the samples `{}` cannot be read", path.display()))?;
-        results.begin_run(run);
         for line in text.lines() {
             results.take(line)?;
         }

@@ -14,7 +14,7 @@ use crate::session::progress_bar;
 use crate::statistics::float;
 use crate::table::ExitCosts;
 
-/// Launches of one run; those of the next are numbered from here on.
+/// More launches than a run has; those of the next are numbered from here on.
 const RUN: u32 = 1_000_000;
 
 /// The results so far.
@@ -33,7 +33,8 @@ pub(crate) struct Results {
     samples: Samples,
     /// The arms of each job, in the order in which they came.
     arms: BTreeMap<String, Vec<String>>,
-    first_launch: u32,
+    /// What the launches of this run are numbered from; `None` before the first.
+    first_launch: Option<u32>,
     last_order: Option<u32>,
 }
 
@@ -51,15 +52,9 @@ impl Results {
             seed: 0,
             samples: Samples::default(),
             arms: BTreeMap::new(),
-            first_launch: 0,
+            first_launch: None,
             last_order: None,
         }
-    }
-
-    /// What comes now is another run: its launches are further launches.
-    pub(crate) fn begin_run(&mut self, run: u32) {
-        self.first_launch = run.saturating_mul(RUN);
-        self.last_order = None;
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -75,6 +70,11 @@ impl Results {
             self.operations = record.operations;
             self.tsc_khz = record.tsc_khz;
             return Ok(());
+        }
+        if line.contains("\"record\":\"machine\"") {
+            // What comes now is another run: its launches are further launches.
+            self.first_launch = Some(self.first_launch.map_or(0, |first| first + RUN));
+            self.last_order = None;
         }
         let Ok(mut sample) = serde_json::from_str::<Sample>(line) else {
             self.costs = self.costs.or_else(|| machine::exit_costs(line));
@@ -93,7 +93,7 @@ impl Results {
         if self.seed == 0 {
             self.seed = origin.seed;
         }
-        origin.launch += self.first_launch;
+        origin.launch += self.first_launch.unwrap_or(0);
         let arms = self.arms.entry(origin.job.clone()).or_default();
         if !arms.contains(&origin.arm) {
             arms.push(origin.arm.clone());
