@@ -59,7 +59,7 @@ pub(crate) fn reference_host() -> Result<()> {
 }
 
 /// Builds the VMM; returns the program's path.
-fn build_paravane(workspace: &Workspace) -> Result<PathBuf> {
+pub(crate) fn build_paravane(workspace: &Workspace) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command
         .current_dir(&workspace.root)

@@ -23,27 +23,8 @@ const KEEP: usize = 4;
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let _lock = workspace.lock("initramfs")?;
     let init = read(&build_init(workspace)?)?;
-    let Ok(busybox) = fs::read(BUSYBOX) else {
-        bail!("{BUSYBOX} is missing; ci/setup installs the package busybox-static");
-    };
-
-    let mut archive = Archive::default();
-    for folder in [
-        "bin",
-        "dev",
-        "lib",
-        "lib/modules",
-        "proc",
-        "root",
-        "run",
-        "sys",
-        "tmp",
-    ] {
-        archive.add(folder, ModeFileType::Directory, 0o755, b"")?;
-    }
-    archive.add_console()?;
+    let mut archive = Archive::guest()?;
     archive.add("init", ModeFileType::Regular, 0o755, &init)?;
-    archive.add("bin/busybox", ModeFileType::Regular, 0o755, &busybox)?;
     for name in MODULES {
         if let Ok(module) = fs::read(workspace.cache.join("kernel/para").join(name)) {
             let path = format!("lib/modules/{name}");
@@ -85,12 +66,36 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// A `newc` archive whose bytes depend on its content only: no times, no owners.
 #[derive(Debug, Default)]
-struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     entries: u32,
 }
 
 impl Archive {
+    /// What every guest has: folders, the console's node, busybox.
+    pub(crate) fn guest() -> Result<Self> {
+        let Ok(busybox) = fs::read(BUSYBOX) else {
+            bail!("{BUSYBOX} is missing; ci/setup installs the package busybox-static");
+        };
+        let mut archive = Self::default();
+        for folder in [
+            "bin",
+            "dev",
+            "lib",
+            "lib/modules",
+            "proc",
+            "root",
+            "run",
+            "sys",
+            "tmp",
+        ] {
+            archive.add(folder, ModeFileType::Directory, 0o755, b"")?;
+        }
+        archive.add_console()?;
+        archive.add("bin/busybox", ModeFileType::Regular, 0o755, &busybox)?;
+        Ok(archive)
+    }
+
     fn entry(&mut self, name: &str, kind: ModeFileType, mode: u32) -> Builder {
         self.entries += 1;
         Builder::new(name)
@@ -100,7 +105,13 @@ impl Archive {
             .set_mode_file_type(kind)
     }
 
-    fn add(&mut self, name: &str, kind: ModeFileType, mode: u32, content: &[u8]) -> Result<()> {
+    pub(crate) fn add(
+        &mut self,
+        name: &str,
+        kind: ModeFileType,
+        mode: u32,
+        content: &[u8],
+    ) -> Result<()> {
         let size = u32::try_from(content.len())
             .with_context(|| format!("{name} is too big for an initramfs"))?;
         let mut writer = self.entry(name, kind, mode).write(&mut self.bytes, size);
@@ -120,7 +131,7 @@ impl Archive {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Vec<u8>> {
+    pub(crate) fn finish(mut self) -> Result<Vec<u8>> {
         trailer(&mut self.bytes)?;
         Ok(self.bytes)
     }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod artefact;
+mod cycles;
 mod demo;
 mod hash;
 mod initramfs;
@@ -12,6 +13,7 @@ mod kernel;
 mod patches;
 mod progress;
 mod run;
+mod selftests;
 mod spec;
 mod test;
 mod tools;
@@ -120,6 +122,20 @@ enum Task {
         #[arg(long, value_name = "FILE", default_value = "paravane-artefact.tar.gz")]
         output: PathBuf,
     },
+    /// Boot, end, restart guests and take processors on and off, in a random mix: nothing may hang
+    ///
+    /// Examples:
+    ///   cargo ci cycles
+    ///   cargo ci cycles --count 1000 --json cycles.jsonl
+    #[command(verbatim_doc_comment)]
+    Cycles(cycles::CyclesArgs),
+    /// Run the kernel's own tests (timers, futexes, membarrier, CPU hotplug) in both guests, and compare
+    ///
+    /// Examples:
+    ///   cargo ci selftests
+    ///   cargo ci selftests futex --json futex.jsonl
+    #[command(verbatim_doc_comment)]
+    Selftests(selftests::SelftestsArgs),
     /// Do what hypercall-abi/TUTORIAL.md says, to the letter, in a copy of the tree
     Tutorial,
     /// Run everything that must hold (what ci/test does after ci/setup)
@@ -203,6 +219,8 @@ fn start(task: Task) -> anyhow::Result<()> {
             spec::run(&workspace, write, &spec::Published { html, pdf })
         }
         Task::Artefact { folder, output } => artefact::build(&workspace, &folder, &output),
+        Task::Cycles(args) => cycles::run(&workspace, &args),
+        Task::Selftests(args) => selftests::run(&workspace, &args),
         Task::Tutorial => tutorial::run(&workspace),
         Task::Test { only, list } => test::run(&workspace, only.as_deref(), list),
         Task::Demo { bench } => demo::run(&workspace, &bench),

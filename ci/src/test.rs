@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cycles::{self, CyclesArgs};
 use crate::progress::short;
 use crate::workspace::Workspace;
 use crate::{Arm, demo, initramfs, kernel, patches, run, spec, tools, tutorial};
@@ -36,7 +37,7 @@ const ONE: Count = Count {
 const DOC_FLAGS: &str = "-D warnings -A rustdoc::private-intra-doc-links";
 
 /// Quick ones first; what boots a guest comes after what it boots.
-const STEPS: [Step; 14] = [
+const STEPS: [Step; 15] = [
     Step {
         name: "set-up",
         mend: "run ci/setup",
@@ -114,6 +115,11 @@ const STEPS: [Step; 14] = [
                name",
         // One guest at a time: two would take each other's processors, and time out.
         run: |workspace| tests(workspace, "boots", "--test=* -- --test-threads=1"),
+    },
+    Step {
+        name: "cycles",
+        mend: "run `cargo ci cycles`",
+        run: |workspace| cycles::run(workspace, &CyclesArgs::default()).map(|()| ONE),
     },
 ];
 

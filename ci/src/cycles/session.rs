@@ -1,0 +1,322 @@
+//! One guest after the other, each with what can be done to it.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use fastrand::Rng;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Made;
+
+/// A guest that takes longer for one thing, a boot for example, hangs.
+const LIMIT: Duration = Duration::from_secs(90);
+/// How often what is waited for is looked at.
+const POLL: Duration = Duration::from_millis(20);
+/// The guest's first process without its report, which takes longer than the boot.
+const QUIETLY: &str = "quiet -- quietly";
+
+/// A guest's session, as it is reported.
+#[derive(Debug, Serialize)]
+struct Report {
+    seed: u64,
+    index: u32,
+    kind: &'static str,
+    arguments: String,
+    cycles: u32,
+    seconds: f64,
+    result: &'static str,
+    why: Option<String>,
+}
+
+/// Runs sessions until `count` cycles are done, and writes a line of JSON for each.
+pub(super) fn run_all(made: &Made, seed: u64, count: u32, out: &mut impl Write) -> Result<()> {
+    let mut random = Rng::with_seed(seed);
+    let mut left = count;
+    for index in 0.. {
+        let mut guest = Guest::new(made, seed, index)?;
+        let started = Instant::now();
+        let most = left;
+        let (kind, result) = match random.u32(..5) {
+            0 | 1 => ("boot", guest.boot(&mut random)),
+            2 => ("restart", guest.restart(&mut random, most)),
+            3 => ("reset", guest.reset(&mut random, most)),
+            _ => ("hotplug", guest.hotplug(&mut random, most)),
+        };
+        let why = result.err().map(|error| format!("{error:#}"));
+        let hangs = guest.is_running();
+        guest.end(why.is_some())?;
+        let report = Report {
+            seed,
+            index,
+            kind,
+            arguments: guest.arguments,
+            cycles: guest.cycles.clamp(1, left),
+            seconds: started.elapsed().as_secs_f64(),
+            result: match (&why, hangs) {
+                (None, _) => "good",
+                (_, false) => "failed",
+                (_, true) => "hangs",
+            },
+            why,
+        };
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+        out.flush()?;
+        left -= report.cycles;
+        if left == 0 {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// A guest and its VMM.
+struct Guest<'a> {
+    made: &'a Made,
+    arguments: String,
+    child: Option<Child>,
+    console: PathBuf,
+    errors: PathBuf,
+    socket: PathBuf,
+    cycles: u32,
+}
+
+impl<'a> Guest<'a> {
+    fn new(made: &'a Made, seed: u64, index: u32) -> Result<Self> {
+        fs::create_dir_all(&made.folder)?;
+        let log = |kind: &str| made.folder.join(format!("{seed}-{index}.{kind}"));
+        Ok(Self {
+            made,
+            arguments: String::new(),
+            child: None,
+            console: log("console"),
+            errors: log("errors"),
+            // Not every file system has sockets; this one has.
+            socket: Path::new("/dev/shm").join(format!("cycles-{}", std::process::id())),
+            cycles: 0,
+        })
+    }
+
+    /// A boot to init, and the end that init brings about.
+    fn boot(&mut self, random: &mut Rng) -> Result<()> {
+        const LEFT_OUT: [&str; 9] = [
+            "console", "cpuid", "crash", "irq", "ipi", "tlb", "sched", "smp", "ring",
+        ];
+        let (is_para, arguments) = match random.u32(..8) {
+            0 => (false, "--guest full".to_owned()),
+            1 => (false, "--guest kvm-pv".to_owned()),
+            2 => (true, "--guest full".to_owned()),
+            3 => (true, "--guest kvm-pv".to_owned()),
+            4 => {
+                let facility = LEFT_OUT[random.usize(..LEFT_OUT.len())];
+                (true, format!("--guest para --pv=-{facility}"))
+            }
+            5 => (
+                true,
+                format!("--guest para --awkward {}", random.u32(..1000)),
+            ),
+            _ => (true, "--guest para".to_owned()),
+        };
+        let cpus = random.u32(1..=4);
+        self.start(is_para, &format!("{arguments} --cpus {cpus}"), QUIETLY)?;
+        self.wait()?;
+        self.cycles += 1;
+        Ok(())
+    }
+
+    /// A guest that restarts itself until it is switched off, at a moment that it has not chosen.
+    fn restart(&mut self, random: &mut Rng, most: u32) -> Result<()> {
+        let is_para = random.bool();
+        let guest = if is_para { "para" } else { "full" };
+        let cpus = random.u32(1..=3);
+        let arguments =
+            format!("--guest {guest} --cpus {cpus} --on-reboot restart --ctl SOCKET --stats json");
+        self.start(is_para, &arguments, &format!("{QUIETLY} end=restart"))?;
+        let wanted = random.u32(1..=4).min(most);
+        // Statistics come with every end.
+        self.until("the guest has not restarted", |guest| {
+            let text = fs::read_to_string(&guest.errors).unwrap_or_default();
+            let restarts = text.matches("\"outcome\":\"reboot\"").count();
+            Ok(u32::try_from(restarts)? >= wanted)
+        })?;
+        self.cycles += wanted;
+        sleep(Duration::from_millis(random.u64(..500)));
+        self.power_off()
+    }
+
+    /// A guest that is reset from outside, at any moment of its boot.
+    fn reset(&mut self, random: &mut Rng, most: u32) -> Result<()> {
+        let arguments = "--guest para --cpus 2 --on-reboot restart --ctl SOCKET";
+        self.start(true, arguments, "quiet -- shell")?;
+        self.until("the VMM does not answer", Self::answers)?;
+        for _ in 0..random.u32(1..=4).min(most) {
+            sleep(Duration::from_millis(random.u64(..1500)));
+            self.ctl(&json!({"command": "power", "action": "reset"}))?;
+            self.cycles += 1;
+        }
+        // The last one is to come up.
+        self.until("the guest has not come up after a reset", Self::is_up)?;
+        self.power_off()
+    }
+
+    /// A guest whose processors go off and on at the host's wish.
+    fn hotplug(&mut self, random: &mut Rng, most: u32) -> Result<()> {
+        let cpus = [2, 2, 3, 4, 4, 8][random.usize(..6)];
+        let arguments = format!("--guest para --cpus {cpus} --ctl SOCKET");
+        self.start(true, &arguments, "quiet -- shell")?;
+        self.until("the guest's kernel does not listen", Self::is_up)?;
+        for _ in 0..random.u32(4..=10).min(most) {
+            let paused = random.u32(..4) == 0;
+            if paused {
+                self.ctl(&json!({"command": "pause"}))?;
+            }
+            let count = random.u32(1..=cpus);
+            self.ctl(&json!({"command": "cpus", "count": count}))?;
+            if paused {
+                self.ctl(&json!({"command": "resume"}))?;
+            }
+            // Half of the wishes are replaced by the next before they are followed.
+            if random.bool() {
+                self.has_on(count)?;
+            }
+            self.cycles += 1;
+        }
+        self.ctl(&json!({"command": "cpus", "count": cpus}))?;
+        self.has_on(cpus)?;
+        self.power_off()
+    }
+
+    /// Whether the VMM answers.
+    fn answers(&mut self) -> Result<bool> {
+        Ok(UnixStream::connect(&self.socket).is_ok())
+    }
+
+    /// Whether the guest's kernel takes wishes, which it does late in its boot.
+    fn is_up(&mut self) -> Result<bool> {
+        if !self.answers()? {
+            return Ok(false);
+        }
+        let answer = self.ask(&json!({"command": "cpus", "count": 0}))?;
+        match answer["error"]["code"].as_str() {
+            None => Ok(true),
+            Some("no-hotplug") => Ok(false),
+            Some(_) => bail!("{answer}"),
+        }
+    }
+
+    /// Waits until so many processors are on.
+    fn has_on(&mut self, count: u32) -> Result<()> {
+        self.until("the guest has not followed a wish", |guest| {
+            let status = guest.ctl(&json!({"command": "status"}))?;
+            let on = status["cpus_on"].as_array().map_or(0, Vec::len);
+            Ok(u32::try_from(on)? == count)
+        })
+    }
+
+    fn start(&mut self, is_para: bool, arguments: &str, cmdline: &str) -> Result<()> {
+        let kernel = if is_para {
+            &self.made.para
+        } else {
+            &self.made.full
+        };
+        self.arguments = format!("{arguments} --cmdline '{cmdline}'");
+        let _ = fs::remove_file(&self.socket);
+        let socket = self.socket.to_string_lossy();
+        let mut command = Command::new(&self.made.paravane);
+        command
+            .args(["run", "--host", "kvm", "--kernel"])
+            .arg(kernel);
+        command.arg("--initrd").arg(&self.made.initrd);
+        command.arg("--console-log").arg(&self.console);
+        command.args(arguments.split(' ').map(|a| a.replace("SOCKET", &socket)));
+        command.args(["--cmdline", cmdline, "--watchdog", "300"]);
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(&self.errors)?)
+            .spawn();
+        self.child = Some(child.context("the VMM cannot be started")?);
+        Ok(())
+    }
+
+    /// Waits until `done`; `late` says what is wrong where that takes too long.
+    fn until(&mut self, late: &str, done: impl Fn(&mut Self) -> Result<bool>) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        while !done(self)? {
+            if !self.is_running() {
+                bail!("{late}, and its VMM has ended");
+            }
+            if Instant::now() >= deadline {
+                bail!("{late} after {} s", LIMIT.as_secs());
+            }
+            sleep(POLL);
+        }
+        Ok(())
+    }
+
+    fn is_running(&mut self) -> bool {
+        let child = self.child.as_mut();
+        child.is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Waits for a good end.
+    fn wait(&mut self) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        while self.is_running() {
+            if Instant::now() >= deadline {
+                bail!("the guest has not ended after {} s", LIMIT.as_secs());
+            }
+            sleep(POLL);
+        }
+        let status = self.child.as_mut().context("nothing was started")?.wait()?;
+        if !status.success() {
+            bail!("the VMM ended with {status}");
+        }
+        Ok(())
+    }
+
+    fn power_off(&mut self) -> Result<()> {
+        self.ctl(&json!({"command": "power", "action": "off"}))?;
+        self.wait()?;
+        self.cycles += 1;
+        Ok(())
+    }
+
+    /// Asks the VMM; a refusal is an error.
+    fn ctl(&self, request: &Value) -> Result<Value> {
+        let mut answer = self.ask(request)?;
+        if answer["error"].is_object() {
+            bail!("{request}: {}", answer["error"]);
+        }
+        Ok(answer["ok"].take())
+    }
+
+    /// Asks the VMM.
+    fn ask(&self, request: &Value) -> Result<Value> {
+        let mut stream = UnixStream::connect(&self.socket)?;
+        stream.set_read_timeout(Some(LIMIT))?;
+        writeln!(stream, "{request}")?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        serde_json::from_str(&line).with_context(|| format!("{request}: no answer"))
+    }
+
+    /// Ends what still runs; logs of what was good go.
+    fn end(&mut self, keep: bool) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            child.wait()?;
+        }
+        if !keep {
+            let _ = fs::remove_file(&self.console);
+            let _ = fs::remove_file(&self.errors);
+        }
+        Ok(())
+    }
+}
