@@ -11,7 +11,7 @@
 //!
 //! * Facility `base` is offered and never fails; it is only slow. `clock` is not refused, since without it a
 //!   guest whose CPUID tells no frequency cannot boot: `--pv=-clock` does that.
-//! * `Busy` and `HostError` are answered to console and clock calls, and only to those that would be carried out, so that a
+//! * `Busy` and `HostError` are answered to console, clock and rng calls, and only to those that would be carried out, so that a
 //!   breach still gets the status that its clause names; nothing has been done then (PV-CALL-10). After
 //!   [`REFUSALS_MAX`] errors in a row a call is carried out.
 //! * `console.notify`, where it succeeds, takes all bytes (PV-CONSOLE-5). While `host_looks` is set, bytes are taken within
@@ -26,9 +26,9 @@ use std::time::Duration;
 
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallId, Status};
-use paravane_abi::clock::CLOCK_TSC_RELIABLE;
 use paravane_abi::mem::MemRange;
 use paravane_abi::registry as reg;
+use paravane_abi::rng::RNG_FILL_MAX;
 
 use crate::config::FacilitySet;
 use crate::memory::{Memory, MemoryError};
@@ -71,6 +71,10 @@ struct Character {
     spurious: u64,
     /// One look in so many brings another wish for processors; zero: none.
     wishes: u64,
+    /// One look in so many says that the clock has jumped though it has not; zero: none.
+    disrupts: u64,
+    /// There is no page that says when the clock jumps.
+    no_clock_page: bool,
 }
 
 impl Character {
@@ -101,10 +105,15 @@ impl Character {
             volunteers: random.pick(&[0, 1, 16]),
             spurious: random.pick(&[0, 1, 8]),
             wishes: random.pick(&[0, 4, 32]),
+            disrupts: random.pick(&[0, 16, 64]),
+            no_clock_page: random.one_in(4),
         };
         // Last, so that what a seed has been for others it still is.
         if random.one_in(3) {
             character.refused.push(("mem", reg::FACILITY_MEM));
+        }
+        if random.one_in(3) {
+            character.refused.push(("rng", reg::FACILITY_RNG));
         }
         character
     }
@@ -120,6 +129,9 @@ impl fmt::Display for Character {
         if self.unreliable {
             write!(f, " TSC not reliable,")?;
         }
+        if self.no_clock_page {
+            write!(f, " no clock page,")?;
+        }
         for (what, odds) in [
             ("Busy", self.busy),
             ("HostError", self.fails),
@@ -129,6 +141,7 @@ impl fmt::Display for Character {
             ("looks unasked", self.volunteers),
             ("spurious events", self.spurious),
             ("wishes for processors", self.wishes),
+            ("clock jumps", self.disrupts),
         ] {
             if odds > 0 {
                 write!(f, " {what} 1/{odds},")?;
@@ -294,6 +307,17 @@ impl Awkward {
         Ok(())
     }
 
+    /// Whether it says of the TSC that it is not reliable.
+    #[must_use]
+    pub fn distrusts_the_tsc(&self) -> bool {
+        self.character.unreliable
+    }
+
+    /// Whether it says now that the clock has jumped.
+    pub fn disrupts(&self) -> bool {
+        self.happens(self.character.disrupts)
+    }
+
     /// Takes the promise to look back, in the way that the event loop does it.
     fn withdraw(&self, rings: &RingConsole) {
         if self.happens(self.character.withdraws) {
@@ -332,7 +356,9 @@ impl Wrapped {
             reg::CALL_CONSOLE_WRITE => usize::try_from(second).is_ok_and(|length| {
                 second <= reg::CONSOLE_WRITE_MAX && self.memory.contains(first, length)
             }),
-            reg::CALL_CONSOLE_EVENT => {
+            reg::CALL_RNG_FILL => usize::try_from(second)
+                .is_ok_and(|length| second <= RNG_FILL_MAX && self.memory.contains(first, length)),
+            reg::CALL_CONSOLE_EVENT | reg::CALL_CLOCK_EVENT => {
                 let vectors = reg::EVENT_VECTOR_FIRST..=reg::EVENT_VECTOR_LAST;
                 (first == 0 || vectors.contains(&first)) && second < u64::from(self.vcpus)
             }
@@ -352,8 +378,8 @@ impl Facility for Wrapped {
         if self.id() == reg::FACILITY_MEM {
             self.host.spoil(memory, &mut info.mem.fresh)?;
         }
-        if self.host.character.unreliable {
-            info.clock.flags &= !CLOCK_TSC_RELIABLE;
+        if self.host.character.no_clock_page {
+            info.clock.page = 0;
         }
         Ok(())
     }

@@ -72,6 +72,7 @@ pub const FACILITIES: &[(&str, u32)] = &[
     ("smp", reg::FACILITY_SMP),
     ("mem", reg::FACILITY_MEM),
     ("ring", reg::FACILITY_RING),
+    ("rng", reg::FACILITY_RNG),
 ];
 
 /// Experiments that there is room for.

@@ -1,4 +1,4 @@
-//! The event loop: terminal input, signals, the watchdog, the looks at the console ring.
+//! The event loop: terminal input, signals, the watchdog, steps of the clock, the looks at the console ring.
 //!
 //! One thread for all that is not a vCPU. It sleeps without a timeout unless something is under way.
 
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::clock_watch::ClockWatch;
 use crate::pause::Pause;
 use crate::pv::console::LOOK_INTERVAL;
 use crate::stats::Outcome;
@@ -30,6 +31,7 @@ const STDIN: u64 = 0;
 const WAKE: u64 = 1;
 const STOPPED: u64 = 2;
 const SIGNAL: u64 = 3;
+const CLOCK: u64 = 4;
 
 /// A descriptor that becomes readable on SIGINT, SIGTERM, SIGHUP or SIGQUIT.
 #[derive(Debug)]
@@ -78,6 +80,9 @@ pub struct EventLoop<'a> {
     epoll: Epoll,
     wake: EventFd,
     console_wake: EventFd,
+    clock: ClockWatch,
+    /// The clock has been stepped, and the guest does not know yet.
+    stepped: bool,
     stdin: Stdin,
     escaped: bool,
     looking: bool,
@@ -112,6 +117,8 @@ impl<'a> EventLoop<'a> {
         watch(&epoll, wake.as_raw_fd(), WAKE)?;
         watch(&epoll, console_wake.as_raw_fd(), WAKE)?;
         watch(&epoll, machine.stopped_fd(), STOPPED)?;
+        let clock = ClockWatch::new()?;
+        watch(&epoll, clock.fd(), CLOCK)?;
         if let Some(signals) = signals {
             watch(&epoll, signals.0.as_raw_fd(), SIGNAL)?;
         }
@@ -122,6 +129,8 @@ impl<'a> EventLoop<'a> {
             epoll,
             wake,
             console_wake,
+            clock,
+            stepped: false,
             stdin: if stdin { Stdin::Watched } else { Stdin::Ended },
             escaped: false,
             looking: false,
@@ -168,6 +177,7 @@ impl<'a> EventLoop<'a> {
                         self.dirty = true;
                         next = Instant::now() + LOOK_INTERVAL;
                     }
+                    CLOCK => self.stepped |= self.clock.has_stepped(),
                     SIGNAL => self.machine.stop(Outcome::Interrupted, None),
                     _ => return,
                 }
@@ -175,6 +185,9 @@ impl<'a> EventLoop<'a> {
             let now = Instant::now();
             // During a pause the guest's memory stays as it is; what waits here waits on.
             if self.machine.pause().try_begin(Pause::event_loop()) {
+                if std::mem::take(&mut self.stepped) {
+                    self.machine.clock_has_jumped();
+                }
                 if now >= next && (self.looking || self.dirty) {
                     self.looking = self.machine.look_at_console();
                     self.dirty = self.machine.console().flush_now();

@@ -19,6 +19,7 @@
 
 pub mod awkward;
 pub mod boot;
+pub mod clock_watch;
 pub mod config;
 pub mod conformance;
 pub mod console;

@@ -29,6 +29,7 @@ use crate::kvm::counters::Counters;
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
+use crate::pv::clock::Clock;
 use crate::pv::console::RingConsole;
 use crate::pv::crash::LastWords;
 use crate::pv::event::EventTarget;
@@ -81,6 +82,7 @@ pub struct Machine {
     ports: Ports,
     pv: Paravirt,
     rings: Option<Arc<RingConsole>>,
+    clock: Option<Arc<Clock>>,
     processors: Option<Arc<Processors>>,
     mem: Option<Arc<Mem>>,
     awkward: Option<Arc<Awkward>>,
@@ -213,6 +215,9 @@ impl Machine {
         if let Some(count) = awkward.wish(self.config.vcpus) {
             let _ = self.want_processors(count);
         }
+        if awkward.disrupts() {
+            self.clock_has_jumped();
+        }
         true
     }
 
@@ -232,6 +237,32 @@ impl Machine {
             self.raise(target);
         }
         taken
+    }
+
+    /// Tells the guest that its time of day does not follow from what it was told before: the host's clock has been
+    /// stepped, or the machine has come from another host. Spec: PV-CLOCK-10
+    pub fn clock_has_jumped(&self) {
+        let disrupted = self.clock.as_ref().map(|clock| clock.disrupt(None));
+        // The page is the VMM's own: it is in guest memory.
+        if let Some(Ok(Some(target))) = disrupted {
+            self.raise(target);
+        }
+    }
+
+    /// Tells the guest that it goes on from a saved state, as the copy number `generation`: for whoever restores a machine,
+    /// before its vCPUs go on. No earlier run of that state may have had the number. Spec: PV-BOOT-5, PV-STATE-2
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`]: never, for a guest that has the pages.
+    pub fn has_been_restored(&self, generation: u64) -> Result<(), MemoryError> {
+        self.pv.write_generation(&self.memory, generation)?;
+        if let Some(clock) = &self.clock
+            && let Some(target) = clock.disrupt(Some(generation))?
+        {
+            self.raise(target);
+        }
+        Ok(())
     }
 
     /// Raises an event of the guest.
@@ -402,6 +433,12 @@ impl Vm {
     #[must_use]
     pub fn awkward(&self) -> Option<&Awkward> {
         self.machine.awkward.as_deref()
+    }
+
+    /// What the threads of the machine share.
+    #[must_use]
+    pub fn machine(&self) -> &Arc<Machine> {
+        &self.machine
     }
 
     /// Guest memory.

@@ -236,7 +236,7 @@
 /* Facility `mem`: memory that is zero, and memory given back. */
 #define PARAVANE_FACILITY_MEM 10U
 
-/* Facility `rng`. Reserved. */
+/* Facility `rng`: random numbers of the host. */
 #define PARAVANE_FACILITY_RNG 11U
 
 /* Facility `dev`. Reserved. */
@@ -293,6 +293,12 @@
 /* `clock.wall() -> nanoseconds since 1970-01-01 00:00:00 UTC`. Spec: PV-CLOCK-3 */
 #define PARAVANE_CALL_CLOCK_WALL 0x30000U
 
+/*
+ * `clock.event(vector, APIC id)`: raise `vector` when `disruption` changes; 0 = never.
+ * Spec: PV-CLOCK-12
+ */
+#define PARAVANE_CALL_CLOCK_EVENT 0x30001U
+
 /* `smp.start(APIC id, RIP, RSP, CR3, RDI)`: that processor begins there. Spec: PV-SMP-2 */
 #define PARAVANE_CALL_SMP_START 0x90000U
 
@@ -319,6 +325,9 @@
  * never. Spec: PV-MEM-10
  */
 #define PARAVANE_CALL_MEM_EVENT 0xa0001U
+
+/* `rng.fill(address, length) -> bytes written`: random ones. Spec: PV-RNG-2 */
+#define PARAVANE_CALL_RNG_FILL 0xb0000U
 
 /* `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1 */
 #define PARAVANE_CALL_CRASH_REPORT 0xd0000U
@@ -383,10 +392,16 @@
 /* Most bytes that one `console.write` takes. Spec: PV-CONSOLE-9 */
 #define PARAVANE_CONSOLE_WRITE_MAX 65536ULL
 
-/* First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11 */
+/*
+ * First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11,
+ * PV-CLOCK-13
+ */
 #define PARAVANE_EVENT_VECTOR_FIRST 0x20ULL
 
-/* Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11 */
+/*
+ * Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11,
+ * PV-CLOCK-13
+ */
 #define PARAVANE_EVENT_VECTOR_LAST 0xffULL
 
 /* --- ring --- */
@@ -396,6 +411,14 @@
 
 /* Most entries of one ring. Spec: PV-RING-2 */
 #define PARAVANE_RING_ENTRIES_MAX 256U
+
+/* --- rng --- */
+
+/* Fewest bytes of a seed. Spec: PV-RNG-1 */
+#define PARAVANE_RNG_SEED_MIN 32U
+
+/* Most bytes that one `rng.fill` writes. Spec: PV-RNG-4 */
+#define PARAVANE_RNG_FILL_MAX 256ULL
 
 /* --- smp --- */
 
@@ -419,8 +442,8 @@ struct paravane_clock_info {
 	uint32_t flags;
 	/* Zero. */
 	uint32_t reserved0;
-	/* Zero. */
-	uint64_t reserved1;
+	/* Guest physical address of the `ClockPage`, page-aligned; zero: there is none. */
+	uint64_t page;
 };
 
 PARAVANE_ASSERT(sizeof(struct paravane_clock_info) == 48);
@@ -430,7 +453,40 @@ PARAVANE_ASSERT(offsetof(struct paravane_clock_info, wall_ns) == 16);
 PARAVANE_ASSERT(offsetof(struct paravane_clock_info, wall_tsc) == 24);
 PARAVANE_ASSERT(offsetof(struct paravane_clock_info, flags) == 32);
 PARAVANE_ASSERT(offsetof(struct paravane_clock_info, reserved0) == 36);
-PARAVANE_ASSERT(offsetof(struct paravane_clock_info, reserved1) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_info, page) == 40);
+
+/*
+ * What a running guest has to know of its clock; the rest of its page is zero. Writer:
+ * host. Spec: PV-CLOCK-7
+ */
+struct paravane_clock_page {
+	/* Odd while the host writes to the page; another even number afterwards. */
+	uint32_t sequence;
+	/* `CLOCK_…` flags, as in `ClockInfo`. */
+	uint32_t flags;
+	/* Changes when the time of day does not follow from the pair of before. */
+	uint64_t disruption;
+	/* `BootInfo::generation`. */
+	uint64_t generation;
+	/* TSC frequency, Hz. */
+	uint64_t tsc_hz;
+	/* Nanoseconds since 1970-01-01 00:00:00 UTC when the TSC read `wall_tsc`. */
+	uint64_t wall_ns;
+	/* The guest's TSC at `wall_ns`. */
+	uint64_t wall_tsc;
+	/* Zero: leap seconds and TAI are not known. */
+	uint64_t reserved[2];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_clock_page) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_page, sequence) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_page, flags) == 4);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_page, disruption) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_page, generation) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_page, tsc_hz) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_page, wall_ns) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_page, wall_tsc) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_clock_page, reserved) == 48);
 
 /* The console part of the boot-info page. Writer: host. Spec: PV-CONSOLE-2 */
 struct paravane_console_info {
@@ -726,6 +782,21 @@ PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, status) == 4);
 PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, value) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_ring_entry, args) == 16);
 
+/* The random-number part of the boot-info page. Writer: host. Spec: PV-RNG-1 */
+struct paravane_rng_info {
+	/* Guest physical address of the seed, page-aligned; nothing else is in that page. */
+	uint64_t address;
+	/* Bytes of the seed; zero: there is none. */
+	uint32_t length;
+	/* Zero. */
+	uint32_t reserved;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_rng_info) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_rng_info, address) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_rng_info, length) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_rng_info, reserved) == 12);
+
 /* The processors' part of the boot-info page. Writer: host. Spec: PV-SMP-10 */
 struct paravane_smp_info {
 	/* Guest physical address of the `SmpPage`, page-aligned. */
@@ -782,9 +853,11 @@ struct paravane_boot_info {
 	struct paravane_smp_info smp;
 	/* Facility `mem`; zero without it. */
 	struct paravane_mem_info mem;
+	/* Facility `rng`; zero without it. */
+	struct paravane_rng_info rng;
 };
 
-PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 272);
+PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 288);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, magic) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, version) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, size) == 12);
@@ -800,5 +873,6 @@ PARAVANE_ASSERT(offsetof(struct paravane_boot_info, cpuid) == 128);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, delegate) == 144);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, smp) == 160);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, mem) == 176);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, rng) == 272);
 
 #endif /* PARAVANE_ABI_H */

@@ -58,14 +58,15 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
                 "delegate",
                 "mem",
                 "ring",
+                "rng",
                 "smp",
                 "draft",
             ];
             !elsewhere.iter().any(|prefix| c.name.starts_with(prefix))
                 && !own_chapter.contains(&c.module.as_str())
         }),
-        "boot_info" | "clock" | "console" | "cpuid" | "crash" | "delegate" | "mem" | "smp"
-        | "ring" => module(name) + &structs(model, name),
+        "boot_info" | "clock" | "console" | "cpuid" | "crash" | "delegate" | "mem" | "rng"
+        | "smp" | "ring" => module(name) + &structs(model, name),
         "draft_cpu" => constants("DRAFT_CALL_CPU_") + &structs(model, "draft"),
         "draft_mmu" => constants("DRAFT_CALL_MMU_"),
         "checklist" => checklist(clauses),

@@ -12,7 +12,7 @@ use paravane::config::FacilitySet;
 use paravane::console::Console;
 use paravane::memory::{Memory, PV_AREA};
 use paravane::pv::base::Base;
-use paravane::pv::clock::Clock;
+use paravane::pv::clock::{Clock, Counter};
 use paravane::pv::console::RingConsole;
 use paravane::pv::crash::{Crash, LastWords};
 use paravane::pv::{CONSOLE_PAGE, Facility, Paravirt, Reply};
@@ -64,10 +64,12 @@ fn host() -> Host {
     let rings = Arc::new(RingConsole::new(memory.clone(), console, VCPUS, wake));
     // Rings write where the guest says; `tests/ring` tries them beside a model.
     let set = FacilitySet::parse("-ring").expect("a facility");
+    let counter = Counter::new(1_000_000_000, true, || 0);
+    let clock = Clock::new(memory.clone(), counter, VCPUS);
     let facilities: Vec<Box<dyn Facility>> = vec![
         Box::new(Base::new(set)),
         Box::new(Arc::clone(&rings)),
-        Box::new(Clock::new(1_000_000_000, 0, true)),
+        Box::new(Arc::new(clock)),
         Box::new(Crash::new(memory.clone(), LastWords::default())),
     ];
     let pv = Paravirt::new(set, facilities);

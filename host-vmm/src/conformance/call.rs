@@ -111,7 +111,7 @@ pub(super) fn pv_call_4_unknown_calls_are_not_supported() -> Verdict {
         1,
         CALL_BASE_POWER + 1,
         CALL_CONSOLE_EVENT + 1,
-        CALL_CLOCK_WALL + 1,
+        CALL_CLOCK_EVENT + 1,
         CALL_CRASH_REPORT + 1,
         CALL_RING_SUBMIT + 1,
         FACILITY_TIMER << 16,
@@ -140,6 +140,7 @@ pub(super) fn pv_conf_2_a_facility_that_is_off_is_not_supported() -> Verdict {
         ("-clock", FACILITY_CLOCK),
         ("-crash", FACILITY_CRASH),
         ("-ring", FACILITY_RING),
+        ("-rng", FACILITY_RNG),
     ] {
         let guest = Guest {
             facilities: off,

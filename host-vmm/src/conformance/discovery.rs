@@ -143,10 +143,13 @@ pub(super) fn pv_boot_3_size() -> Verdict {
 pub(super) fn pv_boot_4_shared_pages_are_reserved_memory() -> Verdict {
     let ran = Guest::default().run(&[Call::new(CALL_BASE_NOP, &[])])?;
     let info: BootInfo = ran.memory.read_obj(BOOT_INFO)?;
-    let end = info.console.address
+    let console = info.console.address
         + 4096
         + u64::from(info.console.out_size)
         + u64::from(info.console.in_size);
+    let end = console
+        .max(info.clock.page + 4096)
+        .max(info.rng.address + 4096);
     // The map: entries of 20 bytes at 0x2d0 of the zero page, their number at 0x1e8.
     let zero_page = crate::memory::ZERO_PAGE;
     let entries = ran.bytes(zero_page + 0x1e8, 1)?[0];

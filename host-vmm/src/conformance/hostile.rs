@@ -9,6 +9,7 @@ use paravane_abi::base::{PowerAction, PowerReason};
 use paravane_abi::call::{CALLS, CallId, CallResult, Status};
 use paravane_abi::crash::{CRASH_MAGIC, CrashRecord};
 use paravane_abi::registry::*;
+use paravane_abi::rng::RNG_FILL_MAX;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::Verdict;
@@ -17,6 +18,9 @@ use crate::random::Random;
 
 const CALLS_MADE: usize = 20_000;
 const SEED: u64 = 0x5041_5241_5641_4e45;
+/// Where random bytes go.
+const NOISE: u64 = DATA + 0x1_0000;
+const NOISE_BYTES: u64 = 0x1000;
 const RECORD_BYTES: u64 = size_of::<CrashRecord>() as u64;
 
 /// What a hostile guest may come up with.
@@ -85,6 +89,10 @@ impl Hostile {
         if call.id == CALL_BASE_POWER && expected(&call).is_none() {
             call.args[0] = POWER_CRASH + 1 + self.0.below(1000);
         }
+        // It writes where it is told to: not into what the guest needs.
+        if call.id == CALL_RNG_FILL && matches!(expected(&call), Some(Ok(1..))) {
+            call.args[0] = NOISE + self.0.below(NOISE_BYTES - RNG_FILL_MAX);
+        }
         if self.0.one_in(32) {
             call.width = self.0.pick(&[1, 2]);
         }
@@ -114,8 +122,10 @@ fn takes(id: CallId) -> usize {
         | CALL_SMP_STATE => 1,
         CALL_RING_REGISTER => 4,
         CALL_SMP_START => 5,
-        CALL_BASE_POWER | CALL_CONSOLE_WRITE | CALL_CONSOLE_EVENT | CALL_CRASH_REPORT
-        | CALL_SMP_EVENT | CALL_MEM_REPORT | CALL_MEM_EVENT => 2,
+        CALL_BASE_POWER | CALL_CONSOLE_WRITE | CALL_CONSOLE_EVENT | CALL_CLOCK_EVENT
+        | CALL_RNG_FILL | CALL_CRASH_REPORT | CALL_SMP_EVENT | CALL_MEM_REPORT | CALL_MEM_EVENT => {
+            2
+        }
         _ => 6,
     }
 }
@@ -158,7 +168,7 @@ fn expected(call: &Call) -> Option<CallResult> {
         CALL_CONSOLE_WRITE if !in_memory(first, second) => Err(Status::BadAddress),
         CALL_CONSOLE_WRITE => Ok(second),
         CALL_CONSOLE_NOTIFY => Ok(0),
-        CALL_CONSOLE_EVENT | CALL_SMP_EVENT => {
+        CALL_CONSOLE_EVENT | CALL_CLOCK_EVENT | CALL_SMP_EVENT => {
             let known = first == 0 || (EVENT_VECTOR_FIRST..=EVENT_VECTOR_LAST).contains(&first);
             if known && second == 0 {
                 Ok(0)
@@ -166,6 +176,9 @@ fn expected(call: &Call) -> Option<CallResult> {
                 Err(Status::InvalidParam)
             }
         }
+        CALL_RNG_FILL if second > RNG_FILL_MAX => Err(Status::InvalidParam),
+        CALL_RNG_FILL if !in_memory(first, second) => Err(Status::BadAddress),
+        CALL_RNG_FILL => Ok(second),
         CALL_CRASH_REPORT if second != RECORD_BYTES => Err(Status::InvalidParam),
         CALL_CRASH_REPORT if first % 8 != 0 || !in_memory(first, second) => Err(Status::BadAddress),
         // The only record lies there.
@@ -177,11 +190,12 @@ fn expected(call: &Call) -> Option<CallResult> {
 }
 
 /// Where memory may differ afterwards: the guest's frames and the word for stores that shall not
-/// matter, the boot-info page (filled at the start) and the console page.
+/// matter, the place for random bytes, the boot-info page (filled at the start) and the console page.
 fn may_change(frames: &Range<u64>, address: u64) -> bool {
     let scratch = crate::doctor::image::layout::SCRATCH;
     frames.contains(&address)
         || (scratch..scratch + 4096).contains(&address)
+        || (NOISE..NOISE + NOISE_BYTES).contains(&address)
         || (PV_AREA..CONSOLE_PAGE + 4096).contains(&address)
 }
 

@@ -4,6 +4,7 @@ use crate::pv::CONSOLE_PAGE;
 use paravane_abi::call::{CALLS, Status};
 use paravane_abi::crash::CrashRecord;
 use paravane_abi::registry::*;
+use paravane_abi::rng::RNG_FILL_MAX;
 
 use super::Verdict;
 use super::guest::{Call, Guest, MEMORY_END, offered};
@@ -49,6 +50,10 @@ fn stray_calls() -> Vec<Call> {
         (1 << 63, 4096),
     ] {
         calls.push(Call::new(CALL_CONSOLE_WRITE, &[address, length]));
+        calls.push(Call::new(
+            CALL_RNG_FILL,
+            &[address, length.min(RNG_FILL_MAX)],
+        ));
     }
     for address in [
         u64::MAX - 7,

@@ -7,14 +7,14 @@ use paravane_abi::cpuid::{CpuidEntry, CpuidInfo, LEAF_SUBLEAF, LEAF_VARIES};
 use paravane_abi::registry as reg;
 use zerocopy::IntoBytes;
 
-use super::{Args, CPUID_TABLE, Facility, Reply};
+use super::{Args, CLOCK_PAGE, CPUID_TABLE, Facility, Reply};
 use crate::kvm::KvmError;
 use crate::kvm::cpuid::{has_subleaves, shown};
-use crate::memory::{HIGH_RAM, Memory, MemoryError};
+use crate::memory::{Memory, MemoryError};
 
 /// Most entries that there is room for.
 const ENTRIES_MAX: usize = 256;
-const _: () = assert!(CPUID_TABLE + (ENTRIES_MAX * size_of::<CpuidEntry>()) as u64 <= HIGH_RAM);
+const _: () = assert!(CPUID_TABLE + (ENTRIES_MAX * size_of::<CpuidEntry>()) as u64 <= CLOCK_PAGE);
 
 /// Leaves that KVM changes while the machine runs: OSXSAVE, OSPKE, and sizes by XCR0 and XSS.
 const BY_STATE: [(u32, u32); 4] = [(0x1, 0), (0x7, 0), (0xd, 0), (0xd, 1)];

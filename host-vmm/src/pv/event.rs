@@ -25,7 +25,7 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`Status::InvalidParam`]. Spec: PV-CONSOLE-11, PV-SMP-12, PV-MEM-11
+    /// [`Status::InvalidParam`]. Spec: PV-CONSOLE-11, PV-CLOCK-13, PV-SMP-12, PV-MEM-11
     pub fn name(&self, args: &Args, vcpus: u8) -> CallResult {
         let [vector, apic_id] = take(args)?;
         let known =

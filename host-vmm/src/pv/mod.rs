@@ -15,6 +15,7 @@ pub mod event;
 pub mod looks;
 pub mod mem;
 pub mod ring;
+pub mod rng;
 pub mod smp;
 pub mod timer;
 
@@ -38,10 +39,16 @@ use crate::stats::Outcome;
 pub const DOORBELL_PORT: u16 = 0x7e;
 /// The boot-info page.
 pub const BOOT_INFO: u64 = PV_AREA;
+/// Where `generation` is in it.
+const GENERATION: u64 = std::mem::offset_of!(BootInfo, generation) as u64;
 /// The console page; the output buffer follows, then the input buffer.
 pub const CONSOLE_PAGE: u64 = PV_AREA + 0x1000;
 /// The CPUID table; the console's buffers end before it.
 pub const CPUID_TABLE: u64 = PV_AREA + 0x1_4000;
+/// The clock's page; the CPUID table ends before it.
+pub const CLOCK_PAGE: u64 = PV_AREA + 0x1_6000;
+/// The seed of the guest's random numbers.
+pub const RNG_SEED: u64 = PV_AREA + 0x1_7000;
 /// The page with the host's wish for processors.
 pub const SMP_PAGE: u64 = PV_AREA + 0x1_a000;
 
@@ -243,5 +250,17 @@ impl Paravirt {
             facility.describe(memory, &mut info)?;
         }
         memory.write_obj(BOOT_INFO, &info)
+    }
+
+    /// Writes another `generation` to the boot-info page, while the guest stands still. Spec: PV-BOOT-5
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Range`] where guest memory is too small to have the page.
+    pub fn write_generation(&self, memory: &Memory, generation: u64) -> Result<(), MemoryError> {
+        if !self.is_present() {
+            return Ok(());
+        }
+        memory.write_obj(BOOT_INFO + GENERATION, &generation)
     }
 }

@@ -24,12 +24,13 @@ use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, Memory};
 use crate::pause::Pause;
 use crate::pv::base::Base;
-use crate::pv::clock::Clock;
+use crate::pv::clock::{Clock, Counter};
 use crate::pv::console::RingConsole;
 use crate::pv::cpuid::Cpuid;
 use crate::pv::crash::{Crash, LastWords};
 use crate::pv::delegate::Delegate;
 use crate::pv::mem::Mem;
+use crate::pv::rng::Rng;
 use crate::pv::smp::{Processors, Smp};
 use crate::pv::timer::{self, Timer};
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
@@ -82,16 +83,20 @@ impl Vm {
             wake.try_clone().map_err(host("event descriptor"))?,
         ));
         let mem = Arc::new(Mem::new(memory.clone(), config.vcpus));
+        let trusted = !awkward.as_ref().is_some_and(|a| a.distrusts_the_tsc());
+        let counter = counter(&vm, &vcpus, trusted)?;
+        let clock = Arc::new(Clock::new(memory.clone(), counter, config.vcpus));
         let pv = if set == FacilitySet::NONE {
             Paravirt::none()
         } else {
             let mut facilities: Vec<Box<dyn Facility>> = vec![
                 Box::new(Base::new(set)),
                 Box::new(Arc::clone(&rings)),
-                Box::new(clock(&vm, &vcpus)?),
+                Box::new(Arc::clone(&clock)),
                 Box::new(Timer),
                 Box::new(Cpuid::new(&vcpus)?),
                 Box::new(Crash::new(memory.clone(), Arc::clone(&last_words))),
+                Box::new(Rng::new(memory.clone())),
                 Box::new(Smp::new(Arc::clone(&processors), memory.clone())),
                 Box::new(Arc::clone(&mem)),
             ];
@@ -109,6 +114,7 @@ impl Vm {
             ports,
             pv,
             rings: set.has(reg::FACILITY_CONSOLE).then_some(rings),
+            clock: set.has(reg::FACILITY_CLOCK).then_some(clock),
             processors: set.has(reg::FACILITY_SMP).then_some(processors),
             mem: set.has(reg::FACILITY_MEM).then_some(mem),
             awkward,
@@ -185,8 +191,8 @@ fn create_vcpus(vm: &VmFd, cpuid: &GuestCpuid, count: u8) -> Result<Vec<VcpuFd>,
         .collect()
 }
 
-/// Facility clock, with what KVM tells of this VM's TSC.
-fn clock(vm: &VmFd, vcpus: &[VcpuFd]) -> Result<Clock, VmError> {
+/// What KVM tells of this VM's TSC; `trusted`: it can be reliable.
+fn counter(vm: &VmFd, vcpus: &[VcpuFd], trusted: bool) -> Result<Counter, VmError> {
     let boot_cpu = vcpus.first();
     let tsc_khz = boot_cpu
         .map_or(Ok(0), VcpuFd::get_tsc_khz)
@@ -196,10 +202,10 @@ fn clock(vm: &VmFd, vcpus: &[VcpuFd]) -> Result<Clock, VmError> {
     let reliable = vm
         .get_clock()
         .is_ok_and(|clock| clock.flags & KVM_CLOCK_TSC_STABLE != 0);
-    Ok(Clock::new(
+    Ok(Counter::new(
         u64::from(tsc_khz) * 1000,
-        boot_cpu.map_or(0, guest_tsc),
-        reliable,
+        trusted && reliable,
+        || boot_cpu.map_or(0, guest_tsc),
     ))
 }
 

@@ -84,10 +84,20 @@ tests! {
     pv_clock_3_wall_tells_the_time
     pv_clock_4_only_defined_flags_are_set
     pv_clock_5_the_timers_rate_is_in_boot_info
+    pv_clock_7_the_page_has_the_clock_of_boot_info
+    pv_clock_8_nobody_writes_when_the_guest_begins
+    pv_clock_11_the_generations_agree
+    pv_clock_13_event_vectors_and_processors
     pv_timer_1_cpuid_has_the_deadline_mode
     pv_cpuid_1_the_table_is_in_order
     pv_cpuid_2_cpuid_returns_what_the_table_says
     pv_cpuid_3_leaves_with_subleaves_say_so
+    pv_rng_1_a_seed_lies_there
+    pv_rng_2_fill_writes_what_it_says
+    pv_rng_3_every_seed_is_another
+    pv_rng_3_every_fill_is_another
+    pv_rng_4_too_long_is_invalid
+    pv_rng_5_outside_memory_is_a_bad_address
     pv_crash_1_the_record_is_reported
     pv_crash_2_a_wrong_length_is_invalid
     pv_crash_2_a_wrong_record_is_invalid

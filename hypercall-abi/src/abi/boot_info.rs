@@ -16,6 +16,7 @@ use super::console::ConsoleInfo;
 use super::cpuid::CpuidInfo;
 use super::delegate::DelegateInfo;
 use super::mem::MemInfo;
+use super::rng::RngInfo;
 use super::smp::SmpInfo;
 
 /// `PARAVANE` in memory order. Spec: PV-BOOT-2
@@ -64,10 +65,12 @@ pub struct BootInfo {
     pub smp: SmpInfo,
     /// Facility `mem`; zero without it.
     pub mem: MemInfo,
+    /// Facility `rng`; zero without it.
+    pub rng: RngInfo,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<BootInfo>() == 272);
+    assert!(core::mem::size_of::<BootInfo>() == 288);
     assert!(core::mem::offset_of!(BootInfo, facilities) == 16);
     assert!(core::mem::offset_of!(BootInfo, generation) == 32);
     assert!(core::mem::offset_of!(BootInfo, clock) == 48);
@@ -76,6 +79,7 @@ const _: () = {
     assert!(core::mem::offset_of!(BootInfo, delegate) == 144);
     assert!(core::mem::offset_of!(BootInfo, smp) == 160);
     assert!(core::mem::offset_of!(BootInfo, mem) == 176);
+    assert!(core::mem::offset_of!(BootInfo, rng) == 272);
 };
 
 impl BootInfo {

@@ -17,5 +17,6 @@ pub mod draft;
 pub mod mem;
 pub mod registry;
 pub mod ring;
+pub mod rng;
 pub mod smp;
 pub mod timer;

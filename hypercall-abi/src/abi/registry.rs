@@ -67,7 +67,7 @@ pub const FACILITY_SCHED: u32 = 8;
 pub const FACILITY_SMP: u32 = 9;
 /// Facility `mem`: memory that is zero, and memory given back.
 pub const FACILITY_MEM: u32 = 10;
-/// Facility `rng`. Reserved.
+/// Facility `rng`: random numbers of the host.
 pub const FACILITY_RNG: u32 = 11;
 /// Facility `dev`. Reserved.
 pub const FACILITY_DEV: u32 = 12;
@@ -109,6 +109,9 @@ pub const CALL_CONSOLE_EVENT: u32 = 0x0002_0002;
 
 /// `clock.wall() -> nanoseconds since 1970-01-01 00:00:00 UTC`. Spec: PV-CLOCK-3
 pub const CALL_CLOCK_WALL: u32 = 0x0003_0000;
+/// `clock.event(vector, APIC id)`: raise `vector` when `disruption` changes; 0 = never. Spec:
+/// PV-CLOCK-12
+pub const CALL_CLOCK_EVENT: u32 = 0x0003_0001;
 
 /// `smp.start(APIC id, RIP, RSP, CR3, RDI)`: that processor begins there. Spec: PV-SMP-2
 pub const CALL_SMP_START: u32 = 0x0009_0000;
@@ -124,6 +127,9 @@ pub const CALL_MEM_REPORT: u32 = 0x000a_0000;
 /// `mem.event(vector, APIC id)`: raise `vector` when the host wants more or less memory; 0 = never.
 /// Spec: PV-MEM-10
 pub const CALL_MEM_EVENT: u32 = 0x000a_0001;
+
+/// `rng.fill(address, length) -> bytes written`: random ones. Spec: PV-RNG-2
+pub const CALL_RNG_FILL: u32 = 0x000b_0000;
 
 /// `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1
 pub const CALL_CRASH_REPORT: u32 = 0x000d_0000;
@@ -174,7 +180,9 @@ pub const POWER_REASON_EMERGENCY: u64 = 2;
 pub const PAGE_SIZE: usize = 4096;
 /// Most bytes that one `console.write` takes. Spec: PV-CONSOLE-9
 pub const CONSOLE_WRITE_MAX: u64 = 65536;
-/// First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11
+/// First interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11,
+/// PV-CLOCK-13
 pub const EVENT_VECTOR_FIRST: u64 = 0x20;
-/// Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11
+/// Last interrupt vector a guest may ask an event to be raised on. Spec: PV-CONSOLE-11,
+/// PV-CLOCK-13
 pub const EVENT_VECTOR_LAST: u64 = 0xff;
