@@ -71,6 +71,8 @@ void paravane_cpuid(u32 leaf, u32 registers[4])
 {
 	registers[0] = leaf;
 	registers[2] = 0;
+	if (paravane_direct_cpuid(registers))
+		return;
 	native_cpuid(&registers[0], &registers[1], &registers[2], &registers[3]);
 }
 
@@ -78,9 +80,10 @@ void paravane_cpuid(u32 leaf, u32 registers[4])
 void paravane_answer_cpuid(unsigned int *eax, unsigned int *ebx,
 			   unsigned int *ecx, unsigned int *edx)
 {
-	u32 registers[4];
+	u32 registers[4] = { *eax, 0, *ecx, 0 };
 
-	if (!paravane_cpuid_find(*eax, *ecx, registers)) {
+	if (!paravane_cpuid_find(*eax, *ecx, registers) &&
+	    !paravane_direct_cpuid(registers)) {
 		native_cpuid(eax, ebx, ecx, edx);
 		return;
 	}
@@ -557,6 +560,7 @@ static void __init paravane_init_platform(void)
 	paravane_enable_x2apic();
 	paravane_init_delegated();
 	paravane_init_smp();
+	paravane_init_direct();
 	register_die_notifier(&paravane_die_block);
 	atomic_notifier_chain_register(&panic_notifier_list,
 				       &paravane_panic_block);

@@ -102,6 +102,16 @@ static inline void paravane_smp_event(void) { }
 void paravane_init_memory(void);
 void paravane_memory_event(void);
 
+/* Implemented in cpu.c. */
+
+#ifdef CONFIG_PARAVANE_DIRECT
+bool paravane_direct_cpuid(u32 registers[4]);
+void paravane_init_direct(void);
+#else
+static inline bool paravane_direct_cpuid(u32 registers[4]) { return false; }
+static inline void paravane_init_direct(void) { }
+#endif
+
 /* Exported to paravane.ko. */
 
 u64 paravane_value(u32 which);
