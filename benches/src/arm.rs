@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::peer::{self, Peer};
 
-/// One side of a comparison, written `full`, `kvm-pv`, `para`, `para-console` for para without its console,
+/// One side of a comparison, written `full`, `kvm-pv`, `para`, `direct`, `para-console` for para without its console,
 /// `para+console` for para with nothing else, or by the name of a [peer](crate::peer).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arm {
@@ -24,7 +24,7 @@ pub struct Arm {
 /// A word that is not an arm.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "there is no arm `{0}`; arms are full, kvm-pv, para, para-FACILITY for para without that facility, para+FACILITY for \
+    "there is no arm `{0}`; arms are full, kvm-pv, para, direct, para-FACILITY for para without that facility, para+FACILITY for \
      para with that one only, and the peers {peers}; ARM~5 does five percent more than it says",
     peers = peer::names().collect::<Vec<_>>().join(", ")
 )]
@@ -54,7 +54,7 @@ impl FromStr for Arm {
             };
             return Ok(arm(guest, String::new(), Some(peer)));
         }
-        let (guest, rest) = ["full", "kvm-pv", "para"]
+        let (guest, rest) = ["full", "kvm-pv", "para", "direct"]
             .into_iter()
             .find_map(|guest| Some((guest, plain.strip_prefix(guest)?)))
             .ok_or_else(wrong)?;
@@ -87,7 +87,7 @@ impl Arm {
     pub fn is_para(&self) -> bool {
         match self.peer {
             Some(peer) => peer.kernel == "para",
-            None => self.guest == "para",
+            None => matches!(self.guest, "para" | "direct"),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Task `demo`: the main job. The entry point `ci/demo` has shown what `paravane doctor` says before it
 //! builds this crate: there is something to see within the first two minutes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,11 @@ pub(crate) fn run(workspace: &Workspace, bench: &[String]) -> Result<()> {
     let full = kernel::build(workspace, Arm::Full, None)?;
     let para = kernel::build(workspace, Arm::Para, None)?;
     let initramfs = initramfs::build(workspace)?;
+    if prefers_direct(&paravane)? {
+        heading("The direct guest on this host's own KVM (paravane bench boot --arms direct)");
+        let mut command = Command::new(&paravane);
+        run::show(command.args("bench boot --arms direct --host kvm --launches 5".split(' ')))?;
+    }
     reference_host()?;
 
     heading("The pair (paravane bench boot)");
@@ -40,7 +45,7 @@ pub(crate) fn run(workspace: &Workspace, bench: &[String]) -> Result<()> {
         println!("{what:12} {}", path.display());
     }
     println!("\nBoot one by hand:");
-    for (guest, kernel) in [("full", &full), ("para", &para)] {
+    for (guest, kernel) in [("full", &full), ("para", &para), ("direct", &para)] {
         println!(
             "  {} run --guest {guest} --kernel {} --initrd {}",
             paravane.display(),
@@ -56,6 +61,15 @@ pub(crate) fn reference_host() -> Result<()> {
     let appliance = paravane_reference_host::build(&|step| eprintln!("reference host: {step}"))?;
     println!("reference host: {}", appliance.initrd.display());
     Ok(())
+}
+
+/// Whether this host's KVM runs the direct guest and no other.
+fn prefers_direct(paravane: &Path) -> Result<bool> {
+    let mut doctor = Command::new(paravane);
+    let report = run::read(doctor.args(["doctor", "--json", "--quick"]))?;
+    let report: Value = serde_json::from_str(&report).context("doctor's report is not JSON")?;
+    let runs = |profile: &str| report["profiles"][profile]["runs"] == true;
+    Ok(runs("direct") && !runs("para"))
 }
 
 /// Builds the VMM; returns the program's path.

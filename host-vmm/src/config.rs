@@ -22,6 +22,8 @@ pub enum Profile {
     KvmPv,
     /// Paravirtualization: a patched kernel that finds Paravane.
     Para,
+    /// The same without privilege: the patched kernel at CPL 3, behind the switcher.
+    Direct,
 }
 
 impl Profile {
@@ -32,13 +34,20 @@ impl Profile {
             Self::Full => "full",
             Self::KvmPv => "kvm-pv",
             Self::Para => "para",
+            Self::Direct => "direct",
         }
     }
 
     /// Whether the guest has the legacy PC's devices (PIC, IOAPIC, PIT, UART, RTC, i8042).
     #[must_use]
     pub const fn has_legacy_devices(self) -> bool {
-        !matches!(self, Self::Para)
+        !self.is_paravane()
+    }
+
+    /// Whether the guest finds Paravane.
+    #[must_use]
+    pub const fn is_paravane(self) -> bool {
+        matches!(self, Self::Para | Self::Direct)
     }
 }
 
@@ -273,6 +282,12 @@ pub enum ConfigError {
         "facility `base` cannot be switched off: without it there is no Paravane; use --guest full"
     )]
     MandatoryFacility,
+    /// More processors than a direct guest can have.
+    #[error("a direct guest has one processor so far; use --cpus 1")]
+    DirectVcpus,
+    /// `--guest direct --entry pvh`.
+    #[error("a direct guest is entered in 64-bit mode, at CPL 3; use --entry linux64")]
+    DirectEntry,
     /// `--awkward` without a guest that would notice.
     #[error("an awkward host (--awkward) is awkward to calls: use --guest para")]
     Awkward,
@@ -334,6 +349,12 @@ impl Config {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(ConfigError::Vcpus { vcpus: self.vcpus });
         }
+        if self.profile == Profile::Direct && self.vcpus != 1 {
+            return Err(ConfigError::DirectVcpus);
+        }
+        if self.profile == Profile::Direct && self.entry != Entry::Linux64 {
+            return Err(ConfigError::DirectEntry);
+        }
         if self.awkward.is_some() && self.profile != Profile::Para {
             return Err(ConfigError::Awkward);
         }
@@ -354,8 +375,8 @@ impl Config {
         let ours = match self.profile {
             // No ACPI and no BIOS: the keyboard controller is this PC's way to restart.
             Profile::Full | Profile::KvmPv => "console=ttyS0 reboot=k panic=-1",
-            Profile::Para if self.has_uart() => "console=ttyS0 panic=-1",
-            Profile::Para => "console=hvc0 panic=-1",
+            Profile::Para | Profile::Direct if self.has_uart() => "console=ttyS0 panic=-1",
+            Profile::Para | Profile::Direct => "console=hvc0 panic=-1",
         };
         format!("{ours} {}", self.cmdline).trim_end().to_owned()
     }

@@ -17,7 +17,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::awkward::Awkward;
 use crate::boot::{self, BootError, Loaded};
-use crate::config::Config;
+use crate::config::{Config, Profile};
 use crate::console::Console;
 use crate::crash::{self, Symbols};
 use crate::ctl::server::Server;
@@ -38,6 +38,7 @@ use crate::pv::ring::Rings;
 use crate::pv::smp::Processors;
 use crate::pv::{self, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
+use crate::switcher;
 use crate::vcpu::{self, Vcpu};
 
 /// How long vCPU threads get to come out of KVM once the machine stops.
@@ -478,12 +479,21 @@ impl Vm {
         let mut sregs = boot_cpu
             .get_sregs()
             .map_err(refused("tell a vCPU's registers"))?;
-        boot::regs::special(&mut sregs, loaded.mode);
+        let is_direct = self.machine.config.profile == Profile::Direct;
+        if is_direct {
+            switcher::special(&mut sregs, 0, switcher::BOOT_ROOT);
+            switcher::set_msrs(boot_cpu, 0)?;
+        } else {
+            boot::regs::special(&mut sregs, loaded.mode);
+        }
         boot_cpu
             .set_sregs(&sregs)
             .map_err(refused("set a vCPU's special registers"))?;
         boot_cpu
-            .set_regs(&boot::regs::general(loaded))
+            .set_regs(&kvm_regs {
+                rflags: if is_direct { switcher::RFLAGS } else { 2 },
+                ..boot::regs::general(loaded)
+            })
             .map_err(refused("set a vCPU's registers"))?;
         Ok(())
     }

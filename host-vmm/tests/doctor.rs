@@ -79,7 +79,12 @@ fn the_table_names_every_profile() {
 #[test]
 fn a_quick_answer_agrees_with_the_report() {
     let report = json(doctor(&["--json", "--quick"]));
-    for profile in [Profile::Full, Profile::KvmPv, Profile::Para] {
+    for profile in [
+        Profile::Full,
+        Profile::KvmPv,
+        Profile::Para,
+        Profile::Direct,
+    ] {
         let answer = paravane::doctor::can_run(profile);
         let runs = &report["profiles"][profile.name()]["runs"];
         assert_eq!(*runs, answer.is_ok(), "{profile}: {answer:?}");

@@ -19,8 +19,9 @@ use object::Endianness;
 use object::read::elf::{ElfFile64, ProgramHeader};
 use vm_memory::{Address, Bytes, GuestAddress};
 
-use crate::config::{Config, Entry};
+use crate::config::{Config, Entry, Profile};
 use crate::memory::{self, Memory, MemoryError};
+use crate::switcher;
 
 /// Why a kernel could not be put into memory.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,12 @@ pub enum BootError {
     /// `--entry pvh` with a kernel that has none.
     #[error("`{}` has no PVH entry: only an ELF kernel built with CONFIG_PVH has; use --entry linux64", path.display())]
     NoPvhEntry {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// A kernel for `--guest direct` that would unpack itself first.
+    #[error("`{}` is a bzImage, whose decompressor needs privilege; --guest direct takes the ELF file (`vmlinux`)", path.display())]
+    Compressed {
         /// Which file.
         path: PathBuf,
     },
@@ -123,7 +130,12 @@ pub fn load(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
         Entry::Linux64 => params::write(config, memory, &loaded)?,
         Entry::Pvh => pvh::write(config, memory, &loaded)?,
     }
-    regs::write_tables(memory)?;
+    if config.profile == Profile::Direct {
+        switcher::install(memory, config.vcpus)?;
+        switcher::boot_tables(memory)?;
+    } else {
+        regs::write_tables(memory)?;
+    }
     if config.profile.has_legacy_devices() {
         mptable::write(memory, config.vcpus)?;
     }
@@ -165,6 +177,9 @@ fn load_kernel(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
     }
     if config.entry == Entry::Pvh {
         return Err(BootError::NoPvhEntry { path: path.clone() });
+    }
+    if config.profile == Profile::Direct {
+        return Err(BootError::Compressed { path: path.clone() });
     }
     let result = BzImage::load(memory.mmap(), None, &mut file, start).map_err(|e| {
         if e.to_string().contains("Invalid bzImage") {

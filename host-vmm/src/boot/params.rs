@@ -8,6 +8,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::Loaded;
 use crate::config::{Config, Profile};
 use crate::memory::{self, Memory, MemoryError};
+use crate::switcher;
 
 /// `boot_flag` and `header` of the setup header.
 const BOOT_FLAG: u16 = 0xaa55;
@@ -21,6 +22,12 @@ pub(super) const E820_RESERVED: u32 = 2;
 
 /// The memory map: start, bytes, E820 type.
 pub(super) fn memory_map(config: &Config, memory: &Memory) -> Vec<(u64, u64, u32)> {
+    let reserved_from = |start| {
+        vec![
+            (0, start, E820_RAM),
+            (start, memory::HIGH_RAM - start, E820_RESERVED),
+        ]
+    };
     let mut map = match config.profile {
         // A legacy PC: the last KiB of base memory is the EBDA with the MP table, then video
         // memory and ROMs.
@@ -28,14 +35,8 @@ pub(super) fn memory_map(config: &Config, memory: &Memory) -> Vec<(u64, u64, u32
             (0, memory::EBDA, E820_RAM),
             (memory::EBDA, memory::HIGH_RAM - memory::EBDA, E820_RESERVED),
         ],
-        Profile::Para => vec![
-            (0, memory::PV_AREA, E820_RAM),
-            (
-                memory::PV_AREA,
-                memory::HIGH_RAM - memory::PV_AREA,
-                E820_RESERVED,
-            ),
-        ],
+        Profile::Para => reserved_from(memory::PV_AREA),
+        Profile::Direct => reserved_from(switcher::REGIONS),
     };
     map.push((
         memory::HIGH_RAM,

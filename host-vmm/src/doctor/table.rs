@@ -273,14 +273,14 @@ fn profiles(report: &Report, colours: Colours) -> String {
             let _ = writeln!(text, "  {lead} {line}");
         }
     }
-    if report
-        .profiles
-        .iter()
-        .any(|(name, verdict)| name != "direct" && !verdict.runs)
-    {
-        text +=
-            "  What cannot run here runs on the reference host: paravane run --host reference\n";
+    let (natively, elsewhere): (Vec<_>, Vec<_>) = report.profiles.iter().partition(|(_, v)| v.runs);
+    if elsewhere.is_empty() {
+        return text;
     }
+    if natively.iter().any(|(name, _)| *name == "direct") {
+        text += "  Recommended here: paravane run --guest direct\n";
+    }
+    text += "  What cannot run here runs on the reference host: paravane run --host reference\n";
     text
 }
 

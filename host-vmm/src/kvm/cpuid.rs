@@ -188,7 +188,7 @@ impl GuestCpuid {
                 e.ecx |= TSC_DEADLINE;
             }
         }
-        if profile == Profile::Para {
+        if profile.is_paravane() {
             let [b, c, d] = KVM_SIGNATURE;
             entries.push(leaf(KVM_BASE, [KVM_FEATURES, b, c, d]));
             let features = kvm_features_of(facilities.word());

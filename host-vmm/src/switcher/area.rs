@@ -199,3 +199,83 @@ const _: () = {
     // Stacks end at multiples of 16, as the processor would have it.
     assert!((offset_of!(Area, user_frame) + size_of::<Frame>()).is_multiple_of(16));
 };
+
+#[cfg(test)]
+mod tests {
+    use std::mem::offset_of;
+
+    use super::*;
+
+    /// The guest's own file of these numbers.
+    const HEADER: &str = include_str!("../../../guest-pv-linux/direct.h");
+
+    fn defined(name: &str) -> u64 {
+        let line = HEADER.lines().find_map(|line| {
+            let (found, value) = line.strip_prefix("#define ")?.split_once('\t')?;
+            (found == name).then(|| value.trim())
+        });
+        let value = line.unwrap_or_else(|| panic!("no {name}"));
+        match value.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16).unwrap(),
+            None => value.parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn the_guest_has_the_same_numbers() {
+        macro_rules! area {
+            ($($name:literal $($field:ident).+;)+) => {
+                [$(($name, offset_of!(Area, $($field).+) as u64)),+]
+            };
+        }
+        let offsets = area! {
+            "AREA_CALL" call;
+            "AREA_KERNEL_ROOT" kernel_root;
+            "AREA_USER_RAX" user_rax;
+            "AREA_VECTOR" vector;
+            "AREA_FAULT_ADDRESS" fault_address;
+            "AREA_KERNEL_RAX" kernel_rax;
+            "AREA_SYSCALL" syscall;
+            "AREA_EVENT" event;
+            "AREA_FAULT" fault;
+            "AREA_BREAKPOINT" breakpoint;
+            "AREA_LEAVE" leave;
+            "AREA_KERNEL_SLOT" kernel_slot;
+            "AREA_USER_SLOT" user_slot;
+            "AREA_SYSCALL_RIP" syscall_rip;
+            "AREA_USER_FRAME" user_frame;
+            "AREA_KERNEL_FRAME" kernel_frame;
+            "ROUTINE_LEAVE" routines.leave;
+            "ROUTINE_BREAKPOINT" routines.breakpoint;
+            "ROUTINE_HALT" routines.halt;
+            "ROUTINE_LOAD_ROOT" routines.load_root;
+            "ROUTINE_FLUSH_PAGE" routines.flush_page;
+            "ROUTINE_READ_MSR" routines.read_msr;
+            "ROUTINE_WRITE_MSR" routines.write_msr;
+            "ROUTINE_DOORBELL" routines.doorbell;
+            "ROUTINE_OUTPUT_BYTE" routines.output_byte;
+            "ROUTINE_DEBUG_CONTROL" routines.debug_control;
+            "ROUTINE_DEBUG_ADDRESSES" routines.debug_addresses;
+            "ROUTINE_DEBUG_STATUS" routines.debug_status;
+            "ROUTINE_CPUID" routines.cpuid;
+        };
+        let others = [
+            ("AREA_USER_ERROR", offset_of!(Area, user_frame) as u64 - 8),
+            (
+                "AREA_KERNEL_ERROR",
+                offset_of!(Area, kernel_frame) as u64 - 8,
+            ),
+            ("PARAVANE_REGIONS", REGIONS),
+            ("PARAVANE_REGIONS_39", REGIONS >> 39),
+            ("PARAVANE_REGIONS_SLOT", REGIONS_SLOT as u64),
+            ("PARAVANE_REGION_STRIDE", REGION_STRIDE),
+            ("PARAVANE_GDT", GDT_OFFSET),
+            ("PARAVANE_KERNEL_IDT", KERNEL_IDT_OFFSET),
+            ("PARAVANE_SWITCHER_CS", SWITCHER_CS),
+        ];
+        for (name, value) in offsets.into_iter().chain(others) {
+            assert_eq!(defined(name), value, "{name}");
+        }
+        assert!(defined("AREA_USER_ROOT") >= size_of::<Area>() as u64);
+    }
+}

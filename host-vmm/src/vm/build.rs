@@ -34,6 +34,7 @@ use crate::pv::rng::Rng;
 use crate::pv::smp::{Processors, Smp};
 use crate::pv::timer::{self, Timer};
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
+use crate::switcher;
 
 const MSR_TSC: u32 = 0x10;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
@@ -62,10 +63,10 @@ impl Vm {
         let (vm, memory) = create_vm(&kvm, &config)?;
         let ports = create_devices(&vm, &config, &console)?;
 
-        let set = if config.profile == Profile::Para {
-            timer::delegable(&kvm, delegable(&kvm, config.facilities)?)
-        } else {
-            FacilitySet::NONE
+        let set = match config.profile {
+            Profile::Full | Profile::KvmPv => FacilitySet::NONE,
+            Profile::Para => timer::delegable(&kvm, delegable(&kvm, config.facilities)?),
+            Profile::Direct => switcher::facilities(config.facilities),
         };
         let mut cpuid = GuestCpuid::new(&kvm, config.profile, set, BOOT_INFO, DOORBELL_PORT)?;
         cpuid.move_block(awkward.as_ref().map_or(0, |a| a.block_moved_by()));

@@ -24,7 +24,7 @@ enum Kernel {
 }
 
 /// A launch: its name, the kernel, what `paravane run` gets, and what init gets.
-const LAUNCHES: [(&str, Kernel, &str, &str); 19] = [
+const LAUNCHES: [(&str, Kernel, &str, &str); 20] = [
     (
         "full",
         Kernel::Full,
@@ -37,6 +37,12 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 19] = [
         Kernel::Para,
         "--guest para",
         "WORKLOAD job=null:1000 job=nap:200 end=poweroff",
+    ),
+    (
+        "direct",
+        Kernel::Para,
+        "--guest direct",
+        "job=null:1000 job=nap:20 end=poweroff",
     ),
     (
         "para-image-as-full",

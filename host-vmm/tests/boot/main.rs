@@ -82,6 +82,20 @@ fn para_makes_calls_touches_no_device_of_a_pc_and_powers_off() {
 }
 
 #[test]
+fn the_para_image_boots_without_privilege() {
+    let direct = launch_or_skip!("direct");
+    assert_eq!(
+        (direct.code, direct.outcome()),
+        (0, "power-off"),
+        "{direct}"
+    );
+    assert_eq!(direct.report["hypervisor"], "Hypervisor detected: Paravane");
+    for device in ["uart_in", "uart_out", "mmio"] {
+        assert_eq!(direct.user_exits(device), 0, "{device}: {direct}");
+    }
+}
+
+#[test]
 fn the_para_image_still_boots_as_full() {
     let launch = launch_or_skip!("para-image-as-full");
     assert_eq!((launch.code, launch.outcome()), (0, "reboot"), "{launch}");

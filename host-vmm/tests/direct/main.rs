@@ -1,0 +1,183 @@
+//! The direct guest on this host's KVM: Linux at CPL 3, behind the switcher.
+//!
+//! Where the kernel or the initramfs is not built, or this KVM cannot run the guest, each test prints
+//! `skipped: reason`. On the reference host it is one of the launches of `tests/boot`.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use paravane::config::Profile;
+use serde_json::Value;
+
+/// What is needed: kernel and initramfs.
+fn built() -> Result<(PathBuf, PathBuf), String> {
+    paravane::doctor::can_run(Profile::Direct)?;
+    let cache = paravane_reference_host::cache_folder()
+        .ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
+    let find = |path: &str, task: &str| {
+        let path = cache.join(path);
+        path.canonicalize()
+            .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
+    };
+    Ok((
+        find("kernel/para/vmlinux", "kernel para")?,
+        find("initramfs/guest.cpio", "initramfs")?,
+    ))
+}
+
+struct Launch {
+    code: Option<i32>,
+    console: String,
+    errors: String,
+    stats: Value,
+}
+
+/// Boots a guest with these arguments for init, more files in its initramfs, and this input.
+fn launch(name: &str, init: &str, files: &[u8], input: &str) -> Option<Launch> {
+    let (kernel, initramfs) = match built() {
+        Ok(both) => both,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return None;
+        }
+    };
+    let place = |suffix: &str| {
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("direct-{name}.{suffix}"))
+    };
+    let initrd = place("cpio");
+    let both = [fs::read(initramfs).unwrap(), files.to_vec()].concat();
+    fs::write(&initrd, both).unwrap();
+    let stats = place("stats");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_paravane"))
+        .args("run --guest direct --host kvm --watchdog 120 --stats json".split(' '))
+        .arg("--stats-file")
+        .arg(&stats)
+        .arg("--kernel")
+        .arg(kernel)
+        .arg("--initrd")
+        .arg(initrd)
+        .arg(format!("--cmdline=-- {init}"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    drop(stdin);
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).replace('\r', "");
+    Some(Launch {
+        code: output.status.code(),
+        console: text(&output.stdout),
+        errors: text(&output.stderr),
+        stats: serde_json::from_str(&fs::read_to_string(stats).unwrap()).unwrap(),
+    })
+}
+
+/// A file in a cpio archive of the "newc" form, and the archive's end.
+fn archive(name: &str, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, mode, content) in [(name, 0o10_0755, content), ("TRAILER!!!", 0, &[][..])] {
+        let fields = [
+            1,
+            mode,
+            0,
+            0,
+            1,
+            0,
+            content.len(),
+            0,
+            0,
+            0,
+            0,
+            name.len() + 1,
+            0,
+        ];
+        bytes.extend(b"070701");
+        bytes.extend(
+            fields
+                .iter()
+                .flat_map(|field| format!("{field:08x}").into_bytes()),
+        );
+        for part in [[name.as_bytes(), &[0]].concat().as_slice(), content] {
+            bytes.extend(part);
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+        }
+    }
+    bytes
+}
+
+#[test]
+fn it_boots_on_paravane_and_powers_off() {
+    let Some(launch) = launch("boot", "end=poweroff", &[], "") else {
+        return;
+    };
+    assert_eq!(
+        launch.code,
+        Some(0),
+        "{}\n{}",
+        launch.errors,
+        launch.console
+    );
+    assert_eq!(launch.stats["outcome"], "power-off");
+    assert!(launch.console.contains("Hypervisor detected: Paravane"));
+    for warning in ["WARNING:", "BUG:", "Call Trace"] {
+        assert!(!launch.console.contains(warning), "{}", launch.console);
+    }
+    for device in ["uart_in", "uart_out", "mmio", "io_in"] {
+        assert_eq!(launch.stats["user_exits"][device], 0, "{device}");
+    }
+}
+
+#[test]
+fn a_panic_leaves_a_record() {
+    let Some(launch) = launch("panic", "panic", &[], "") else {
+        return;
+    };
+    assert_eq!(launch.stats["outcome"], "crash", "{}", launch.errors);
+    for words in ["Attempted to kill init", "do_exit"] {
+        assert!(launch.errors.contains(words), "{}", launch.errors);
+    }
+}
+
+#[test]
+fn its_users_do_what_users_do() {
+    let script = "i=0; while [ $i -lt 50 ]; do busybox true; i=$((i+1)); done; echo ran $i\n\
+                  dd if=/dev/zero bs=1k count=1000 | wc -c\n\
+                  sleep 1; poweroff -f\n";
+    let Some(launch) = launch("shell", "shell", &[], script) else {
+        return;
+    };
+    assert_eq!(
+        launch.code,
+        Some(0),
+        "{}\n{}",
+        launch.errors,
+        launch.console
+    );
+    for line in ["ran 50", "1024000"] {
+        let found = launch.console.lines().any(|l| l.trim() == line);
+        assert!(found, "no {line}:\n{}", launch.console);
+    }
+}
+
+#[test]
+fn its_users_reach_neither_kernel_nor_switcher() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("direct-user");
+    let status = Command::new("gcc")
+        .args("-O1 -static -Wall -Wextra -Werror -pthread -o".split(' '))
+        .arg(&program)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/direct/user.c"))
+        .status()
+        .expect("gcc (ci/setup installs it)");
+    assert!(status.success());
+    let files = archive("user", &fs::read(program).unwrap());
+    let Some(launch) = launch("user", "shell", &files, "/user; poweroff -f\n") else {
+        return;
+    };
+    let done = launch.console.contains("user: 0 went wrong");
+    assert!(done, "{}\n{}", launch.errors, launch.console);
+}
