@@ -19,6 +19,7 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use paravane_abi::call::CallId;
 
 use crate::boot;
+use crate::config::Profile;
 use crate::crash;
 use crate::device::{PortAction, uart};
 use crate::pause::{Pause, Place};
@@ -195,10 +196,11 @@ impl Vcpu {
             }
             VcpuExit::Shutdown => {
                 counts.exit(Exit::Other);
-                Then::Die(
-                    Outcome::TripleFault,
-                    "the guest's processor shut down (triple fault)".to_owned(),
-                )
+                let mut message = "the guest's processor shut down (triple fault)".to_owned();
+                if machine.config().profile == Profile::Direct {
+                    message += "; --guest direct takes a kernel with CONFIG_PARAVANE_DIRECT, as `cargo ci kernel para` builds it";
+                }
+                Then::Die(Outcome::TripleFault, message)
             }
             VcpuExit::InternalError => {
                 counts.exit(Exit::Other);

@@ -144,6 +144,26 @@ fn a_panic_leaves_a_record() {
 }
 
 #[test]
+fn a_kernel_that_needs_privilege_is_told_apart() {
+    let Some(cache) = paravane_reference_host::cache_folder() else {
+        return;
+    };
+    let kernel = cache.join("kernel/full/vmlinux");
+    if built().is_err() || !kernel.is_file() {
+        println!("skipped: no kernel, or no KVM that could run the other one");
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_paravane"))
+        .args("run --guest direct --host kvm --watchdog 60 --kernel".split(' '))
+        .arg(kernel)
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("CONFIG_PARAVANE_DIRECT"), "{errors}");
+}
+
+#[test]
 fn its_users_do_what_users_do() {
     let script = "i=0; while [ $i -lt 50 ]; do busybox true; i=$((i+1)); done; echo ran $i\n\
                   dd if=/dev/zero bs=1k count=1000 | wc -c\n\
