@@ -13,11 +13,7 @@ use crate::{
     abi::{
         boot_info::*,
         call::{CallResult, Status},
-        clock::ClockInfo,
-        console::ConsoleInfo,
-        mem::MemInfo,
         registry::*,
-        smp::SmpInfo,
     },
     call::Doorbell,
     clock, console, cpuid, mem,
@@ -25,7 +21,10 @@ use crate::{
     shared_page::SharedRange,
     smp,
 };
-use core::mem::{offset_of, size_of};
+use core::{
+    mem::{offset_of, size_of},
+    ptr,
+};
 use kernel::prelude::*;
 
 /// The host, as detection found it.
@@ -93,18 +92,11 @@ fn read_boot_info(address: u64, port: u32) -> Option<BootInfo> {
         pr_warn!("facility base is missing: {:#x}\n", info.facilities);
         return None;
     }
-    if size < offset_of!(BootInfo, clock) + size_of::<ClockInfo>() {
-        info.clock = ClockInfo::default();
-    }
-    if size < offset_of!(BootInfo, console) + size_of::<ConsoleInfo>() {
-        info.console = ConsoleInfo::default();
-    }
-    if size < offset_of!(BootInfo, smp) + size_of::<SmpInfo>() {
-        info.smp = SmpInfo::default();
-    }
-    if size < offset_of!(BootInfo, mem) + size_of::<MemInfo>() {
-        info.mem = MemInfo::default();
-    }
+    // What lies beyond `size`, or only in part below it, has not been said. Spec: PV-BOOT-7
+    let said = (size & !7).min(size_of::<BootInfo>());
+    let beyond = size_of::<BootInfo>() - said;
+    // SAFETY: The range is the end of `info`, which has integers only: zeros are valid.
+    unsafe { ptr::write_bytes((&raw mut info).cast::<u8>().add(said), 0, beyond) };
     Some(info)
 }
 

@@ -16,7 +16,7 @@
 //! # Reading order
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
-//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `mem`, `smp`,
+//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `mem`, `rng`, `smp`,
 //! `timer`. `info` serves the modules: `paravane.ko`, which is `paravane.rs`, and `pvbench.ko`,
 //! which is `bench.rs`.
 
@@ -34,6 +34,7 @@ mod info;
 mod kernel_c;
 mod mem;
 mod once;
+mod rng;
 mod shared_page;
 mod smp;
 mod timer;

@@ -29,7 +29,9 @@
 #include <linux/spinlock.h>
 #include <linux/stacktrace.h>
 #include <linux/time64.h>
+#include <linux/timekeeping.h>
 #include <linux/vmstat.h>
+#include <linux/workqueue.h>
 
 #include <asm/acpi.h>
 #include <asm/alternative.h>
@@ -98,6 +100,17 @@ EXPORT_SYMBOL(paravane_answer_cpuid);
 u64 paravane_rdtsc(void)
 {
 	return rdtsc_ordered();
+}
+
+/* C because struct timespec64 has no binding. */
+void paravane_set_wall(u64 wall_ns)
+{
+	struct timespec64 now = ns_to_timespec64(wall_ns);
+
+	if (do_settimeofday64(&now))
+		pr_warn("clock: a time of day of %llu ns cannot be\n", wall_ns);
+	else
+		pr_info("clock: the time of day has been set by the host\n");
 }
 
 /* C because __va() is a macro. */
@@ -180,7 +193,29 @@ static const struct hv_ops paravane_hv_ops = {
 	.notifier_hangup	= paravane_notifier_del,
 };
 
-/* C because of the idtentry macros. Input has arrived, or the host has a wish. */
+static void paravane_clock_work_fn(struct work_struct *work)
+{
+	paravane_clock_follow();
+}
+
+/* C because of DECLARE_WORK(). */
+static DECLARE_WORK(paravane_clock_work, paravane_clock_work_fn);
+
+/* C because initcalls are section entries. */
+static int __init paravane_clock_initcall(void)
+{
+	/* A jump before this call has raised nothing. */
+	if (paravane_clock_listen(HYPERVISOR_CALLBACK_VECTOR,
+				  per_cpu(x86_cpu_to_apicid, 0)))
+		schedule_work(&paravane_clock_work);
+	return 0;
+}
+device_initcall(paravane_clock_initcall);
+
+/*
+ * C because of the idtentry macros. Input has arrived, or the clock has
+ * jumped, or neither.
+ */
 DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_event)
 {
 	struct pt_regs *old_regs = set_irq_regs(regs);
@@ -192,6 +227,8 @@ DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_event)
 		hvc_kick();
 	paravane_smp_event();
 	paravane_memory_event();
+	if (paravane_clock_has_jumped())
+		schedule_work(&paravane_clock_work);
 	set_irq_regs(old_regs);
 }
 
@@ -553,6 +590,7 @@ static void __init paravane_init_platform(void)
 	/* Another processor can come at any time, and taking them out is slow. */
 	noreplace_smp = true;
 
+	paravane_seed_rng();
 	paravane_init_no_legacy();
 	paravane_init_clock();
 	paravane_init_timer();

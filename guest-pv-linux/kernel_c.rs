@@ -16,6 +16,10 @@ extern "C" {
     pub(crate) fn paravane_pa(pointer: *const c_void) -> u64;
     /// Whether the memory map reports the whole range as reserved. Only during boot.
     pub(crate) fn paravane_is_reserved(address: u64, size: u64) -> bool;
+    /// Sets the time of day, in nanoseconds since 1970. Can sleep.
+    pub(crate) fn paravane_set_wall(wall_ns: u64);
+    /// Mixes a boot loader's random bytes in, and credits them. Only during boot.
+    pub(crate) fn add_bootloader_randomness(buffer: *const c_void, size: usize);
     /// Takes the lock of the output ring, interrupts off; false where a dying kernel must not wait
     /// for it.
     pub(crate) fn paravane_lock_output(flags: *mut usize) -> bool;

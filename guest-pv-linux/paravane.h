@@ -38,6 +38,8 @@ void paravane_memory_kept(u32 pages);
 bool paravane_memory_listen(u32 vector, u32 apic_id);
 bool paravane_cpuid_find(u32 leaf, u32 subleaf, u32 registers[4]);
 
+void paravane_seed_rng(void);
+
 void paravane_power_off(void);
 void paravane_restart(char *command);
 void paravane_emergency_restart(void);
@@ -46,6 +48,9 @@ unsigned long paravane_tsc_khz(void);
 u64 paravane_apic_timer_hz(void);
 bool paravane_tsc_reliable(void);
 u64 paravane_wall_ns(void);
+bool paravane_clock_listen(u32 vector, u32 apic_id);
+bool paravane_clock_has_jumped(void);
+void paravane_clock_follow(void);
 
 void paravane_console_print(const char *bytes, unsigned int count);
 ssize_t paravane_console_put(u32 vtermno, const u8 *bytes, size_t count);
@@ -62,6 +67,7 @@ s64 paravane_rust_call(u32 id, const u64 arguments[6], u64 *value);
 
 void paravane_cpuid(u32 leaf, u32 registers[4]);
 u64 paravane_rdtsc(void);
+void paravane_set_wall(u64 wall_ns);
 void *paravane_va(u64 address);
 u64 paravane_pa(const void *pointer);
 bool paravane_is_reserved(u64 address, u64 size);

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::inside;
+
 /// What the console workload writes: enough that 1/100 of it is more than the few exits of any launch.
 pub(crate) const CONSOLE_BYTES: usize = 32 * 1024;
 
@@ -275,6 +277,7 @@ pub(crate) struct Launches {
     cpuid: BTreeMap<&'static str, Value>,
     hotplug: Vec<Value>,
     conformance: Value,
+    inside: String,
 }
 
 impl Launches {
@@ -292,6 +295,11 @@ impl Launches {
     /// What `paravane abi check --json` prints.
     pub(crate) fn conformance(&self) -> &Value {
         &self.conformance
+    }
+
+    /// What the test inside prints.
+    pub(crate) fn inside(&self) -> &str {
+        &self.inside
     }
 
     /// What `paravane cpuid` prints for a guest.
@@ -359,6 +367,7 @@ fn run_all() -> Result<Launches, String> {
             .ok()
             .and_then(|json| serde_json::from_slice(&json).ok())
             .unwrap_or_default(),
+        inside: fs::read_to_string(folder.join("inside")).unwrap_or_default(),
     })
 }
 
@@ -424,5 +433,16 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
         );
     }
     let _ = writeln!(script, "'{program}' abi check --json >conformance");
+    let test = std::env::current_exe().expect("a test has a file");
+    let _ = writeln!(
+        script,
+        "{}='{}' {}='{}' '{}' --exact {} --ignored --nocapture >inside 2>&1 </dev/null",
+        inside::KERNEL,
+        kernel_para.display(),
+        inside::INITRD,
+        initrd.display(),
+        test.display(),
+        inside::TEST,
+    );
     script + "exit 0\n"
 }

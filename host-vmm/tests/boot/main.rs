@@ -8,6 +8,7 @@
 //! `cargo ci test` builds them first.
 
 mod golden;
+mod inside;
 mod launches;
 mod memory;
 mod ops;
@@ -370,4 +371,42 @@ fn cpuid_shows_what_it_must() {
             }
         }
     }
+}
+
+/// Whether the test inside has come to `line`; `None`, after a word about it, where nothing was launched.
+fn inside_says(line: &str) -> Option<bool> {
+    match launches() {
+        Ok(all) => {
+            println!("{}", all.inside());
+            Some(all.inside().lines().any(|said| said == line))
+        }
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+#[test]
+fn the_para_guest_has_random_numbers_before_it_knows_its_clock() {
+    let para = launch_or_skip!("para");
+    let at = |text: &str| para.console.find(text);
+    let (ready, clock) = (at("crng init done"), at("tsc: Detected"));
+    assert!(ready.is_some() && ready < clock, "{para}");
+}
+
+#[test]
+fn pv_rng_6_the_seed_is_gone_when_init_runs() {
+    assert_ne!(inside_says(inside::SEED_IS_GONE), Some(false));
+}
+
+#[test]
+fn pv_clock_9_a_guest_reads_the_page_when_its_host_is_through() {
+    // Followed to the second, there and back.
+    assert_ne!(inside_says(inside::STEP_IS_FOLLOWED), Some(false));
+}
+
+#[test]
+fn pv_clock_12_a_step_of_the_hosts_clock_raises_the_event() {
+    assert_ne!(inside_says(inside::STEP_IS_FOLLOWED), Some(false));
 }
