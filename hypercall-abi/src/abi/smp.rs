@@ -78,8 +78,8 @@ const _: () = {
     assert!(core::mem::size_of::<SmpPage>() == 64);
 };
 
-/// The wish in a page's `wanted`, for a guest with so many processors. `None`: there is none, or none
-/// that can be followed. Spec: PV-SMP-14
+/// The wish in a page's `wanted`, for a guest with so many processors. `None`: there is none, or
+/// none that can be followed. Spec: PV-SMP-14
 #[must_use]
 pub const fn smp_wish(wanted: u32, vcpu_count: u32) -> Option<u32> {
     if wanted == 0 || wanted > vcpu_count {
