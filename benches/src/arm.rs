@@ -6,7 +6,7 @@ use std::str::FromStr;
 use crate::peer::{self, Peer};
 
 /// One side of a comparison, written `full`, `kvm-pv`, `para`, `direct`, `para-console` for para without its console,
-/// `para+console` for para with nothing else, or by the name of a [peer](crate::peer).
+/// `para+console` for para with nothing else, or by the name of a [peer].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arm {
     /// How the arm is called in results.
