@@ -9,7 +9,7 @@ use crate::console::Console;
 use crate::doctor::image::{self, Image, layout};
 use crate::kvm::cpuid::delegable;
 use crate::memory::{self, Memory};
-use crate::pv::{DOORBELL_PORT, timer};
+use crate::pv::DOORBELL_PORT;
 use crate::stats::{Outcome, Stats};
 use crate::vm::{RunOptions, Vm};
 use paravane_abi::call::{CallResult, Status};
@@ -204,8 +204,7 @@ impl Ran {
 /// [`Failure::Machine`].
 pub(super) fn offered(facilities: &str) -> Result<FacilitySet, Failure> {
     let set = FacilitySet::parse(facilities)?;
-    let kvm = crate::kvm::open()?;
-    Ok(timer::delegable(&kvm, delegable(&kvm, set)?))
+    Ok(delegable(&crate::kvm::open()?, set)?)
 }
 
 /// Makes `calls` in a para guest with everything and gives their results; the guest must then

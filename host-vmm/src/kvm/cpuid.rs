@@ -15,7 +15,7 @@
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
 };
-use kvm_ioctls::{Kvm, VcpuFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use paravane_abi::delegate::kvm_features_of;
 use paravane_abi::registry as reg;
 
@@ -47,7 +47,10 @@ pub const fn has_subleaves(entry: &kvm_cpuid_entry2) -> bool {
 /// # Errors
 ///
 /// [`KvmError::Ioctl`] where KVM does not give its supported table.
-pub fn delegable(kvm: &Kvm, set: FacilitySet) -> Result<FacilitySet, KvmError> {
+pub fn delegable(kvm: &Kvm, mut set: FacilitySet) -> Result<FacilitySet, KvmError> {
+    if !kvm.check_extension(Cap::TscDeadlineTimer) {
+        set = set.without(reg::FACILITY_TIMER);
+    }
     if kvm_features_of(set.word()) == 0 {
         return Ok(set);
     }
@@ -178,7 +181,7 @@ impl GuestCpuid {
             .copied()
             .collect();
         // The in-kernel LAPIC has the TSC-deadline mode whatever the table says (api.rst, 4.46).
-        let deadline = kvm.check_extension(kvm_ioctls::Cap::TscDeadlineTimer);
+        let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         for e in entries.iter_mut().filter(|e| e.function == 1) {
             e.ecx &= !(HYPERVISOR | TSC_DEADLINE);
             if profile != Profile::Full {

@@ -32,7 +32,7 @@ use crate::pv::delegate::Delegate;
 use crate::pv::mem::Mem;
 use crate::pv::rng::Rng;
 use crate::pv::smp::{Processors, Smp};
-use crate::pv::timer::{self, Timer};
+use crate::pv::timer::Timer;
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
 use crate::switcher;
 
@@ -65,7 +65,7 @@ impl Vm {
 
         let set = match config.profile {
             Profile::Full | Profile::KvmPv => FacilitySet::NONE,
-            Profile::Para => timer::delegable(&kvm, delegable(&kvm, config.facilities)?),
+            Profile::Para => delegable(&kvm, config.facilities)?,
             Profile::Direct => switcher::facilities(config.facilities),
         };
         let mut cpuid = GuestCpuid::new(&kvm, config.profile, set, BOOT_INFO, DOORBELL_PORT)?;
