@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, bail};
 use indicatif::ProgressBar;
@@ -127,31 +127,29 @@ pub(crate) fn lock(collector: &Mutex<Collector>) -> std::sync::MutexGuard<'_, Co
     collector.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The output of the benchmark on the reference host, line by line into the collector.
-pub(crate) struct LineSink {
-    collector: Arc<Mutex<Collector>>,
+/// The output of a benchmark on the reference host, line by line to who takes it.
+pub(crate) struct LineSink<F> {
+    take: F,
     line: Vec<u8>,
 }
 
-impl LineSink {
+impl<F: FnMut(&str) -> anyhow::Result<()>> LineSink<F> {
     /// A sink without a line so far.
-    pub(crate) fn new(collector: Arc<Mutex<Collector>>) -> Self {
+    pub(crate) fn new(take: F) -> Self {
         Self {
-            collector,
+            take,
             line: Vec::new(),
         }
     }
 }
 
-impl Write for LineSink {
+impl<F: FnMut(&str) -> anyhow::Result<()>> Write for LineSink<F> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         for byte in bytes {
             if *byte == b'\n' {
                 let line = String::from_utf8_lossy(&self.line).into_owned();
                 self.line.clear();
-                lock(&self.collector)
-                    .take(&line)
-                    .map_err(io::Error::other)?;
+                (self.take)(&line).map_err(io::Error::other)?;
             } else {
                 self.line.push(*byte);
             }

@@ -45,5 +45,5 @@ pub use all::{AllArgs, all};
 pub use boot::{BootArgs, SuiteArgs, boot, run_suite};
 pub use ops::{OpsArgs, ops};
 pub use report::{ReportArgs, report};
-pub use session::{CommonArgs, InsideArgs, inside};
+pub use session::{CommonArgs, GuestFiles, InsideArgs, inside};
 pub use trace::{TraceArgs, trace};

@@ -21,12 +21,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context as _, ensure};
 
 use crate::arm::{Arm, name_twins};
+use crate::collect::LineSink;
 use crate::host::Host;
 use crate::launch::Launcher;
 use crate::ops_launch::{Series, launch_all};
 use crate::ops_results::Results;
 use crate::ops_table::draw;
-use crate::session::{scratch_folder, watch_signals};
+use crate::session::{given_or_cached, resolved, scratch_folder, watch_signals};
 use crate::table::Look;
 
 /// Arguments of `paravane bench ops`.
@@ -204,20 +205,8 @@ fn show(results: &Results, markdown: Option<&Path>) -> anyhow::Result<()> {
 }
 
 fn launcher(args: &OpsArgs) -> anyhow::Result<Launcher> {
-    let input = |given: Option<&PathBuf>, cached: &str, mend: &str| -> anyhow::Result<PathBuf> {
-        let path = match given {
-            Some(path) => path.clone(),
-            None => paravane_reference_host::cache_folder()
-                .context("there is no place for the cache; set HOME or PARAVANE_CACHE")?
-                .join(cached),
-        };
-        // A symbolic link into the cache may be moved to a newer build while the benchmark runs.
-        path.canonicalize()
-            .with_context(|| format!("`{}` cannot be read; {mend}", path.display()))
-    };
-    let kernel = input(
-        args.kernel.as_ref(),
-        "kernel/para/vmlinux",
+    let kernel = resolved(
+        &given_or_cached(args.kernel.as_ref(), "kernel/para/vmlinux")?,
         "build it with `cargo ci kernel para`",
     )?;
     Ok(Launcher {
@@ -225,9 +214,8 @@ fn launcher(args: &OpsArgs) -> anyhow::Result<Launcher> {
         // A module loads into the kernel that it was built with, and the patched one boots as every guest.
         kernel_full: kernel.clone(),
         kernel_para: kernel,
-        initrd: input(
-            args.initrd.as_ref(),
-            "initramfs/guest.cpio",
+        initrd: resolved(
+            &given_or_cached(args.initrd.as_ref(), "initramfs/guest.cpio")?,
             "build it with `cargo ci initramfs`",
         )?,
         memory_mib: args.memory,
@@ -235,31 +223,6 @@ fn launcher(args: &OpsArgs) -> anyhow::Result<Launcher> {
         watchdog: args.watchdog,
         scratch: scratch_folder()?,
     })
-}
-
-/// The output of the benchmark on the reference host, line by line into the results.
-struct LineSink {
-    results: Arc<Mutex<Results>>,
-    line: Vec<u8>,
-}
-
-impl Write for LineSink {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        for byte in bytes {
-            if *byte == b'\n' {
-                let line = String::from_utf8_lossy(&self.line).into_owned();
-                self.line.clear();
-                lock(&self.results).take(&line).map_err(io::Error::other)?;
-            } else {
-                self.line.push(*byte);
-            }
-        }
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Starts this program once on the reference host, with the same arguments, to make every launch there.
@@ -295,10 +258,8 @@ fn on_the_reference_host(
     lock(results)
         .progress
         .set_message("the reference host boots");
-    let sink = LineSink {
-        results: Arc::clone(results),
-        line: Vec::new(),
-    };
+    let into = Arc::clone(results);
+    let sink = LineSink::new(move |line| lock(&into).take(line));
     let finished = paravane_reference_host::Command::new(arguments)?
         .stdout(sink)
         .run()?;

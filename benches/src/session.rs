@@ -23,6 +23,20 @@ use crate::run::Run;
 use crate::sample::Samples;
 use crate::table::{Heading, Look, draw};
 
+/// What guests boot.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct GuestFiles {
+    /// The unmodified kernel [default: the newest that `cargo ci kernel full` built].
+    #[arg(long, value_name = "FILE")]
+    pub kernel_full: Option<PathBuf>,
+    /// The patched kernel [default: the newest that `cargo ci kernel para` built].
+    #[arg(long, value_name = "FILE")]
+    pub kernel_para: Option<PathBuf>,
+    /// The guest's initramfs [default: the newest that `cargo ci initramfs` built].
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+}
+
 /// What every suite takes.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct CommonArgs {
@@ -55,15 +69,9 @@ pub struct CommonArgs {
     /// Seed of the launches' order and of the bootstrap [default: a new one each time].
     #[arg(long)]
     pub seed: Option<u64>,
-    /// The unmodified kernel [default: the newest that `cargo ci kernel full` built].
-    #[arg(long, value_name = "FILE")]
-    pub kernel_full: Option<PathBuf>,
-    /// The patched kernel [default: the newest that `cargo ci kernel para` built].
-    #[arg(long, value_name = "FILE")]
-    pub kernel_para: Option<PathBuf>,
-    /// The guest's initramfs [default: the newest that `cargo ci initramfs` built].
-    #[arg(long, value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
+    /// What the guests boot.
+    #[command(flatten)]
+    pub files: GuestFiles,
     /// Guest memory in MiB [default: 128].
     #[arg(long)]
     pub memory: Option<u64>,
@@ -118,7 +126,7 @@ pub fn session(
         None => experiment(),
     };
     let arms = experiment.arms()?;
-    let launcher = launcher(args, &experiment, &arms)?;
+    let launcher = launcher(&args.files, &experiment, &arms)?;
     let steps = experiment.steps();
     ensure!(
         !steps.is_empty(),
@@ -179,11 +187,10 @@ pub fn inside(args: &InsideArgs) -> anyhow::Result<()> {
     let experiment: Experiment =
         serde_json::from_str(&args.experiment).context("the experiment cannot be read")?;
     let arms = experiment.arms()?;
-    let files = CommonArgs {
+    let files = GuestFiles {
         kernel_full: Some(args.kernel_full.clone()),
         kernel_para: Some(args.kernel_para.clone()),
         initrd: Some(args.initrd.clone()),
-        ..CommonArgs::default()
     };
     let launcher = launcher(&files, &experiment, &arms)?;
     let saved = args.done.as_deref().map(Saved::read).transpose()?;
@@ -255,8 +262,24 @@ fn show(
     Ok(())
 }
 
+/// The file that was given, or that of the cache.
+pub(crate) fn given_or_cached(given: Option<&PathBuf>, cached: &str) -> anyhow::Result<PathBuf> {
+    match given {
+        Some(path) => Ok(path.clone()),
+        None => Ok(paravane_reference_host::cache_folder()
+            .context("there is no place for the cache; set HOME or PARAVANE_CACHE")?
+            .join(cached)),
+    }
+}
+
+/// The file itself: a symbolic link into the cache may be moved to a newer build while the benchmark runs.
+pub(crate) fn resolved(path: &Path, mend: &str) -> anyhow::Result<PathBuf> {
+    path.canonicalize()
+        .with_context(|| format!("`{}` cannot be read; {mend}", path.display()))
+}
+
 pub(crate) fn launcher(
-    args: &CommonArgs,
+    files: &GuestFiles,
     experiment: &Experiment,
     arms: &[Arm],
 ) -> anyhow::Result<Launcher> {
@@ -265,18 +288,12 @@ pub(crate) fn launcher(
                  mend: &str,
                  needed: bool|
      -> anyhow::Result<PathBuf> {
-        let path = match given {
-            Some(path) => path.clone(),
-            None => paravane_reference_host::cache_folder()
-                .context("there is no place for the cache; set HOME or PARAVANE_CACHE")?
-                .join(cached),
-        };
-        if !needed {
-            return Ok(path);
+        let path = given_or_cached(given, cached)?;
+        if needed {
+            resolved(&path, mend)
+        } else {
+            Ok(path)
         }
-        // A symbolic link into the cache may be moved to a newer build while the benchmark runs.
-        path.canonicalize()
-            .with_context(|| format!("`{}` cannot be read; {mend}", path.display()))
     };
     let (full, para) = (
         arms.iter().any(|arm| !arm.is_para()),
@@ -285,19 +302,19 @@ pub(crate) fn launcher(
     Ok(Launcher {
         program: std::env::current_exe().context("this program's own path is not known")?,
         kernel_full: input(
-            args.kernel_full.as_ref(),
+            files.kernel_full.as_ref(),
             "kernel/full/vmlinux",
             "build it with `cargo ci kernel full`",
             full,
         )?,
         kernel_para: input(
-            args.kernel_para.as_ref(),
+            files.kernel_para.as_ref(),
             "kernel/para/vmlinux",
             "build it with `cargo ci kernel para`",
             para,
         )?,
         initrd: input(
-            args.initrd.as_ref(),
+            files.initrd.as_ref(),
             "initramfs/guest.cpio",
             "build it with `cargo ci initramfs`",
             true,
@@ -372,7 +389,8 @@ fn on_the_reference_host(
     lock(collector)
         .progress
         .set_message("the reference host boots");
-    let sink = LineSink::new(Arc::clone(collector));
+    let into = Arc::clone(collector);
+    let sink = LineSink::new(move |line| lock(&into).take(line));
     let finished = paravane_reference_host::Command::new(arguments)?
         .stdout(sink)
         .run();

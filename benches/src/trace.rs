@@ -18,7 +18,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 
 use crate::host::Host;
-use crate::session::CommonArgs;
+use crate::session::GuestFiles;
 
 /// Arguments of `paravane trace`.
 #[derive(Clone, Debug, clap::Args)]
@@ -50,15 +50,9 @@ pub struct TraceArgs {
     /// Write the flows here, as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// The unmodified kernel [default: the newest that `cargo ci kernel full` built].
-    #[arg(long, value_name = "FILE")]
-    pub kernel_full: Option<PathBuf>,
-    /// The patched kernel [default: the newest that `cargo ci kernel para` built].
-    #[arg(long, value_name = "FILE")]
-    pub kernel_para: Option<PathBuf>,
-    /// The guest's initramfs [default: the newest that `cargo ci initramfs` built].
-    #[arg(long, value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
+    /// What the guests boot.
+    #[command(flatten)]
+    pub files: GuestFiles,
     /// vCPUs of a guest.
     #[arg(long, default_value_t = 1)]
     pub cpus: u8,
@@ -70,12 +64,6 @@ pub struct TraceArgs {
 ///
 /// When a word is not an arm, tracing is not possible, or a guest failed.
 pub fn trace(args: &TraceArgs) -> anyhow::Result<()> {
-    let files = CommonArgs {
-        kernel_full: args.kernel_full.clone(),
-        kernel_para: args.kernel_para.clone(),
-        initrd: args.initrd.clone(),
-        ..CommonArgs::default()
-    };
     let mut flows = Vec::new();
     for name in &args.arms {
         let arm: crate::arm::Arm = name.parse()?;
@@ -83,7 +71,7 @@ pub fn trace(args: &TraceArgs) -> anyhow::Result<()> {
             arm.peer.is_none(),
             "`{name}` is a peer: it has no mark port, so that its operation cannot be found in a trace"
         );
-        let text = record::record(&arm, &args.operation, args.cpus, &files)?;
+        let text = record::record(&arm, &args.operation, args.cpus, &args.files)?;
         let events = flow::parse(&text);
         let flow = flow::between_marks(&events).with_context(|| {
             format!("the trace of {name} does not have both marks of the operation")

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use crate::arm::Arm;
 use crate::experiment::Experiment;
-use crate::session::{CommonArgs, launcher};
+use crate::session::{GuestFiles, launcher};
 
 /// Where the kernel keeps its trace buffers.
 const TRACING: &str = "/sys/kernel/tracing";
@@ -83,7 +83,7 @@ pub(super) fn record(
     arm: &Arm,
     operation: &str,
     cpus: u8,
-    files: &CommonArgs,
+    files: &GuestFiles,
 ) -> anyhow::Result<String> {
     let experiment = Experiment {
         suite: "trace".to_owned(),

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use paravane_benches::GuestFiles;
+
 use super::{GuestSnapshot, Pace, Record, Snapshot, Source, TopError, ask, show};
 
 /// Options of `paravane duel`.
@@ -16,15 +18,8 @@ use super::{GuestSnapshot, Pace, Record, Snapshot, Source, TopError, ask, show};
     Example: paravane duel --init 'job=console:65536 job=fork:500'"
 )]
 pub struct DuelArgs {
-    /// The unmodified kernel [default: the newest that `cargo ci kernel full` built].
-    #[arg(long, value_name = "FILE")]
-    kernel_full: Option<PathBuf>,
-    /// The patched kernel [default: the newest that `cargo ci kernel para` built].
-    #[arg(long, value_name = "FILE")]
-    kernel_para: Option<PathBuf>,
-    /// The guests' initramfs [default: the newest that `cargo ci initramfs` built].
-    #[arg(long, value_name = "FILE")]
-    initrd: Option<PathBuf>,
+    #[command(flatten)]
+    files: GuestFiles,
     /// What the guests' init does.
     #[arg(long, value_name = "TEXT", default_value = "job=console:16384")]
     init: String,
@@ -70,12 +65,12 @@ impl Pair {
         for (guest, kernel, end) in [
             (
                 "full",
-                or(&args.kernel_full, "kernel/full/vmlinux"),
+                or(&args.files.kernel_full, "kernel/full/vmlinux"),
                 "restart",
             ),
             (
                 "para",
-                or(&args.kernel_para, "kernel/para/vmlinux"),
+                or(&args.files.kernel_para, "kernel/para/vmlinux"),
                 "poweroff",
             ),
         ] {
@@ -87,7 +82,7 @@ impl Pair {
                 .arg("--kernel")
                 .arg(kernel)
                 .arg("--initrd")
-                .arg(or(&args.initrd, "initramfs/guest.cpio"))
+                .arg(or(&args.files.initrd, "initramfs/guest.cpio"))
                 .arg("--ctl")
                 .arg(path("sock"))
                 .arg("--console-log")
