@@ -36,7 +36,7 @@ pub(crate) enum Command {
     /// Watch running guests: exits by reason, calls by name, console, and how fast they come.
     Top(paravane::top::TopArgs),
     /// Boot a full and a para guest at once and watch both, side by side.
-    Duel(DuelArgs),
+    Duel(DuelCommand),
     /// Show one operation as it really goes, crossing by crossing, in a full and in a para guest.
     Trace(paravane_benches::TraceArgs),
     /// Print the CPUID table that a guest would get, without running it.
@@ -116,9 +116,9 @@ pub(crate) enum BenchCommand {
     Inside(paravane_benches::InsideArgs),
 }
 
-/// Options of `paravane duel`.
+/// Options of `paravane duel`, and where its guests run. clap wants another name than that of the options.
 #[derive(Debug, Args)]
-pub(crate) struct DuelArgs {
+pub(crate) struct DuelCommand {
     /// Where the guests run.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) host: Host,
@@ -280,4 +280,16 @@ pub(crate) struct CpuidArgs {
     /// Print JSON.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::Cli;
+
+    #[test]
+    fn every_command_line_can_be_parsed() {
+        Cli::command().debug_assert();
+    }
 }

@@ -12,7 +12,7 @@ use clap::Parser;
 
 use cli::{
     AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchArgs, BenchCommand, Cli, Command, CpuidArgs,
-    DuelArgs, Host, OnReboot, RunArgs, StatsForm,
+    DuelCommand, Host, OnReboot, RunArgs, StatsForm,
 };
 use paravane::config::{Config, FACILITIES, FacilitySet, Profile};
 use paravane::conformance::report::Report;
@@ -228,7 +228,7 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn duel(args: &DuelArgs) -> anyhow::Result<ExitCode> {
+fn duel(args: &DuelCommand) -> anyhow::Result<ExitCode> {
     if let Some(why) = needs_reference(args.host, Profile::Full) {
         return in_reference_host("the duel", &why, true, None);
     }
