@@ -14,6 +14,7 @@ use crate::{
     detect::host,
     kernel_c,
     once::Once,
+    rng,
     shared_page::SharedRange,
 };
 use core::{
@@ -39,6 +40,7 @@ static CLOCK: Once<ClockInfo> = Once::new();
 struct Page {
     shared: SharedRange,
     disruption: AtomicU64,
+    generation: AtomicU64,
 }
 
 static PAGE: Once<Page> = Once::new();
@@ -80,9 +82,11 @@ fn find_page(clock: &ClockInfo) -> Option<Page> {
     let page = Page {
         shared,
         disruption: AtomicU64::new(0),
+        generation: AtomicU64::new(0),
     };
-    let now = page.read()?.disruption;
-    page.disruption.store(now, Ordering::Relaxed);
+    let now = page.read()?;
+    page.disruption.store(now.disruption, Ordering::Relaxed);
+    page.generation.store(now.generation, Ordering::Relaxed);
     Some(page)
 }
 
@@ -223,6 +227,11 @@ extern "C" fn paravane_clock_follow() {
     if page.disruption.swap(told.disruption, Ordering::Relaxed) == told.disruption {
         return;
     }
+    // First of all: a key must not be made twice.
+    if page.generation.swap(told.generation, Ordering::Relaxed) != told.generation {
+        // SAFETY: The one work item is the only caller.
+        unsafe { rng::reseed(told.generation) };
+    }
     if told.tsc_hz != clock.tsc_hz {
         pr_warn!(
             "clock: the TSC runs at {} Hz, and not at {}: time is wrong from now on\n",
@@ -235,4 +244,10 @@ extern "C" fn paravane_clock_follow() {
         // SAFETY: No requirements but that the caller can sleep, as a work item does.
         unsafe { kernel_c::paravane_set_wall(wall_ns) };
     }
+}
+
+/// The machine's generation; 0 where the host has no page.
+pub(crate) fn generation() -> u64 {
+    PAGE.get()
+        .map_or(0, |page| page.generation.load(Ordering::Relaxed))
 }

@@ -5,7 +5,7 @@
 
 use crate::{
     abi::call::{Status, MAX_ARGS},
-    call, console,
+    call, clock, console,
     detect::host,
 };
 
@@ -21,7 +21,7 @@ extern "C" fn paravane_rust_value(which: u32) -> u64 {
         1 => u64::from(host.info.version),
         2 => host.info.facilities,
         3 => u64::from(host.info.transports),
-        4 => host.info.generation,
+        4 => clock::generation().max(host.info.generation),
         5 => console::doorbells_saved(),
         _ => 0,
     }

@@ -18,6 +18,8 @@ extern "C" {
     pub(crate) fn paravane_is_reserved(address: u64, size: u64) -> bool;
     /// Sets the time of day, in nanoseconds since 1970. Can sleep.
     pub(crate) fn paravane_set_wall(wall_ns: u64);
+    /// Mixes in what no copy of this machine has, and begins a new key with it. Can sleep.
+    pub(crate) fn add_vmfork_randomness(unique: *const c_void, size: usize);
     /// Mixes a boot loader's random bytes in, and credits them. Only during boot.
     pub(crate) fn add_bootloader_randomness(buffer: *const c_void, size: usize);
     /// Takes the lock of the output ring, interrupts off; false where a dying kernel must not wait

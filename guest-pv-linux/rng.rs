@@ -4,10 +4,10 @@
 //!
 //! A kernel on a PC has RDRAND, or waits for its interrupts; here the boot-info page names a seed.
 //! It is credited as a boot loader's is: with `random.trust_bootloader=off` the kernel mixes it in
-//! and goes on waiting.
+//! and goes on waiting. A machine that is a copy of another asks for more.
 
 use crate::{abi::registry::*, detect::host, kernel_c, shared_page::SharedRange};
-use core::hint::black_box;
+use core::{cell::UnsafeCell, hint::black_box, ptr};
 use kernel::prelude::*;
 
 /// Most bytes of the seed that are used: those of the kernel's key, twice.
@@ -43,5 +43,42 @@ extern "C" fn paravane_seed_rng() {
         let part = (info.rng.length as usize - at).min(SEED_MAX);
         page.copy_in(at, &seed[..part]);
         at += part;
+    }
+}
+
+/// Bytes that a copy asks the host for.
+const RESEED_BYTES: usize = 32;
+
+/// A buffer that the host can write to: a static object has an address that it knows, a stack not
+/// always.
+struct Fresh(UnsafeCell<[u8; RESEED_BYTES]>);
+
+// SAFETY: Only `reseed` touches the bytes, and one work item at a time calls it.
+unsafe impl Sync for Fresh {}
+
+static FRESH: Fresh = Fresh(UnsafeCell::new([0; RESEED_BYTES]));
+
+/// Makes the kernel's generator another one than that of the machine that this one is a copy of.
+/// `generation` does where the host has no random numbers: it is unique, though no secret.
+///
+/// # Safety
+///
+/// Nobody else is in this function.
+pub(crate) unsafe fn reseed(generation: u64) {
+    let fresh = FRESH.0.get().cast::<u8>();
+    // SAFETY: `fresh` is a static object.
+    let address = unsafe { kernel_c::paravane_pa(fresh.cast_const().cast()) };
+    let arguments = [address, RESEED_BYTES as u64];
+    let host = host().filter(|host| host.info.has(FACILITY_RNG));
+    // SAFETY: The host writes so many bytes to an object that nobody else uses.
+    if host.is_some_and(|host| unsafe { host.call(CALL_RNG_FILL, arguments) }.is_ok()) {
+        // SAFETY: The kernel reads so many bytes; a work item can sleep.
+        unsafe { kernel_c::add_vmfork_randomness(fresh.cast_const().cast(), RESEED_BYTES) };
+        // SAFETY: Nobody else uses the object.
+        unsafe { ptr::write_volatile(fresh.cast::<[u8; RESEED_BYTES]>(), [0; RESEED_BYTES]) };
+    } else {
+        let id = generation.to_ne_bytes();
+        // SAFETY: As above.
+        unsafe { kernel_c::add_vmfork_randomness(id.as_ptr().cast(), id.len()) };
     }
 }

@@ -25,6 +25,7 @@ pub(crate) const INITRD: &str = "PARAVANE_TEST_INITRD";
 /// What the test has seen, each with a line.
 pub(crate) const SEED_IS_GONE: &str = "inside: the seed is gone";
 pub(crate) const STEP_IS_FOLLOWED: &str = "inside: the step is followed";
+pub(crate) const COPY_IS_RESEEDED: &str = "inside: the copy has random numbers of its own";
 
 /// A guest with a shell.
 struct Guest {
@@ -135,9 +136,14 @@ fn a_guest_follows_its_host() {
     // And back again.
     set_clock(before);
     let at = guest.wait_for(at, FOLLOWS);
-    let (told, _) = guest.time(at);
+    let (told, at) = guest.time(at);
     assert!(told.abs_diff(before) < 600, "{told}, {before}");
     println!("{STEP_IS_FOLLOWED}");
+
+    // As whoever restores a machine does.
+    guest.machine.has_been_restored(0x5eed).unwrap();
+    guest.wait_for(at, "crng reseeded due to virtual machine fork");
+    println!("{COPY_IS_RESEEDED}");
 
     guest.type_in("exit\n");
     let stats = guest.run.join().unwrap().unwrap();

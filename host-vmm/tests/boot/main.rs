@@ -411,3 +411,8 @@ fn pv_clock_9_a_guest_reads_the_page_when_its_host_is_through() {
 fn pv_clock_12_a_step_of_the_hosts_clock_raises_the_event() {
     assert_ne!(inside_says(inside::STEP_IS_FOLLOWED), Some(false));
 }
+
+#[test]
+fn a_guest_that_is_a_copy_begins_a_new_key() {
+    assert_ne!(inside_says(inside::COPY_IS_RESEEDED), Some(false));
+}
