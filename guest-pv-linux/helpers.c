@@ -205,7 +205,7 @@ static DECLARE_WORK(paravane_clock_work, paravane_clock_work_fn);
 static int __init paravane_clock_initcall(void)
 {
 	/* A jump before this call has raised nothing. */
-	if (paravane_clock_listen(HYPERVISOR_CALLBACK_VECTOR,
+	if (paravane_clock_listen(PARAVANE_EVENT_VECTOR,
 				  per_cpu(x86_cpu_to_apicid, 0)))
 		schedule_work(&paravane_clock_work);
 	return 0;
@@ -251,7 +251,7 @@ static int __init paravane_tty_initcall(void)
 	if (IS_ERR(hp))
 		return PTR_ERR(hp);
 	WRITE_ONCE(paravane_hvc, hp);
-	paravane_has_event = paravane_console_listen(HYPERVISOR_CALLBACK_VECTOR,
+	paravane_has_event = paravane_console_listen(PARAVANE_EVENT_VECTOR,
 						     per_cpu(x86_cpu_to_apicid, 0));
 	return 0;
 }
@@ -577,7 +577,7 @@ static void __init paravane_init_platform(void)
 		register_console(&paravane_early_console);
 		add_preferred_console("hvc", 0, NULL);
 	}
-	sysvec_install(HYPERVISOR_CALLBACK_VECTOR, sysvec_paravane_event);
+	sysvec_install(PARAVANE_EVENT_VECTOR, sysvec_paravane_event);
 	pr_info("ABI %#llx, facilities %#llx, transports %#llx\n",
 		paravane_rust_value(1), paravane_rust_value(2),
 		paravane_rust_value(3));

@@ -216,7 +216,7 @@ static int __init paravane_mem_initcall(void)
 	error = page_reporting_register(&paravane_reporting);
 	if (error)
 		return error;
-	if (!paravane_memory_listen(HYPERVISOR_CALLBACK_VECTOR,
+	if (!paravane_memory_listen(PARAVANE_EVENT_VECTOR,
 				    per_cpu(x86_cpu_to_apicid, 0)))
 		return 0;
 	register_oom_notifier(&paravane_oom_block);

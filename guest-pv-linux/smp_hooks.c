@@ -93,7 +93,7 @@ void paravane_smp_event(void)
 /* C because initcalls are section entries. By now processors can come and go. */
 static int __init paravane_smp_initcall(void)
 {
-	if (paravane_smp_listen(HYPERVISOR_CALLBACK_VECTOR, per_cpu(x86_cpu_to_apicid, 0)))
+	if (paravane_smp_listen(PARAVANE_EVENT_VECTOR, per_cpu(x86_cpu_to_apicid, 0)))
 		paravane_smp_event();
 	return 0;
 }

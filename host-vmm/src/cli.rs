@@ -190,6 +190,10 @@ pub(crate) struct RunArgs {
     /// Number of vCPUs.
     #[arg(long, value_name = "N", default_value_t = 1)]
     cpus: u8,
+    /// Say that each vCPU has a processor of this host for itself: a kvm-pv or para guest then polls for a
+    /// while before it halts. A loss where it is not so.
+    #[arg(long)]
+    dedicated: bool,
     /// Facilities of a para guest: `-clock,-crash` leaves these out, `console` has only that one.
     /// `exitless` is facility `ring` with a host thread that looks at the rings; `-exitless` leaves the thread out.
     #[arg(
@@ -250,6 +254,7 @@ impl RunArgs {
             memory_mib: self.memory,
             prealloc: self.prealloc,
             vcpus: self.cpus,
+            dedicated: self.dedicated,
             facilities: FacilitySet::parse(&self.pv)?,
             entry: self.entry,
             watchdog: (seconds > 0).then(|| Duration::from_secs(seconds)),

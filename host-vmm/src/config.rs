@@ -242,6 +242,8 @@ pub struct Config {
     pub prealloc: bool,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// Each vCPU has a processor of the host for itself; only kvm-pv and para can be told.
+    pub dedicated: bool,
     /// Facilities of a para guest; ignored otherwise.
     pub facilities: FacilitySet,
     /// How the kernel is entered.

@@ -67,6 +67,7 @@ fn start_with(server: &Arc<Server>) -> Option<Running> {
         cmdline: String::new(),
         memory_mib: 32,
         prealloc: false,
+        dedicated: false,
         vcpus: 2,
         facilities: FacilitySet::default(),
         entry: Entry::Linux64,

@@ -235,6 +235,7 @@ fn machine(vcpus: u8) -> (Vm, Console) {
         cmdline: String::new(),
         memory_mib: 32,
         prealloc: false,
+        dedicated: false,
         vcpus,
         facilities: FacilitySet::default(),
         entry: Entry::Linux64,

@@ -75,7 +75,7 @@
 #define PARAVANE_TLB_KVM_FEATURES 0x220U
 
 /* The same for facility `sched`. */
-#define PARAVANE_SCHED_KVM_FEATURES 0x20a0U
+#define PARAVANE_SCHED_KVM_FEATURES 0x70b0U
 
 /* --- draft --- */
 

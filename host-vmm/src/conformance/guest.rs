@@ -252,6 +252,7 @@ pub(super) fn boot(
         cmdline: String::new(),
         memory_mib: MEMORY_MIB,
         prealloc: false,
+        dedicated: false,
         vcpus,
         facilities,
         entry: Entry::Linux64,

@@ -30,6 +30,8 @@ pub const PARAVANE_BASE: u32 = reg::CPUID_BASE_FIRST + reg::CPUID_BASE_STEP;
 pub const KVM_BASE: u32 = reg::CPUID_BASE_FIRST;
 const KVM_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
 const KVM_FEATURES: u32 = KVM_BASE + 1;
+/// `KVM_HINTS_REALTIME`, EDX of that leaf: each vCPU has a processor for itself.
+const DEDICATED: u32 = 1;
 /// Leaf 1, ECX: TSC-deadline timer, hypervisor present.
 const TSC_DEADLINE: u32 = 1 << 24;
 const HYPERVISOR: u32 = 1 << 31;
@@ -199,6 +201,18 @@ impl GuestCpuid {
             entries.extend(paravane_block(facilities, boot_info, port));
         }
         Ok(Self { entries })
+    }
+
+    /// Tells the guest that each vCPU has a processor of the host for itself: it polls before it halts, as long as that has paid
+    /// of late (the kernel's haltpoll governor), and flushes and locks as on a machine of its own.
+    pub fn promise_processors(&mut self) {
+        for e in self
+            .entries
+            .iter_mut()
+            .filter(|e| e.function == KVM_FEATURES)
+        {
+            e.edx |= DEDICATED;
+        }
     }
 
     /// Moves the Paravane block `distance` leaves up, and puts another interface's block into its place.

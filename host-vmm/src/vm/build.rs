@@ -69,6 +69,9 @@ impl Vm {
             Profile::Direct => switcher::facilities(config.facilities),
         };
         let mut cpuid = GuestCpuid::new(&kvm, config.profile, set, BOOT_INFO, DOORBELL_PORT)?;
+        if config.dedicated {
+            cpuid.promise_processors();
+        }
         cpuid.move_block(awkward.as_ref().map_or(0, |a| a.block_moved_by()));
         let vcpus = create_vcpus(&vm, &cpuid, config.vcpus)?;
 

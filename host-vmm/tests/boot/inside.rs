@@ -45,6 +45,7 @@ impl Guest {
             cmdline: "-- shell quietly end=poweroff".to_owned(),
             memory_mib: 128,
             prealloc: false,
+            dedicated: false,
             vcpus: 1,
             facilities: FacilitySet::default(),
             entry: Entry::Linux64,

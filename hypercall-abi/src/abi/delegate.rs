@@ -18,7 +18,7 @@
 //! | `irq` | `PV_EOI` | the end-of-interrupt write, where nothing else waits |
 //! | `ipi` | `PV_SEND_IPI` | one write of the interrupt command register for each target |
 //! | `tlb` | `PV_TLB_FLUSH` | interrupts to processors that do not run |
-//! | `sched` | `STEAL_TIME`, `PV_UNHALT`, `PV_SCHED_YIELD` | spinning for who has no CPU |
+//! | `sched` | `STEAL_TIME`, `PV_UNHALT`, `PV_SCHED_YIELD`, `ASYNC_PF`, `ASYNC_PF_INT`, `POLL_CONTROL` | spinning for who has no CPU, standing still for memory that the host has to fetch |
 //!
 //! Spec: PV-DELEGATE-1 to PV-DELEGATE-4
 
@@ -29,7 +29,7 @@ pub const IPI_KVM_FEATURES: u32 = 0x0000_0800;
 /// The same for facility `tlb`. KVM's guests find out who runs from the steal-time page.
 pub const TLB_KVM_FEATURES: u32 = 0x0000_0220;
 /// The same for facility `sched`.
-pub const SCHED_KVM_FEATURES: u32 = 0x0000_20a0;
+pub const SCHED_KVM_FEATURES: u32 = 0x0000_70b0;
 
 /// The part of the boot-info page about facilities that are KVM's. Writer: host. Spec:
 /// PV-DELEGATE-1
