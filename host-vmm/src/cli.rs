@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use paravane::config::{Config, ConfigError, Entry, FacilitySet, Profile};
+use paravane::disk::DiskSpec;
 
 /// Paravane: a paravirtualization toolkit for Linux on KVM.
 ///
@@ -203,6 +204,12 @@ pub(crate) struct RunArgs {
         allow_hyphen_values = true
     )]
     pv: String,
+    /// Show the guest a raw image, or a block device of this host, as a disk; once for each disk.
+    ///
+    /// `truncate --size=1G disk.img && mkfs.ext4 disk.img` makes one. With `,readonly` behind it the guest cannot write to it,
+    /// and several guests can have it at once.
+    #[arg(long, value_name = "FILE[,readonly]")]
+    disk: Vec<DiskSpec>,
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value = "linux64")]
     entry: Entry,
@@ -257,6 +264,7 @@ impl RunArgs {
             dedicated: self.dedicated,
             facilities: FacilitySet::parse(&self.pv)?,
             entry: self.entry,
+            disks: self.disk.clone(),
             watchdog: (seconds > 0).then(|| Duration::from_secs(seconds)),
             awkward: self.awkward,
         };

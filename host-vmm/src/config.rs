@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use paravane_abi::registry as reg;
 
+use crate::disk::DiskSpec;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 
 /// The most vCPUs of one guest.
@@ -48,6 +49,12 @@ impl Profile {
     #[must_use]
     pub const fn is_paravane(self) -> bool {
         matches!(self, Self::Para | Self::Direct)
+    }
+
+    /// Whether there is a device that shows the guest a disk.
+    #[must_use]
+    pub const fn has_disks(self) -> bool {
+        false
     }
 }
 
@@ -248,6 +255,8 @@ pub struct Config {
     pub facilities: FacilitySet,
     /// How the kernel is entered.
     pub entry: Entry,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskSpec>,
     /// Stop the guest after this long.
     pub watchdog: Option<Duration>,
     /// The seed of an awkward host, which takes all the liberties of the specification.
@@ -293,6 +302,12 @@ pub enum ConfigError {
     /// `--awkward` without a guest that would notice.
     #[error("an awkward host (--awkward) is awkward to calls: use --guest para")]
     Awkward,
+    /// `--disk` for a guest that has no device for it.
+    #[error("a {profile} guest has no disks so far (--disk)")]
+    NoDisks {
+        /// The guest.
+        profile: Profile,
+    },
     /// A file that cannot be read.
     #[error("the {what} `{}` cannot be read: {reason}; {mend}", path.display())]
     File {
@@ -359,6 +374,10 @@ impl Config {
         }
         if self.awkward.is_some() && self.profile != Profile::Para {
             return Err(ConfigError::Awkward);
+        }
+        if !self.disks.is_empty() && !self.profile.has_disks() {
+            let profile = self.profile;
+            return Err(ConfigError::NoDisks { profile });
         }
         check_file(
             "kernel",

@@ -26,6 +26,7 @@ pub mod console;
 pub mod crash;
 pub mod ctl;
 pub mod device;
+pub mod disk;
 pub mod doctor;
 pub mod end;
 pub mod event_loop;

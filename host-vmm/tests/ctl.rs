@@ -73,6 +73,7 @@ fn start_with(server: &Arc<Server>) -> Option<Running> {
         entry: Entry::Linux64,
         watchdog: Some(Duration::from_secs(120)),
         awkward: None,
+        disks: Vec::new(),
     };
     let mut vm = Vm::new(config, Console::memory().unwrap(), Instant::now()).unwrap();
     let memory = vm.memory().clone();

@@ -242,6 +242,7 @@ fn machine(vcpus: u8) -> (Vm, Console) {
         // A guest that finds no host halts.
         watchdog: Some(Duration::from_secs(3)),
         awkward: None,
+        disks: Vec::new(),
     };
     let console = Console::memory().unwrap();
     let vm = Vm::new(config, console.clone(), Instant::now()).unwrap();

@@ -258,6 +258,7 @@ pub(super) fn boot(
         entry: Entry::Linux64,
         watchdog: Some(Duration::from_secs(60)),
         awkward: None,
+        disks: Vec::new(),
     };
     let console = Console::memory()?;
     let mut vm = Vm::new(config, console.clone(), Instant::now())?;

@@ -51,6 +51,7 @@ impl Guest {
             entry: Entry::Linux64,
             watchdog: Some(Duration::from_secs(120)),
             awkward: None,
+            disks: Vec::new(),
         };
         let console = Console::memory().unwrap();
         let mut vm = Vm::new(config, console.clone(), Instant::now()).unwrap();

@@ -1,0 +1,396 @@
+//! A disk's content: a raw image file, or a block device, of this host.
+//!
+//! # How it works
+//!
+//! What a guest calls a sector is [`SECTOR`] bytes of the file, in order. Devices (`virtio/block`, `device/`) give
+//! guest memory to be filled or taken from ([`Segments`]), and one system call does the transfer: nothing is copied
+//! in between. A file is open for one writer, or for readers: a lock keeps others out, and is gone with the process.
+//!
+//! # What a guest may rely on
+//!
+//! A write that has returned is in the host's page cache, and survives the death of this process.
+//! [`Disk::flush`] brings it to the host's disk. That is what a disk with a write cache promises.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Seek, SeekFrom};
+use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use vm_memory::VolatileSlice;
+use vmm_sys_util::fallocate::{FallocateMode, fallocate};
+
+/// Bytes of a sector.
+pub const SECTOR: u64 = 512;
+/// The most segments of one transfer.
+pub const SEGMENTS_MAX: usize = 128;
+
+/// What is written where a file cannot be told to be zero.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+/// `--disk`: which file, and whether the guest may write to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The image file, or block device.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+}
+
+impl FromStr for DiskSpec {
+    type Err = DiskError;
+
+    fn from_str(text: &str) -> Result<Self, DiskError> {
+        let (path, read_only) = match text.strip_suffix(",readonly") {
+            Some(path) => (path, true),
+            None => (text, false),
+        };
+        if path.is_empty() {
+            return Err(DiskError::NoPath);
+        }
+        Ok(Self {
+            path: path.into(),
+            read_only,
+        })
+    }
+}
+
+/// Why a disk cannot be used, or a transfer was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// `--disk` without a file.
+    #[error("a disk is a file: use --disk FILE, or --disk FILE,readonly")]
+    NoPath,
+    /// A file that cannot be opened.
+    #[error("the disk `{}` cannot be opened: {reason}; {mend}", path.display())]
+    Open {
+        /// Where.
+        path: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+        /// What to do about it.
+        mend: &'static str,
+    },
+    /// Another process has it.
+    #[error(
+        "the disk `{}` is in use by another process; end that one, give this guest a copy, or give it to both as --disk FILE,readonly",
+        path.display()
+    )]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// A size that no disk has.
+    #[error(
+        "the disk `{}` has {bytes} bytes, and a disk has whole sectors, at least one; `truncate --size=%{SECTOR} FILE` fills the last one up",
+        path.display()
+    )]
+    Size {
+        /// Where.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// A transfer that is not wholly on the disk.
+    #[error("{bytes} bytes at byte {at} are not on a disk of {size} bytes")]
+    Range {
+        /// Where it begins.
+        at: u64,
+        /// Its length.
+        bytes: u64,
+        /// The disk's.
+        size: u64,
+    },
+    /// More segments than [`SEGMENTS_MAX`].
+    #[error("a transfer has more than {SEGMENTS_MAX} segments")]
+    Segments,
+    /// A write to a disk that may not be written to.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The host's file failed.
+    #[error("the disk's file has failed: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Guest memory that a transfer fills, or is taken from, in order.
+///
+/// # Invariants
+///
+/// Each of the first `count` entries of `iovecs` is a part of guest memory that stays mapped for `'m`, and to whose bytes
+/// there is no reference.
+#[derive(Debug)]
+pub struct Segments<'m> {
+    iovecs: [libc::iovec; SEGMENTS_MAX],
+    count: usize,
+    bytes: u64,
+    memory: PhantomData<VolatileSlice<'m>>,
+}
+
+impl Default for Segments<'_> {
+    fn default() -> Self {
+        const NOTHING: libc::iovec = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Self {
+            iovecs: [NOTHING; SEGMENTS_MAX],
+            count: 0,
+            bytes: 0,
+            memory: PhantomData,
+        }
+    }
+}
+
+impl<'m> Segments<'m> {
+    /// Adds a piece of guest memory.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Segments`].
+    pub fn push(&mut self, slice: VolatileSlice<'m>) -> Result<(), DiskError> {
+        let place = self.iovecs.get_mut(self.count).ok_or(DiskError::Segments)?;
+        // INVARIANT: a `VolatileSlice<'m>` is memory that is mapped for `'m`; guest bytes never become references.
+        *place = libc::iovec {
+            iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+            iov_len: slice.len(),
+        };
+        self.count += 1;
+        self.bytes = self.bytes.saturating_add(slice.len() as u64);
+        Ok(())
+    }
+
+    /// Bytes in all.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Carries out `transfer` until all bytes are done: it gets what is left, and the place on the disk, and returns
+    /// how many bytes it has done.
+    fn transfer(
+        mut self,
+        mut at: u64,
+        transfer: impl Fn(&[libc::iovec], libc::off_t) -> libc::ssize_t,
+    ) -> Result<(), DiskError> {
+        let mut left = &mut self.iovecs[..self.count];
+        while !left.is_empty() {
+            let offset = libc::off_t::try_from(at)
+                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+            let Ok(mut done) = usize::try_from(transfer(left, offset)) else {
+                match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => continue,
+                    e => return Err(e.into()),
+                }
+            };
+            if done == 0 && left.iter().any(|iovec| iovec.iov_len > 0) {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            at += done as u64;
+            while let [first, rest @ ..] = left {
+                if done < first.iov_len {
+                    // SAFETY: `done` is less than the segment's length, so this stays inside it.
+                    first.iov_base = unsafe { first.iov_base.cast::<u8>().add(done) }.cast();
+                    first.iov_len -= done;
+                    left = &mut *std::slice::from_mut(first);
+                    break;
+                }
+                done -= first.iov_len;
+                left = rest;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// An open disk.
+#[derive(Debug)]
+pub struct Disk {
+    file: File,
+    bytes: u64,
+    read_only: bool,
+}
+
+impl Disk {
+    /// Opens and locks the file.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Open`], [`DiskError::InUse`], [`DiskError::Size`].
+    pub fn open(spec: &DiskSpec) -> Result<Self, DiskError> {
+        let path = &spec.path;
+        let fail = |reason| open_error(path, reason);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(!spec.read_only)
+            .open(path)
+            .map_err(fail)?;
+        if file.metadata().map_err(fail)?.is_dir() {
+            return Err(fail(io::ErrorKind::IsADirectory.into()));
+        }
+        let locked = if spec.read_only {
+            file.try_lock_shared()
+        } else {
+            file.try_lock()
+        };
+        locked.map_err(|e| match e {
+            TryLockError::WouldBlock => DiskError::InUse { path: path.clone() },
+            TryLockError::Error(reason) => fail(reason),
+        })?;
+        // A block device's metadata does not tell its size.
+        let bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
+        if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
+            let path = path.clone();
+            return Err(DiskError::Size { path, bytes });
+        }
+        Ok(Self {
+            file,
+            bytes,
+            read_only: spec.read_only,
+        })
+    }
+
+    /// Size, in sectors of [`SECTOR`] bytes.
+    #[must_use]
+    pub fn sectors(&self) -> u64 {
+        self.bytes / SECTOR
+    }
+
+    /// Whether the guest may not write.
+    #[must_use]
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    fn check(&self, at: u64, bytes: u64) -> Result<(), DiskError> {
+        let size = self.bytes;
+        match at.checked_add(bytes) {
+            Some(end) if end <= size => Ok(()),
+            _ => Err(DiskError::Range { at, bytes, size }),
+        }
+    }
+
+    fn check_write(&self, at: u64, bytes: u64) -> Result<(), DiskError> {
+        if self.read_only {
+            return Err(DiskError::ReadOnly);
+        }
+        self.check(at, bytes)
+    }
+
+    /// Fills guest memory with what is on the disk from byte `at`.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Range`]; [`DiskError::Io`], and then some of the memory may have been filled.
+    pub fn read(&self, at: u64, segments: Segments<'_>) -> Result<(), DiskError> {
+        self.check(at, segments.bytes)?;
+        segments.transfer(at, |iovecs, offset| {
+            // At most SEGMENTS_MAX.
+            let count = libc::c_int::try_from(iovecs.len()).unwrap_or(0);
+            // SAFETY: the entries are mapped guest memory to which there is no reference (invariant of `Segments`), so that
+            // the kernel may write there.
+            unsafe { libc::preadv(self.file.as_raw_fd(), iovecs.as_ptr(), count, offset) }
+        })
+    }
+
+    /// Writes guest memory to the disk from byte `at`. The guest may change it meanwhile; then either is written.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Range`], [`DiskError::ReadOnly`]; [`DiskError::Io`], and then some of it may have been written.
+    pub fn write(&self, at: u64, segments: Segments<'_>) -> Result<(), DiskError> {
+        self.check_write(at, segments.bytes)?;
+        segments.transfer(at, |iovecs, offset| {
+            // At most SEGMENTS_MAX.
+            let count = libc::c_int::try_from(iovecs.len()).unwrap_or(0);
+            // SAFETY: the entries are mapped guest memory (invariant of `Segments`), which the kernel reads.
+            unsafe { libc::pwritev(self.file.as_raw_fd(), iovecs.as_ptr(), count, offset) }
+        })
+    }
+
+    /// The same into memory of our own, for devices whose data pass through a register.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Range`], [`DiskError::Io`].
+    pub fn read_bytes(&self, at: u64, into: &mut [u8]) -> Result<(), DiskError> {
+        self.check(at, into.len() as u64)?;
+        Ok(self.file.read_exact_at(into, at)?)
+    }
+
+    /// The same from memory of our own.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Range`], [`DiskError::ReadOnly`], [`DiskError::Io`].
+    pub fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), DiskError> {
+        self.check_write(at, from.len() as u64)?;
+        Ok(self.file.write_all_at(from, at)?)
+    }
+
+    /// Brings all writes that have returned to the host's disk.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Io`]: nobody knows then what is there.
+    pub fn flush(&self) -> Result<(), DiskError> {
+        Ok(self.file.sync_data()?)
+    }
+
+    /// Gives the room of these bytes back to the host; they read as zero from then on, or as they were on a
+    /// host that cannot.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Range`], [`DiskError::ReadOnly`], [`DiskError::Io`].
+    pub fn discard(&self, at: u64, bytes: u64) -> Result<(), DiskError> {
+        self.check_write(at, bytes)?;
+        if bytes == 0 {
+            return Ok(());
+        }
+        match fallocate(&self.file, FallocateMode::PunchHole, true, at, bytes) {
+            Err(e) if e.errno() != libc::EOPNOTSUPP => Err(io::Error::from(e).into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes these bytes zero, whatever the host can do; `may_discard`: their room may be given back.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Range`], [`DiskError::ReadOnly`]; [`DiskError::Io`], and then some of them may be zero.
+    pub fn write_zeroes(&self, at: u64, bytes: u64, may_discard: bool) -> Result<(), DiskError> {
+        self.check_write(at, bytes)?;
+        let by = |mode| bytes > 0 && fallocate(&self.file, mode, true, at, bytes).is_ok();
+        if may_discard && by(FallocateMode::PunchHole) || by(FallocateMode::ZeroRange) {
+            return Ok(());
+        }
+        let mut done = 0;
+        while done < bytes {
+            let part = usize::try_from(bytes - done).map_or(ZEROS.len(), |n| n.min(ZEROS.len()));
+            self.file.write_all_at(&ZEROS[..part], at + done)?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+}
+
+/// What to do about a file that cannot be opened.
+fn open_error(path: &Path, reason: io::Error) -> DiskError {
+    let mend = match reason.kind() {
+        io::ErrorKind::NotFound => "make one with `truncate --size=1G FILE` and `mkfs.ext4 FILE`",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "you must be allowed to write to it, or give it as --disk FILE,readonly"
+        }
+        io::ErrorKind::IsADirectory => {
+            "a disk is a file; `mkfs.ext4 -d FOLDER FILE SIZE` makes one of a folder"
+        }
+        _ => "use a raw image, or a block device",
+    };
+    let path = path.to_owned();
+    DiskError::Open { path, reason, mend }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,162 @@
+//! Files and memory as they are.
+
+use std::io::Write;
+
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vmm_sys_util::tempfile::TempFile;
+
+use super::*;
+
+/// A file of so many sectors, each full of its own number.
+fn image(sectors: u8) -> TempFile {
+    let file = TempFile::new().unwrap();
+    for sector in 0..sectors {
+        file.as_file().write_all(&[sector; 512]).unwrap();
+    }
+    file
+}
+
+fn spec(file: &TempFile, read_only: bool) -> DiskSpec {
+    let path = file.as_path().to_owned();
+    DiskSpec { path, read_only }
+}
+
+fn memory() -> GuestMemoryMmap {
+    GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
+}
+
+fn segments<'m>(memory: &'m GuestMemoryMmap, ranges: &[(u64, usize)]) -> Segments<'m> {
+    let mut segments = Segments::default();
+    for (at, length) in ranges {
+        let slice = memory.get_slice(GuestAddress(*at), *length).unwrap();
+        segments.push(slice).unwrap();
+    }
+    segments
+}
+
+#[test]
+fn a_file_and_what_may_be_done_with_it_is_an_option() {
+    let spec = |text: &str| text.parse::<DiskSpec>();
+    let disk = spec("a,b.img,readonly").unwrap();
+    assert_eq!(
+        (disk.path, disk.read_only),
+        (PathBuf::from("a,b.img"), true)
+    );
+    assert!(!spec("readonly").unwrap().read_only);
+    for text in ["", ",readonly"] {
+        assert!(matches!(spec(text), Err(DiskError::NoPath)));
+    }
+}
+
+#[test]
+fn what_is_written_is_read_again_wherever_it_lay_in_memory() {
+    let (file, memory) = (image(16), memory());
+    let disk = Disk::open(&spec(&file, false)).unwrap();
+    assert_eq!(disk.sectors(), 16);
+    let data: Vec<u8> = (0..2048_u32).map(|i| i.to_le_bytes()[0] ^ 0x5a).collect();
+    memory.write_slice(&data, GuestAddress(0x1000)).unwrap();
+    let parts = [(0x1000, 1), (0x1001, 0), (0x1001, 1535), (0x1600, 512)];
+    disk.write(1024, segments(&memory, &parts)).unwrap();
+    disk.flush().unwrap();
+    disk.read(
+        512,
+        segments(&memory, &[(0x9000, 700), (0x8000, 3072 - 700)]),
+    )
+    .unwrap();
+    let mut after = vec![0; 3072];
+    memory
+        .read_slice(&mut after[..700], GuestAddress(0x9000))
+        .unwrap();
+    memory
+        .read_slice(&mut after[700..], GuestAddress(0x8000))
+        .unwrap();
+    assert_eq!(after[..512], [1; 512]);
+    assert_eq!(after[512..2560], data);
+    assert_eq!(after[2560..], [6; 512]);
+    let mut bytes = [0; 2048];
+    disk.read_bytes(1024, &mut bytes).unwrap();
+    assert_eq!(bytes[..], data);
+}
+
+#[test]
+fn nothing_beyond_the_end_is_touched() {
+    let (file, memory) = (image(4), memory());
+    let disk = Disk::open(&spec(&file, false)).unwrap();
+    for at in [1537, 2048, u64::MAX, u64::MAX - 511] {
+        let part = || segments(&memory, &[(0, 512)]);
+        let range = |r| matches!(r, Err(DiskError::Range { .. }));
+        assert!(range(disk.read(at, part())), "{at}");
+        assert!(range(disk.write(at, part())), "{at}");
+        assert!(range(disk.discard(at, 512)), "{at}");
+        assert!(range(disk.write_zeroes(at, 512, true)), "{at}");
+        assert!(range(disk.write_bytes(at, &[0; 512])), "{at}");
+    }
+    assert_eq!(file.as_file().metadata().unwrap().len(), 2048);
+    let mut last = [0; 512];
+    disk.read_bytes(1536, &mut last).unwrap();
+    assert_eq!(last, [3; 512]);
+}
+
+#[test]
+fn too_many_segments_are_refused() {
+    let memory = memory();
+    let mut segments = segments(&memory, &[(0, 1); SEGMENTS_MAX]);
+    let slice = memory.get_slice(GuestAddress(0), 1).unwrap();
+    assert!(matches!(segments.push(slice), Err(DiskError::Segments)));
+}
+
+#[test]
+fn what_is_discarded_or_zeroed_reads_as_zero() {
+    let file = image(64);
+    let disk = Disk::open(&spec(&file, false)).unwrap();
+    disk.discard(4096, 8192).unwrap();
+    disk.write_zeroes(16384, 512, false).unwrap();
+    disk.write_zeroes(17408, 512, true).unwrap();
+    let mut content = vec![0; 64 * 512];
+    disk.read_bytes(0, &mut content).unwrap();
+    for (sector, bytes) in content.chunks(512).enumerate() {
+        let zero = (8..24).contains(&sector) || [32, 34].contains(&sector);
+        let expected = if zero {
+            0
+        } else {
+            u8::try_from(sector).unwrap()
+        };
+        assert_eq!(bytes, [expected; 512], "sector {sector}");
+    }
+}
+
+#[test]
+fn a_disk_has_one_writer_or_readers() {
+    let file = image(1);
+    let writer = Disk::open(&spec(&file, false)).unwrap();
+    for read_only in [true, false] {
+        let second = Disk::open(&spec(&file, read_only)).unwrap_err();
+        assert!(matches!(second, DiskError::InUse { .. }), "{second}");
+    }
+    drop(writer);
+    let reader = Disk::open(&spec(&file, true)).unwrap();
+    let _another = Disk::open(&spec(&file, true)).unwrap();
+    assert!(Disk::open(&spec(&file, false)).is_err());
+    assert!(reader.is_read_only());
+    let denied = |r| matches!(r, Err(DiskError::ReadOnly));
+    assert!(denied(reader.write_bytes(0, &[1; 512])));
+    assert!(denied(reader.discard(0, 512)));
+    assert!(denied(reader.write_zeroes(0, 512, false)));
+    let memory = memory();
+    assert!(denied(reader.write(0, segments(&memory, &[(0, 512)]))));
+}
+
+#[test]
+fn a_file_that_is_no_disk_is_told_from_one() {
+    let file = image(1);
+    for bytes in [0, 511, 513] {
+        file.as_file().set_len(bytes).unwrap();
+        let error = Disk::open(&spec(&file, false)).unwrap_err();
+        assert!(matches!(error, DiskError::Size { .. }), "{error}");
+    }
+    let folder = DiskSpec {
+        path: std::env::temp_dir(),
+        read_only: true,
+    };
+    assert!(matches!(Disk::open(&folder), Err(DiskError::Open { .. })));
+}
