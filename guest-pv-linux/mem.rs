@@ -41,6 +41,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 const WANTED: usize = offset_of!(MemPage, wanted);
 const KEPT: usize = offset_of!(MemPage, kept);
+const NEEDED: usize = offset_of!(MemPage, needed);
 
 /// The page with the host's wish.
 static BALLOON: Once<SharedRange> = Once::new();
@@ -190,6 +191,14 @@ extern "C" fn paravane_memory_wanted() -> u32 {
 extern "C" fn paravane_memory_kept(pages: u32) {
     if let Some(page) = BALLOON.get() {
         page.store_release(KEPT, pages);
+    }
+}
+
+/// Tells the host how many pages we would miss.
+#[no_mangle]
+extern "C" fn paravane_memory_needed(pages: u32) {
+    if let Some(page) = BALLOON.get() {
+        page.store_release(NEEDED, pages);
     }
 }
 

@@ -64,6 +64,15 @@ void __init paravane_init_memory(void)
 	paravane_init_fresh();
 }
 
+/* C because of the kernel's statistics. What is free, or only cached, is not missed. */
+static void paravane_tell_needed(void)
+{
+	long available = si_mem_available();
+	long all = totalram_pages();
+
+	paravane_memory_needed(clamp(all - available, 1L, (long)U32_MAX));
+}
+
 /*
  * ---- Reports: struct page_reporting_dev_info, struct scatterlist ----
  */
@@ -89,6 +98,7 @@ static int paravane_report(struct page_reporting_dev_info *device,
 	}
 	done = paravane_report_ranges(paravane_list, count);
 	mutex_unlock(&paravane_mem_lock);
+	paravane_tell_needed();
 	return done ? 0 : -EIO;
 }
 
@@ -177,6 +187,7 @@ static void paravane_balloon_work(struct work_struct *work)
 		cond_resched();
 	paravane_memory_kept(paravane_kept);
 	mutex_unlock(&paravane_mem_lock);
+	paravane_tell_needed();
 }
 
 static DECLARE_WORK(paravane_balloon_worker, paravane_balloon_work);

@@ -35,6 +35,7 @@ bool paravane_init_fresh_memory(void);
 bool paravane_report_ranges(const struct paravane_range *ranges, u32 count);
 u32 paravane_memory_wanted(void);
 void paravane_memory_kept(u32 pages);
+void paravane_memory_needed(u32 pages);
 bool paravane_memory_listen(u32 vector, u32 apic_id);
 bool paravane_cpuid_find(u32 leaf, u32 subleaf, u32 registers[4]);
 

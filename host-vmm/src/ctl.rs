@@ -125,6 +125,8 @@ pub struct Status {
     pub resident_mib: u64,
     /// What the guest says that it keeps from itself, MiB; null without facility mem.
     pub kept_mib: Option<u64>,
+    /// What the guest says that it would miss, MiB: its working set when it last had reason to tell; null without facility mem.
+    pub needed_mib: Option<u64>,
     /// What the guest has given back since the start, MiB; what it has given back twice counts twice.
     pub reported_mib: Option<u64>,
 }
@@ -320,6 +322,7 @@ fn status(machine: &Machine) -> Status {
         memory_mib: config.memory_mib,
         resident_mib: resident_bytes() >> 20,
         kept_mib: machine.mem().map(|mem| mem.kept_bytes() >> 20),
+        needed_mib: machine.mem().map(|mem| mem.needed_bytes() >> 20),
         reported_mib: machine.mem().map(|mem| mem.reported_bytes() >> 20),
     }
 }

@@ -733,15 +733,21 @@ struct paravane_mem_page {
 	uint32_t reserved0[15];
 	/* Pages that the guest keeps from itself and has reported. Writer: guest. */
 	uint32_t kept;
+	/*
+	 * Pages that the guest uses and would miss; zero: it does not say. Writer: guest. Spec:
+	 * PV-MEM-14
+	 */
+	uint32_t needed;
 	/* Zero. */
-	uint32_t reserved1[15];
+	uint32_t reserved1[14];
 };
 
 PARAVANE_ASSERT(sizeof(struct paravane_mem_page) == 128);
 PARAVANE_ASSERT(offsetof(struct paravane_mem_page, wanted) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_mem_page, reserved0) == 4);
 PARAVANE_ASSERT(offsetof(struct paravane_mem_page, kept) == 64);
-PARAVANE_ASSERT(offsetof(struct paravane_mem_page, reserved1) == 68);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_page, needed) == 68);
+PARAVANE_ASSERT(offsetof(struct paravane_mem_page, reserved1) == 72);
 
 /* The indices, each side's on its own cache line; the entries follow. Spec: PV-RING-10 */
 struct paravane_ring_header {

@@ -83,6 +83,11 @@ pub(super) fn text(stats: &Stats, status: &Status) -> String {
         text.family("paravane_reported_bytes", "counter", what);
         text.sample("paravane_reported_bytes_total", &[], reported << 20);
     }
+    if let Some(needed) = status.needed_mib {
+        let what = "Memory that the guest says it would miss.";
+        text.family("paravane_needed_bytes", "gauge", what);
+        text.sample("paravane_needed_bytes", &[], needed << 20);
+    }
     text.family(
         "paravane_exits",
         "counter",

@@ -24,6 +24,7 @@ use crate::memory::{self, Memory, MemoryError};
 const PAGE: u64 = reg::PAGE_SIZE as u64;
 const WANTED: u64 = MEM_PAGE + offset_of!(MemPage, wanted) as u64;
 const KEPT: u64 = MEM_PAGE + offset_of!(MemPage, kept) as u64;
+const NEEDED: u64 = MEM_PAGE + offset_of!(MemPage, needed) as u64;
 
 /// The facility.
 #[derive(Debug)]
@@ -62,8 +63,18 @@ impl Mem {
     /// Bytes that the guest says it keeps from itself. Spec: PV-MEM-13
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
-        let kept = self.memory.load_u32(KEPT, Ordering::Relaxed);
-        u64::from(kept.unwrap_or(0)) * PAGE
+        self.told_bytes(KEPT)
+    }
+
+    /// Bytes that the guest says it would miss; 0: it does not say. Spec: PV-MEM-15
+    #[must_use]
+    pub fn needed_bytes(&self) -> u64 {
+        self.told_bytes(NEEDED)
+    }
+
+    fn told_bytes(&self, at: u64) -> u64 {
+        let pages = self.memory.load_u32(at, Ordering::Relaxed);
+        u64::from(pages.unwrap_or(0)) * PAGE
     }
 
     /// Lets the guest know how many bytes it is to keep from itself; the event to raise. Spec: PV-MEM-10
@@ -239,6 +250,17 @@ mod tests {
         assert_eq!(mem.want(u64::MAX).unwrap(), None);
         let most = mem.memory.load_u32(WANTED, Ordering::Relaxed).unwrap();
         assert_eq!(most, u32::MAX);
+    }
+
+    #[test]
+    fn pv_mem_15_a_working_set_is_a_number_and_no_more() {
+        let mem = mem();
+        assert_eq!(mem.needed_bytes(), 0);
+        mem.memory
+            .store_u32(NEEDED, u32::MAX, Ordering::Relaxed)
+            .unwrap();
+        assert_eq!(mem.needed_bytes(), u64::from(u32::MAX) * PAGE);
+        assert_eq!(mem.want(PAGE).unwrap(), None);
     }
 
     #[test]

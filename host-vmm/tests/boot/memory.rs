@@ -52,6 +52,15 @@ fn without_facility_mem_the_host_gets_nothing_back() {
 }
 
 #[test]
+fn pv_mem_14_a_guest_says_what_it_would_miss() {
+    let launch = launch_or_skip!("para-memory");
+    let needed = told(launch, "needed_mib");
+    let most = needed.iter().copied().max().unwrap_or(0);
+    // Of 128 MiB it uses 64 and some when it is told to keep 16; then it tells.
+    assert!((1..=128).contains(&most), "{needed:?}: {launch}");
+}
+
+#[test]
 fn pv_mem_12_a_guest_keeps_what_the_host_wants() {
     let launch = launch_or_skip!("para-memory");
     let kept = told(launch, "kept_mib");

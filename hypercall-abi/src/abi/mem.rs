@@ -20,8 +20,9 @@
 //!
 //! A balloon is memory that the guest keeps from itself. [`MemPage::wanted`] says how much the host
 //! would like it to keep, [`MemPage::kept`] how much it does; what is in it has been reported.
+//! [`MemPage::needed`] is the guest's working set, for a host that looks for who can do with less.
 //!
-//! Spec: PV-MEM-1 to PV-MEM-13
+//! Spec: PV-MEM-1 to PV-MEM-15
 
 /// Most ranges in [`MemInfo::fresh`].
 pub const MEM_FRESH_MAX: usize = 4;
@@ -87,8 +88,11 @@ pub struct MemPage {
     pub reserved0: [u32; 15],
     /// Pages that the guest keeps from itself and has reported. Writer: guest.
     pub kept: u32,
+    /// Pages that the guest uses and would miss; zero: it does not say. Writer: guest. Spec:
+    /// PV-MEM-14
+    pub needed: u32,
     /// Zero.
-    pub reserved1: [u32; 15],
+    pub reserved1: [u32; 14],
 }
 
 const _: () = {
