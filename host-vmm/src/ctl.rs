@@ -38,6 +38,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Profile;
+use crate::pause::Holder;
 use crate::pv::smp::Processors;
 use crate::stats::Outcome;
 use crate::vm::Machine;
@@ -257,9 +258,9 @@ fn carry_out(machine: &Machine, request: Request) -> Result<Value, Refusal> {
         }
         Request::Pause {} => machine
             .pause()
-            .pause(PAUSE_LIMIT)
+            .pause(Holder::Client, PAUSE_LIMIT)
             .map_err(|working| Refusal::CannotPause { working })?,
-        Request::Resume {} => machine.pause().resume(),
+        Request::Resume {} => machine.pause().resume(Holder::Client),
         Request::Cpus { count } => {
             let vcpus = machine.config().vcpus;
             if count > vcpus {

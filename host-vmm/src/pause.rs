@@ -8,8 +8,10 @@
 //!
 //! A vCPU is inside KVM most of the time: a signal brings it out. One that arrives just before `KVM_RUN` is lost, hence
 //! it is sent again until the vCPU has parked.
+//!
+//! Several can want the pause, for reasons of their own ([`Holder`]); the machine goes on once none of them does.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,18 @@ const KICK_INTERVAL: Duration = Duration::from_millis(1);
 /// A worker's place, from [`Pause::vcpu`], [`Pause::poller`] or [`Pause::event_loop`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place(usize);
+
+/// Who wants the machine to stand still: a bit each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Holder {
+    /// A client of the control socket.
+    Client = 1,
+    /// The debugger.
+    Debugger = 2,
+    /// A core that is being written.
+    Core = 4,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Worker {
@@ -35,14 +49,16 @@ enum Worker {
 #[derive(Debug)]
 struct State {
     workers: Vec<Worker>,
+    /// The only one that the debugger lets go on.
+    only: Option<Place>,
     ended: bool,
 }
 
 /// Who works on one machine, and whether all shall stand still.
 #[derive(Debug)]
 pub struct Pause {
-    /// Written under the lock; read without it by whoever works.
-    wanted: AtomicBool,
+    /// Whose pause it is, by [`Holder`]. Written under the lock; read without it by whoever works.
+    wanted: AtomicU8,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -59,9 +75,10 @@ impl Pause {
     #[must_use]
     pub fn new(vcpus: u8) -> Self {
         Self {
-            wanted: AtomicBool::new(false),
+            wanted: AtomicU8::new(0),
             state: Mutex::new(State {
                 workers: vec![Worker::Rests; usize::from(vcpus) + 2],
+                only: None,
                 ended: false,
             }),
             changed: Condvar::new(),
@@ -93,13 +110,25 @@ impl Pause {
     /// Whether the machine stands still, or is about to.
     #[must_use]
     pub fn is_wanted(&self) -> bool {
-        self.wanted.load(Ordering::Relaxed)
+        self.wanted.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether this worker has to stand still.
+    #[must_use]
+    pub fn holds(&self, place: Place) -> bool {
+        self.is_wanted() && self.holds_in(&self.lock(), place)
+    }
+
+    fn holds_in(&self, state: &State, place: Place) -> bool {
+        let wanted = self.wanted.load(Ordering::Relaxed);
+        let stepped = wanted == Holder::Debugger as u8 && state.only == Some(place);
+        wanted != 0 && !stepped && !state.ended
     }
 
     /// Begins to work, after the pause where there is one.
     pub fn begin(&self, place: Place) {
         let mut state = self.lock();
-        while self.is_wanted() && !state.ended {
+        while self.holds_in(&state, place) {
             state.workers[place.0] = Worker::Parked;
             self.changed.notify_all();
             state = self
@@ -133,15 +162,24 @@ impl Pause {
         self.changed.notify_all();
     }
 
-    /// Brings all workers to a stand. Returns how many would not stand still within `limit`; then all go on.
+    /// Wants a pause, and does not wait for it.
+    pub fn want(&self, holder: Holder) {
+        let mut state = self.lock();
+        if holder == Holder::Debugger {
+            state.only = None;
+        }
+        self.wanted.fetch_or(holder as u8, Ordering::Relaxed);
+    }
+
+    /// Brings all workers to a stand. Returns how many would not stand still within `limit`; then `holder` has no pause.
     ///
     /// # Errors
     ///
     /// That number.
-    pub fn pause(&self, limit: Duration) -> Result<(), usize> {
+    pub fn pause(&self, holder: Holder, limit: Duration) -> Result<(), usize> {
         let deadline = Instant::now() + limit;
+        self.want(holder);
         let mut state = self.lock();
-        self.wanted.store(true, Ordering::Relaxed);
         loop {
             let threads = state.workers.iter().filter_map(|worker| match worker {
                 Worker::Works(thread) => Some(*thread),
@@ -152,8 +190,8 @@ impl Pause {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                self.wanted.store(false, Ordering::Relaxed);
-                self.changed.notify_all();
+                drop(state);
+                self.resume(holder);
                 return Err(working);
             }
             state = self
@@ -163,17 +201,24 @@ impl Pause {
         }
     }
 
-    /// Lets all workers go on.
-    pub fn resume(&self) {
+    /// Lets all workers go on, as far as it is up to `holder`.
+    pub fn resume(&self, holder: Holder) {
         let _state = self.lock();
-        self.wanted.store(false, Ordering::Relaxed);
+        self.wanted.fetch_and(!(holder as u8), Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    /// Lets one worker go on, for the debugger; the others stand still.
+    pub fn resume_only(&self, place: Place) {
+        self.lock().only = Some(place);
         self.changed.notify_all();
     }
 
     /// The run has ended: nobody waits any more.
     pub fn end(&self) {
         self.lock().ended = true;
-        self.resume();
+        self.wanted.store(0, Ordering::Relaxed);
+        self.changed.notify_all();
     }
 }
 
@@ -193,7 +238,7 @@ fn kick(thread: libc::pid_t) {
 mod tests {
     use super::*;
     use std::sync::Arc;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
 
     #[test]
     fn nobody_works_during_a_pause() {
@@ -217,12 +262,14 @@ mod tests {
             })
             .collect();
         for _ in 0..100 {
-            pause.pause(Duration::from_secs(60)).unwrap();
+            pause
+                .pause(Holder::Client, Duration::from_secs(60))
+                .unwrap();
             assert!(!pause.try_begin(Pause::event_loop()));
             let before = done.load(Ordering::SeqCst);
             std::thread::yield_now();
             assert_eq!(done.load(Ordering::SeqCst), before);
-            pause.resume();
+            pause.resume(Holder::Client);
             while done.load(Ordering::SeqCst) == before {
                 std::thread::yield_now();
             }
@@ -231,14 +278,39 @@ mod tests {
         stop.store(true, Ordering::Relaxed);
         threads.into_iter().for_each(|t| t.join().unwrap());
         // The event loop has not parked.
-        assert_eq!(pause.pause(Duration::ZERO), Err(1));
+        assert_eq!(pause.pause(Holder::Client, Duration::ZERO), Err(1));
         assert!(!pause.is_wanted());
+    }
+
+    #[test]
+    fn a_pause_lasts_as_long_as_somebody_wants_it() {
+        let pause = Pause::new(2);
+        pause.pause(Holder::Client, Duration::ZERO).unwrap();
+        pause.pause(Holder::Core, Duration::ZERO).unwrap();
+        pause.resume(Holder::Core);
+        assert!(pause.holds(Pause::vcpu(0)));
+        pause.resume(Holder::Client);
+        assert!(!pause.holds(Pause::vcpu(0)));
+    }
+
+    #[test]
+    fn the_debugger_lets_one_processor_go_on_unless_others_want_the_pause() {
+        let pause = Pause::new(2);
+        pause.pause(Holder::Debugger, Duration::ZERO).unwrap();
+        pause.resume_only(Pause::vcpu(1));
+        assert!(!pause.holds(Pause::vcpu(1)));
+        assert!(pause.holds(Pause::vcpu(0)));
+        pause.pause(Holder::Client, Duration::ZERO).unwrap();
+        assert!(pause.holds(Pause::vcpu(1)));
+        pause.resume(Holder::Client);
+        pause.pause(Holder::Debugger, Duration::ZERO).unwrap();
+        assert!(pause.holds(Pause::vcpu(1)));
     }
 
     #[test]
     fn the_end_of_the_run_ends_the_pause() {
         let pause = Arc::new(Pause::new(1));
-        pause.pause(Duration::ZERO).unwrap();
+        pause.pause(Holder::Client, Duration::ZERO).unwrap();
         let worker = {
             let pause = pause.clone();
             std::thread::spawn(move || pause.begin(Pause::vcpu(0)))

@@ -10,7 +10,7 @@
 //!    the next entry.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events,
@@ -32,11 +32,13 @@ use crate::vm::Machine;
 const INSTRUCTION_MAX: usize = 15;
 const PAGE: u64 = 4096;
 
+/// A vCPU's descriptor while its thread works. It is given back where the thread parks or rests.
+type Held<'a> = MutexGuard<'a, VcpuFd>;
+
 /// A vCPU that is about to run, or runs.
 #[derive(Debug)]
 pub struct Vcpu {
     id: usize,
-    fd: VcpuFd,
     power_on: Option<PowerOn>,
     machine: Arc<Machine>,
     counts: Arc<VcpuCounts>,
@@ -87,73 +89,94 @@ impl PowerOn {
     }
 }
 
+/// The descriptor of vCPU `id`: only its own thread, and who has paused the machine, ask for it.
+fn hold(machine: &Machine, id: usize) -> Held<'_> {
+    let fd = machine.vcpus()[id].lock();
+    fd.unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Vcpu {
-    /// Takes a vCPU whose registers are set.
+    /// Takes vCPU `id` of the machine, whose registers are set.
     #[must_use]
-    pub fn new(id: usize, mut fd: VcpuFd, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
-        if machine.pv().is_present() {
-            fd.set_sync_valid_reg(SyncReg::Register);
-        }
-        let power_on = machine.processors().and_then(|_| PowerOn::of(&fd).ok());
+    pub fn new(id: usize, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
+        let power_on = {
+            let mut fd = hold(&machine, id);
+            if machine.pv().is_present() {
+                fd.set_sync_valid_reg(SyncReg::Register);
+            }
+            machine.processors().and_then(|_| PowerOn::of(&fd).ok())
+        };
         Self {
             id,
-            fd,
             power_on,
             machine,
             counts,
         }
     }
 
-    /// Waits, as a processor that is off, until the guest starts it. False: the run has ended.
-    fn wait_for_start(&mut self) -> bool {
-        let (Some(processors), Some(power_on)) = (self.machine.processors(), &self.power_on) else {
-            return true;
+    /// Waits, as a processor that is off, until the guest starts it. None: the run has ended.
+    fn wait_for_start<'a>(&self, machine: &'a Machine, fd: Held<'a>) -> Option<Held<'a>> {
+        let (Some(processors), Some(power_on)) = (machine.processors(), &self.power_on) else {
+            return Some(fd);
         };
-        let pause = self.machine.pause();
+        drop(fd);
+        let pause = machine.pause();
         pause.rest(Pause::vcpu(self.id));
-        let Some(start) = processors.wait(self.id) else {
-            return false;
-        };
+        let start = processors.wait(self.id)?;
         pause.begin(Pause::vcpu(self.id));
-        if let Err(e) = power_on.begin(&self.fd, start) {
+        let fd = hold(machine, self.id);
+        if let Err(e) = power_on.begin(&fd, start) {
             let message = format!("KVM refused to start processor {}: {e}", self.id);
-            self.machine.stop(Outcome::Error, Some(message));
-            return false;
+            machine.stop(Outcome::Error, Some(message));
+            return None;
         }
-        true
+        Some(fd)
     }
 
     /// Runs until the machine stops.
-    pub fn run(mut self) {
+    pub fn run(self) {
+        let machine = Arc::clone(&self.machine);
         let place = Pause::vcpu(self.id);
-        self.machine.pause().begin(place);
-        self.run_to_the_end(place);
-        if self.machine.has_hung() {
-            let on = self
-                .machine
+        machine.pause().begin(place);
+        self.run_to_the_end(&machine, place);
+        if machine.has_hung() {
+            let on = machine
                 .processors()
                 .is_none_or(|all| all.on().contains(&self.id));
             let doing = if on {
-                format!("was here:\n{}", self.describe())
+                format!("was here:\n{}", self.describe(&hold(&machine, self.id)))
             } else {
                 "was off".to_owned()
             };
-            self.machine.note_hung(self.id, doing);
+            machine.note_hung(self.id, doing);
         }
-        self.machine.pause().rest(place);
+        machine.pause().rest(place);
     }
 
-    fn run_to_the_end(&mut self, place: Place) {
-        if self.id != 0 && !self.wait_for_start() {
-            return;
+    fn run_to_the_end(&self, machine: &Machine, place: Place) {
+        let pause = machine.pause();
+        let mut fd = hold(machine, self.id);
+        if self.id != 0 {
+            match self.wait_for_start(machine, fd) {
+                Some(started) => fd = started,
+                None => return,
+            }
         }
-        while !self.machine.is_stopping() {
-            self.machine.pause().checkpoint(place);
-            let then = match self.fd.run() {
-                Ok(exit) => Self::handle(exit, &self.machine, &self.counts),
+        while !machine.is_stopping() {
+            // Before it parks it goes into KVM and out again: the last exit is then complete, and the registers are
+            // where whoever looks at them expects them.
+            let parks = pause.holds(place);
+            fd.set_kvm_immediate_exit(parks.into());
+            let then = match fd.run() {
+                Ok(exit) => Self::handle(exit, machine, &self.counts),
                 // EINTR: somebody wants us to look at the stop flag. EAGAIN: KVM wants another go.
                 Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                     self.counts.exit(Exit::Interrupted);
+                    if parks {
+                        drop(fd);
+                        pause.checkpoint(place);
+                        fd = hold(machine, self.id);
+                    }
                     Then::Resume
                 }
                 Err(e) => Then::Die(Outcome::Error, format!("KVM_RUN failed: {e}")),
@@ -161,16 +184,18 @@ impl Vcpu {
             match then {
                 Then::Resume => {}
                 Then::Call(id) => {
-                    if !self.call(id) && !self.wait_for_start() {
-                        return;
+                    if !self.call(&mut fd, id) {
+                        match self.wait_for_start(machine, fd) {
+                            Some(started) => fd = started,
+                            None => return,
+                        }
                     }
                 }
-                Then::Stop(outcome, message) => self.machine.stop(outcome, message),
-                Then::Mark(code) => self.machine.mark(code),
+                Then::Stop(outcome, message) => machine.stop(outcome, message),
+                Then::Mark(code) => machine.mark(code),
                 Then::Die(outcome, message) => {
-                    let registers = self.describe();
-                    self.machine
-                        .stop(outcome, Some(format!("{message}\n{registers}")));
+                    let registers = self.describe(&fd);
+                    machine.stop(outcome, Some(format!("{message}\n{registers}")));
                 }
             }
         }
@@ -262,8 +287,8 @@ impl Vcpu {
     }
 
     /// Steps 2 to 4 of a call's life. False: this processor is off now. Spec: PV-CALL-1 to PV-CALL-11
-    fn call(&mut self, id: CallId) -> bool {
-        let regs = &mut self.fd.sync_regs_mut().regs;
+    fn call(&self, fd: &mut VcpuFd, id: CallId) -> bool {
+        let regs = &mut fd.sync_regs_mut().regs;
         if regs.rax & u64::from(u32::MAX) != u64::from(id.0) {
             // The word comes from memory: a string instruction. One whose word is also in EAX
             // cannot be told from OUT. Spec: PV-CALL-7
@@ -272,7 +297,7 @@ impl Vcpu {
         self.counts.call(id);
         // Whoever the guest lets to the port may call. Spec: PV-CALL-11
         match self.machine.pv().call_in_registers(id, regs) {
-            Reply::Resume(_) => self.fd.set_sync_dirty_reg(SyncReg::Register),
+            Reply::Resume(_) => fd.set_sync_dirty_reg(SyncReg::Register),
             Reply::Stop(outcome) => self.machine.stop(outcome, None),
             Reply::SwitchOff => {
                 let processors = self.machine.processors();
@@ -280,7 +305,7 @@ impl Vcpu {
                     Ok(()) => return false,
                     Err(status) => {
                         answer(regs, Err(status));
-                        self.fd.set_sync_dirty_reg(SyncReg::Register);
+                        fd.set_sync_dirty_reg(SyncReg::Register);
                     }
                 }
             }
@@ -289,8 +314,8 @@ impl Vcpu {
     }
 
     /// Registers and the instruction, for people.
-    fn describe(&self) -> String {
-        let (Ok(regs), Ok(sregs)) = (self.fd.get_regs(), self.fd.get_sregs()) else {
+    fn describe(&self, fd: &VcpuFd) -> String {
+        let (Ok(regs), Ok(sregs)) = (fd.get_regs(), fd.get_sregs()) else {
             return "its registers cannot be read".to_owned();
         };
         let mut text = self.machine.describe_registers(&regs, &sregs);
@@ -298,7 +323,7 @@ impl Vcpu {
         let page_left = PAGE - regs.rip % PAGE;
         let length =
             usize::try_from(page_left).map_or(INSTRUCTION_MAX, |left| left.min(INSTRUCTION_MAX));
-        if let Ok(translation) = self.fd.translate_gva(regs.rip)
+        if let Ok(translation) = fd.translate_gva(regs.rip)
             && translation.valid != 0
             && self
                 .machine
@@ -311,7 +336,7 @@ impl Vcpu {
                 let _ = write!(text, " {byte:02x}");
             }
         }
-        let callers = crash::walk(regs.rbp, |at| self.read_words(at));
+        let callers = crash::walk(regs.rbp, |at| self.read_words(fd, at));
         if !callers.is_empty() {
             text.push_str("\n  called by, innermost first, as its frame pointers have it:");
         }
@@ -322,10 +347,10 @@ impl Vcpu {
     }
 
     /// Two words at a virtual address.
-    fn read_words(&self, at: u64) -> Option<[u64; 2]> {
+    fn read_words(&self, fd: &VcpuFd, at: u64) -> Option<[u64; 2]> {
         let mut words = [0; 2];
         for (word, at) in words.iter_mut().zip([at, at.checked_add(8)?]) {
-            let place = self.fd.translate_gva(at).ok().filter(|t| t.valid != 0)?;
+            let place = fd.translate_gva(at).ok().filter(|t| t.valid != 0)?;
             let mut bytes = [0; 8];
             self.machine
                 .read_memory(place.physical_address, &mut bytes)

@@ -1,30 +1,28 @@
 //! The machine: built, booted, run, stopped.
 
 mod build;
+mod run;
+
+pub use run::RunOptions;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{kvm_msi, kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use crate::awkward::Awkward;
 use crate::boot::{self, BootError, Loaded};
 use crate::config::{Config, Profile};
 use crate::console::Console;
-use crate::crash::{self, Symbols};
-use crate::ctl::server::Server;
+use crate::crash::Symbols;
 use crate::device::Ports;
 use crate::device::mark::MARKS_MAX;
 use crate::end::End;
-use crate::event_loop::{EventLoop, Signals};
 use crate::kvm::counters::Counters;
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
@@ -39,10 +37,8 @@ use crate::pv::smp::Processors;
 use crate::pv::{self, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
-use crate::vcpu::{self, Vcpu};
+use crate::vcpu;
 
-/// How long vCPU threads get to come out of KVM once the machine stops.
-const JOIN_LIMIT: Duration = Duration::from_secs(3);
 /// The data word of a message that is a non-maskable interrupt.
 const MSI_NMI: u32 = 4 << 8;
 
@@ -76,6 +72,8 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 #[derive(Debug)]
 pub struct Machine {
     vm: VmFd,
+    /// Each is locked by its thread while that works: who has paused the machine can have them all.
+    vcpus: Vec<Mutex<VcpuFd>>,
     memory: Memory,
     console: Console,
     /// What had been put out before this run.
@@ -134,6 +132,12 @@ impl Machine {
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// The vCPUs. To lock one waits until its thread stands still.
+    #[must_use]
+    pub fn vcpus(&self) -> &[Mutex<VcpuFd>] {
+        &self.vcpus
     }
 
     /// Brings all threads to a stand.
@@ -411,22 +415,8 @@ impl Machine {
 pub struct Vm {
     machine: Arc<Machine>,
     memory: Memory,
-    vcpus: Vec<VcpuFd>,
     last_words: LastWords,
     setup_started: Instant,
-}
-
-/// How a run is watched.
-#[derive(Debug, Default)]
-pub struct RunOptions {
-    /// Standard input goes to the guest.
-    pub stdin: bool,
-    /// Signals that end the run.
-    pub signals: Option<Signals>,
-    /// Class of this host, for the statistics.
-    pub host: String,
-    /// The control socket; it is kept from one run to the next.
-    pub ctl: Option<Arc<Server>>,
 }
 
 impl Vm {
@@ -473,9 +463,10 @@ impl Vm {
         self.machine
             .pv
             .write_boot_info(&self.memory, self.machine.config.vcpus)?;
-        let Some(boot_cpu) = self.vcpus.first() else {
+        let Some(boot_cpu) = self.machine.vcpus.first() else {
             return Ok(());
         };
+        let boot_cpu = &*lock(boot_cpu);
         let mut sregs = boot_cpu
             .get_sregs()
             .map_err(refused("tell a vCPU's registers"))?;
@@ -496,115 +487,5 @@ impl Vm {
             })
             .map_err(refused("set a vCPU's registers"))?;
         Ok(())
-    }
-
-    /// Runs the guest to its end.
-    ///
-    /// # Errors
-    ///
-    /// [`VmError::Host`] where there are no threads or descriptors left. A guest that fails is not an
-    /// error: [`Stats::outcome`] says how it ended.
-    pub fn run(self, options: RunOptions) -> Result<Stats, VmError> {
-        let machine = &self.machine;
-        register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| host("signal")(e.into()))?;
-        let events = EventLoop::new(
-            machine,
-            options.signals.as_ref(),
-            options.stdin,
-            machine.config.watchdog,
-        )
-        .map_err(host("event descriptor"))?;
-        machine.started.get_or_init(|| Started {
-            at: Instant::now(),
-            setup_ns: nanoseconds(self.setup_started.elapsed()),
-            host: options.host,
-        });
-        let ctl = options
-            .ctl
-            .map(|server| {
-                let machine = Arc::clone(machine);
-                std::thread::Builder::new()
-                    .name("ctl".to_owned())
-                    .spawn(move || server.serve(&machine))
-            })
-            .transpose()
-            .map_err(host("thread"))?;
-        let mut threads = Vec::new();
-        for ((id, fd), counts) in self.vcpus.into_iter().enumerate().zip(&machine.counts) {
-            let vcpu = Vcpu::new(id, fd, Arc::clone(machine), Arc::clone(counts));
-            let spawned = std::thread::Builder::new()
-                .name(format!("vcpu{id}"))
-                .spawn(move || vcpu.run());
-            match spawned {
-                Ok(thread) => threads.push(thread),
-                Err(e) => {
-                    machine.stop(Outcome::Error, None);
-                    if let Some(processors) = machine.processors() {
-                        processors.end();
-                    }
-                    join(threads);
-                    return Err(host("thread")(e));
-                }
-            }
-        }
-        events.run();
-        let run_ns = machine.elapsed_ns();
-        machine.pause.end();
-        if let Some(processors) = machine.processors() {
-            processors.end();
-        }
-        let stuck = join(threads);
-        // The socket's thread sees the end as well.
-        if let Some(thread) = ctl {
-            let _ = thread.join();
-        }
-        if let Some(rings) = machine.pv.rings() {
-            rings.close();
-        }
-        if let Some(rings) = &machine.rings {
-            rings.last_look();
-        }
-        machine.console.flush_now();
-
-        let (outcome, mut message) = machine.end.take().unwrap_or((Outcome::Error, None));
-        if let Some(record) = lock(&self.last_words).as_deref() {
-            message = Some(crash::report(record, machine.symbols()));
-        }
-        for (id, doing) in lock(&machine.hung).iter() {
-            let note = format!("vCPU {id} {doing}");
-            message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
-        }
-        if stuck > 0 {
-            let note = format!("{stuck} vCPU(s) did not come out of KVM and were left behind");
-            message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
-        }
-        Ok(Stats {
-            outcome,
-            message,
-            run_ns,
-            ..machine.stats()
-        })
-    }
-}
-
-/// The kick only has to interrupt `KVM_RUN`.
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
-/// Kicks the vCPU threads until they have ended. A signal that arrives just before `KVM_RUN` is lost,
-/// hence again and again. Returns how many would not come.
-fn join(threads: Vec<JoinHandle<()>>) -> usize {
-    let deadline = Instant::now() + JOIN_LIMIT;
-    let mut left = threads;
-    loop {
-        left.retain(|thread| !thread.is_finished());
-        if left.is_empty() || Instant::now() >= deadline {
-            return left.len();
-        }
-        for thread in &left {
-            // SAFETY: the handle is held, so the thread's id is still valid; the signal has a
-            // handler that does nothing.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
-        }
-        std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -132,11 +132,11 @@ impl Vm {
             counters: vcpus.iter().filter_map(Counters::open).collect(),
             counts: vcpus.iter().map(|_| Arc::default()).collect(),
             marks: Mutex::default(),
+            vcpus: vcpus.into_iter().map(Mutex::new).collect(),
         };
         Ok(Self {
             machine: Arc::new(machine),
             memory,
-            vcpus,
             last_words,
             setup_started,
         })

@@ -1,0 +1,143 @@
+//! Running a machine: its threads, from the first instruction to the end.
+
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::{Started, Vm, VmError, host, lock, nanoseconds};
+use crate::crash;
+use crate::ctl::server::Server;
+use crate::event_loop::{EventLoop, Signals};
+use crate::stats::{Outcome, Stats};
+use crate::vcpu::Vcpu;
+
+/// How long vCPU threads get to come out of KVM once the machine stops.
+const JOIN_LIMIT: Duration = Duration::from_secs(3);
+
+/// How a run is watched.
+#[derive(Debug, Default)]
+pub struct RunOptions {
+    /// Standard input goes to the guest.
+    pub stdin: bool,
+    /// Signals that end the run.
+    pub signals: Option<Signals>,
+    /// Class of this host, for the statistics.
+    pub host: String,
+    /// The control socket; it is kept from one run to the next.
+    pub ctl: Option<Arc<Server>>,
+}
+
+impl Vm {
+    /// Runs the guest to its end.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError::Host`] where there are no threads or descriptors left. A guest that fails is not an
+    /// error: [`Stats::outcome`] says how it ended.
+    pub fn run(self, options: RunOptions) -> Result<Stats, VmError> {
+        let machine = &self.machine;
+        register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| host("signal")(e.into()))?;
+        let events = EventLoop::new(
+            machine,
+            options.signals.as_ref(),
+            options.stdin,
+            machine.config.watchdog,
+        )
+        .map_err(host("event descriptor"))?;
+        machine.started.get_or_init(|| Started {
+            at: Instant::now(),
+            setup_ns: nanoseconds(self.setup_started.elapsed()),
+            host: options.host,
+        });
+        let ctl = options
+            .ctl
+            .map(|server| {
+                let machine = Arc::clone(machine);
+                std::thread::Builder::new()
+                    .name("ctl".to_owned())
+                    .spawn(move || server.serve(&machine))
+            })
+            .transpose()
+            .map_err(host("thread"))?;
+        let mut threads = Vec::new();
+        for (id, counts) in machine.counts.iter().enumerate() {
+            let vcpu = Vcpu::new(id, Arc::clone(machine), Arc::clone(counts));
+            let spawned = std::thread::Builder::new()
+                .name(format!("vcpu{id}"))
+                .spawn(move || vcpu.run());
+            match spawned {
+                Ok(thread) => threads.push(thread),
+                Err(e) => {
+                    machine.stop(Outcome::Error, None);
+                    if let Some(processors) = machine.processors() {
+                        processors.end();
+                    }
+                    join(threads);
+                    return Err(host("thread")(e));
+                }
+            }
+        }
+        events.run();
+        let run_ns = machine.elapsed_ns();
+        machine.pause.end();
+        if let Some(processors) = machine.processors() {
+            processors.end();
+        }
+        let stuck = join(threads);
+        // The socket's thread sees the end as well.
+        if let Some(thread) = ctl {
+            let _ = thread.join();
+        }
+        if let Some(rings) = machine.pv.rings() {
+            rings.close();
+        }
+        if let Some(rings) = &machine.rings {
+            rings.last_look();
+        }
+        machine.console.flush_now();
+
+        let (outcome, mut message) = machine.end.take().unwrap_or((Outcome::Error, None));
+        if let Some(record) = lock(&self.last_words).as_deref() {
+            message = Some(crash::report(record, machine.symbols()));
+        }
+        for (id, doing) in lock(&machine.hung).iter() {
+            let note = format!("vCPU {id} {doing}");
+            message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
+        }
+        if stuck > 0 {
+            let note = format!("{stuck} vCPU(s) did not come out of KVM and were left behind");
+            message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
+        }
+        Ok(Stats {
+            outcome,
+            message,
+            run_ns,
+            ..machine.stats()
+        })
+    }
+}
+
+/// The kick only has to interrupt `KVM_RUN`.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Kicks the vCPU threads until they have ended. A signal that arrives just before `KVM_RUN` is lost,
+/// hence again and again. Returns how many would not come.
+fn join(threads: Vec<JoinHandle<()>>) -> usize {
+    let deadline = Instant::now() + JOIN_LIMIT;
+    let mut left = threads;
+    loop {
+        left.retain(|thread| !thread.is_finished());
+        if left.is_empty() || Instant::now() >= deadline {
+            return left.len();
+        }
+        for thread in &left {
+            // SAFETY: the handle is held, so the thread's id is still valid; the signal has a
+            // handler that does nothing.
+            unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
