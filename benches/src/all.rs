@@ -1,12 +1,13 @@
 //! `paravane bench --all`: every suite in one go, and its report.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 
 use crate::boot::{LAUNCHES_OF_ALL, experiment};
 use crate::experiment::{Experiment, Saved};
 use crate::job::{Job, suite};
+use crate::ops::{OpsArgs, ops};
 use crate::peer;
 use crate::report::{ReportArgs, report};
 use crate::session::{CommonArgs, session};
@@ -40,6 +41,9 @@ const PEER_JOBS: [(&str, &str); 6] = [
     ("os", "fault"),
 ];
 
+/// Launches of the operations: an interval takes so many.
+const OPS_LAUNCHES: u32 = 5;
+
 /// Bytes of the console workload here: a full guest takes a minute for a MiB.
 const CONSOLE_BYTES: u64 = 64 * 1024;
 
@@ -49,7 +53,7 @@ const CONSOLE_BYTES: u64 = 64 * 1024;
 /// # Errors
 ///
 /// As [`session`] and [`report`]; a launch that failed does not keep the report from being made.
-pub fn all(args: &AllArgs, unfit: Option<&str>) -> anyhow::Result<()> {
+pub fn all(args: &AllArgs, facilities: &[&str], unfit: Option<&str>) -> anyhow::Result<()> {
     let common = &args.common;
     ensure!(
         args.all,
@@ -62,7 +66,8 @@ pub fn all(args: &AllArgs, unfit: Option<&str>) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("the folder `{}` cannot be made", args.out.display()))?;
     let suites = experiments(common);
-    let count = suites.len();
+    // And the operations.
+    let count = suites.len() + 1;
     let mut files = Vec::new();
     let mut whole = true;
     for (index, planned) in suites.into_iter().enumerate() {
@@ -81,6 +86,21 @@ pub fn all(args: &AllArgs, unfit: Option<&str>) -> anyhow::Result<()> {
         files.push(path);
     }
     let file = |name: &str| Some(args.out.join(name));
+    eprintln!("Suite ops, {count} of {count}");
+    let (samples, tables) = (args.out.join("ops.jsonl"), args.out.join("ops.md"));
+    // The tables come last: without them the samples are those of a run that was cut.
+    if !tables.exists() {
+        let operations = operations(common, &samples, &tables)?;
+        whole &= match ops(&operations, facilities, || unfit.map(str::to_owned)) {
+            // Some launches failed, and the tables say which.
+            Err(error) if tables.exists() => {
+                eprintln!("{error}");
+                false
+            }
+            ended => ended.map(|()| true)?,
+        };
+    }
+    files.push(samples);
     report(&ReportArgs {
         files,
         html: file("report.html"),
@@ -93,6 +113,22 @@ pub fn all(args: &AllArgs, unfit: Option<&str>) -> anyhow::Result<()> {
         "launches failed; the report has them with their reasons"
     );
     Ok(())
+}
+
+/// The operations, on the host and with the files of the suites.
+fn operations(common: &CommonArgs, samples: &Path, tables: &Path) -> anyhow::Result<OpsArgs> {
+    let launches = if common.smoke { 1 } else { OPS_LAUNCHES };
+    Ok(OpsArgs {
+        launches,
+        boots: launches,
+        host: common.host,
+        json: Some(samples.to_path_buf()),
+        markdown: Some(tables.to_path_buf()),
+        seed: common.seed,
+        kernel: common.files.kernel_para.clone(),
+        initrd: common.files.initrd.clone(),
+        ..OpsArgs::by_default()?
+    })
 }
 
 /// The suites in their order: what is wanted most comes first.
@@ -144,6 +180,8 @@ mod tests {
         let peers = all.last().unwrap();
         let jobs: usize = peers.kinds.iter().map(|kind| kind.jobs.len()).sum();
         assert_eq!(jobs, PEER_JOBS.len());
+        let ops = operations(&CommonArgs::default(), Path::new("a"), Path::new("b")).unwrap();
+        assert!(ops.launches > 4 && ops.arms.len() == 4);
         assert!(peers.arms.iter().any(|arm| arm == "qemu-tcg"));
     }
 }

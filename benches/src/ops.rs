@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, ensure};
+use clap::{Args as _, FromArgMatches as _};
 
 use crate::arm::{Arm, name_twins};
 use crate::collect::LineSink;
@@ -82,6 +83,20 @@ pub struct OpsArgs {
     /// Print the samples and nothing else: how the benchmark runs itself on the reference host.
     #[arg(long, hide = true)]
     pub samples_only: bool,
+}
+
+impl OpsArgs {
+    /// What the command line takes when nothing is said.
+    ///
+    /// # Errors
+    ///
+    /// Never, since nothing is required.
+    pub fn by_default() -> anyhow::Result<Self> {
+        let command = Self::augment_args(clap::Command::new("ops"));
+        Ok(Self::from_arg_matches(
+            &command.try_get_matches_from(["ops"])?,
+        )?)
+    }
 }
 
 /// The arms of the attribution: para, its twin, and para without each of `facilities`.
@@ -181,9 +196,7 @@ fn redraw(args: &OpsArgs) -> anyhow::Result<()> {
     for path in &args.from {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("the samples `{}` cannot be read", path.display()))?;
-        for line in text.lines() {
-            results.take(line)?;
-        }
+        results.take_all(&text)?;
     }
     ensure!(
         !results.is_empty(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
+use std::path::Path;
 
 use anyhow::{Context as _, ensure};
 use indicatif::ProgressBar;
@@ -55,6 +56,26 @@ impl Results {
             first_launch: None,
             last_order: None,
         }
+    }
+
+    /// What was recorded before; `None` where the file is that of a suite.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Option<Self>> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("the samples `{}` cannot be read", path.display()))?;
+        if text
+            .lines()
+            .any(|line| line.contains("\"record\":\"experiment\""))
+        {
+            return Ok(None);
+        }
+        let mut results = Self::new(0);
+        results.take_all(&text)?;
+        Ok((!results.is_empty()).then_some(results))
+    }
+
+    /// Takes every line in.
+    pub(crate) fn take_all(&mut self, text: &str) -> anyhow::Result<()> {
+        text.lines().try_for_each(|line| self.take(line))
     }
 
     pub(crate) fn is_empty(&self) -> bool {

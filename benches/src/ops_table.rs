@@ -14,58 +14,81 @@ const PARA: &str = "para";
 const TWIN: &str = "para#2";
 const PEER: &str = "kvm-pv";
 
-/// Draws everything.
-pub(crate) fn draw(results: &Results, look: Look) -> String {
-    let mut out = String::new();
-    let mark = if look == Look::Markdown { "## " } else { "" };
+/// A table with its title and what stands below it.
+pub(crate) struct Section {
+    pub(crate) title: &'static str,
+    pub(crate) header: Vec<String>,
+    pub(crate) rows: Vec<Vec<String>>,
+    pub(crate) notes: Vec<String>,
+}
+
+/// All that there is to show.
+pub(crate) fn sections(results: &Results) -> Vec<Section> {
+    let mut sections = Vec::new();
     if !results.arms("ops").is_empty() {
-        let _ = writeln!(out, "{mark}Operations, in cycles\n");
-        let _ = writeln!(out, "{}\n", cycles(results, look));
-        let _ = writeln!(out, "{mark}Operations, in exits a round\n");
-        let _ = writeln!(out, "{}\n", exits(results, look));
-        notes(&mut out, results, "ops", &operations_notes(results));
+        sections.push(cycles(results));
+        sections.push(Section {
+            notes: notes(results, "ops", operations_notes(results)),
+            ..exits(results)
+        });
     }
     if !results.arms("boot").is_empty() {
-        let _ = writeln!(out, "{mark}What each facility is worth in a boot\n");
-        let _ = writeln!(out, "{}\n", attribution(results, look));
-        notes(&mut out, results, "boot", &attribution_notes(results));
+        sections.push(attribution(results));
     }
-    let _ = writeln!(
-        out,
+    sections
+}
+
+/// What holds for all tables.
+pub(crate) fn origin(results: &Results) -> String {
+    format!(
         "Host class `{}`, seed {}. Intervals are 95 %, by paired bootstrap over launches; none is given of fewer than \
          {MEANINGFUL_LAUNCHES}.",
         results.host.as_deref().unwrap_or("?"),
         results.seed,
-    );
+    )
+}
+
+/// Draws everything.
+pub(crate) fn draw(results: &Results, look: Look) -> String {
+    let mut out = String::new();
+    let mark = if look == Look::Markdown { "## " } else { "" };
+    for section in sections(results) {
+        let _ = writeln!(out, "{mark}{}\n", section.title);
+        let _ = writeln!(out, "{}\n", text(&section, look));
+        for note in &section.notes {
+            let _ = writeln!(out, "{note}");
+        }
+        if !section.notes.is_empty() {
+            out.push('\n');
+        }
+    }
+    let _ = writeln!(out, "{}", origin(results));
     out
 }
 
 /// What stands below a table: what it means, and the launches that failed.
-fn notes(out: &mut String, results: &Results, job: &str, notes: &[String]) {
-    for note in notes {
-        let _ = writeln!(out, "{note}");
-    }
+fn notes(results: &Results, job: &str, mut notes: Vec<String>) -> Vec<String> {
     for arm in results.arms(job) {
         let failures = results.failures(job, &arm);
         if let Some(reason) = failures.first() {
-            let _ = writeln!(out, "{arm}: {} failed: {reason}", failures.len());
+            notes.push(format!("{arm}: {} failed: {reason}", failures.len()));
         }
     }
-    out.push('\n');
+    notes
 }
 
-fn table(look: Look, header: Vec<String>) -> Table {
+/// The table alone.
+pub(crate) fn text(section: &Section, look: Look) -> String {
     let mut table = Table::new();
     table.load_style(match look {
         Look::Terminal => TERMINAL,
         Look::Markdown => presets::ASCII_MARKDOWN,
     });
-    table.set_header(header);
-    table
-}
-
-fn finish(mut table: Table, columns: usize) -> String {
-    for column in 1..columns {
+    table.set_header(&section.header);
+    for row in &section.rows {
+        table.add_row(row);
+    }
+    for column in 1..section.header.len() {
         if let Some(column) = table.column_mut(column) {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -124,13 +147,12 @@ fn judged(ratio: Option<Ratio>, twins: Option<Ratio>) -> &'static str {
     }
 }
 
-fn cycles(results: &Results, look: Look) -> String {
+fn cycles(results: &Results) -> Section {
     let shown = shown(results);
     let mut header = words(["operation", "facility"]);
     header.extend(shown.iter().map(|arm| format!("{arm}: median / 99 %")));
     header.extend(words(["para/full", "para/kvm-pv", "twins", ""]));
-    let columns = header.len();
-    let mut table = table(look, header);
+    let mut rows = Vec::new();
     for operation in &results.operations {
         let op = &operation.op;
         let mut cells = vec![operation.what.clone(), operation.facility.clone()];
@@ -153,24 +175,28 @@ fn cycles(results: &Results, look: Look) -> String {
         cells.push(ratio_cell(to_peer));
         cells.push(ratio_cell(twins));
         cells.push(judged(to_peer, twins).to_owned());
-        table.add_row(cells);
+        rows.push(cells);
     }
     let mut cells = words(["launches", ""]);
     let launches = |arm: &String| results.values("ops", "empty.median", arm).len().to_string();
     cells.extend(shown.iter().map(launches));
-    cells.resize(columns, String::new());
-    table.add_row(cells);
-    finish(table, columns)
+    cells.resize(header.len(), String::new());
+    rows.push(cells);
+    Section {
+        title: "Operations, in cycles",
+        header,
+        rows,
+        notes: Vec::new(),
+    }
 }
 
-fn exits(results: &Results, look: Look) -> String {
+fn exits(results: &Results) -> Section {
     let shown = shown(results);
     let mut header = words(["operation"]);
     for arm in &shown {
         header.extend([arm.clone(), "to the VMM".to_owned()]);
     }
-    let columns = header.len();
-    let mut table = table(look, header);
+    let mut rows = Vec::new();
     for operation in &results.operations {
         let op = &operation.op;
         let mut cells = vec![operation.what.clone()];
@@ -183,9 +209,14 @@ fn exits(results: &Results, look: Look) -> String {
                 });
             }
         }
-        table.add_row(cells);
+        rows.push(cells);
     }
-    finish(table, columns)
+    Section {
+        title: "Operations, in exits a round",
+        header,
+        rows,
+        notes: Vec::new(),
+    }
 }
 
 fn operations_notes(results: &Results) -> Vec<String> {
@@ -216,7 +247,7 @@ fn cell(difference: Difference, unit: Kind) -> String {
     )
 }
 
-fn attribution(results: &Results, look: Look) -> String {
+fn attribution(results: &Results) -> Section {
     let header = words([
         "facility",
         "exits to the VMM removed",
@@ -226,8 +257,7 @@ fn attribution(results: &Results, look: Look) -> String {
         "residual",
         "",
     ]);
-    let columns = header.len();
-    let mut table = table(look, header);
+    let mut rows = Vec::new();
     let twins = worth(results, PARA, TWIN);
     let mut add = |name: &str, worth: Worth, verdict: &str| {
         let mut cells = vec![
@@ -243,7 +273,7 @@ fn attribution(results: &Results, look: Look) -> String {
             None => cells.extend(words(["–", "–"])),
         }
         cells.push(verdict.to_owned());
-        table.add_row(cells);
+        rows.push(cells);
     };
     if let Some(twins) = twins {
         add("(twins)", twins, "");
@@ -263,7 +293,12 @@ fn attribution(results: &Results, look: Look) -> String {
         };
         add(facility, worth, verdict);
     }
-    finish(table, columns)
+    Section {
+        title: "What each facility is worth in a boot",
+        header,
+        rows,
+        notes: notes(results, "boot", attribution_notes(results)),
+    }
 }
 
 fn attribution_notes(results: &Results) -> Vec<String> {

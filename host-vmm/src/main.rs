@@ -210,18 +210,16 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         }
         cannot(Profile::Full).or_else(|| cannot(Profile::Para))
     };
+    let names = FACILITIES.iter().map(|(name, _)| *name);
+    let optional: Vec<&str> = names.filter(|name| *name != "base").collect();
     match &args.suite {
-        None => paravane_benches::all(&args.all, unfit().as_deref()),
+        None => paravane_benches::all(&args.all, &optional, unfit().as_deref()),
         Some(BenchCommand::Boot(args)) => paravane_benches::boot(args, unfit().as_deref()),
         Some(BenchCommand::Os(args)) => paravane_benches::run_suite("os", args, unfit().as_deref()),
         Some(BenchCommand::Sched(args)) => {
             paravane_benches::run_suite("sched", args, unfit().as_deref())
         }
-        Some(BenchCommand::Ops(args)) => {
-            let names = FACILITIES.iter().map(|(name, _)| *name);
-            let optional: Vec<&str> = names.filter(|name| *name != "base").collect();
-            paravane_benches::ops(args, &optional, unfit)
-        }
+        Some(BenchCommand::Ops(args)) => paravane_benches::ops(args, &optional, unfit),
         Some(BenchCommand::Report(args)) => paravane_benches::report(args),
         Some(BenchCommand::Inside(args)) => paravane_benches::inside(args),
     }?;

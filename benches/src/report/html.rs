@@ -4,7 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::claims::claims;
 use super::markdown::{METHOD, each, interval, machine_line};
-use super::model::{ArmFigures, Figures, Part, Report, Verdict};
+use super::model::{ArmFigures, Figures, Operations, Part, Report, Verdict};
 use super::plot::{Scale, axis, launches, ratio};
 use crate::table::{Kind, write};
 
@@ -36,12 +36,14 @@ pub(super) fn page(report: &Report) -> String {
                         @for part in &report.parts {
                             a href=(format!("#{}-{}", part.host, part.suite)) { (part.suite) " (" (part.host) ")" }
                         }
+                        @if !report.operations.is_empty() { a href="#operations" { "Operations" } }
                         a href="#method" { "Method" }
                     }
                 }
                 main {
                     (claims_section(report))
                     @for part in &report.parts { (part_section(part)) }
+                    @for operations in &report.operations { (operations_section(operations)) }
                     section id="method" {
                         h2 { "How it was measured" }
                         p { (METHOD) }
@@ -131,6 +133,33 @@ fn part_section(part: &Part) -> Markup {
             }
             h3 { "Raw samples" }
             @for figures in &part.jobs { (raw(part, figures)) }
+        }
+    }
+}
+
+fn operations_section(operations: &Operations) -> Markup {
+    html! {
+        section id="operations" {
+            h2 { "Privileged operations, one by one" }
+            p.machine { (operations.origin) }
+            @for section in &operations.sections {
+                h3 { (section.title) }
+                div.wide {
+                    table {
+                        thead { tr { @for name in &section.header { th { (name) } } } }
+                        tbody {
+                            @for row in &section.rows {
+                                tr {
+                                    @for (index, cell) in row.iter().enumerate() {
+                                        @if index == 0 { th.job scope="row" { (cell) } } @else { td.number { (cell) } }
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+                @for note in &section.notes { p { (note) } }
+            }
         }
     }
 }

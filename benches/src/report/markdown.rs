@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 
 use super::claims::claims;
 use super::model::{ArmFigures, Figures, Part, Report};
+use crate::ops_table;
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio};
-use crate::table::{Kind, significant, write};
+use crate::table::{Kind, Look, significant, write};
 
 /// What the figures are, for every reader of a report.
 pub(super) const METHOD: &str = "Each launch is a whole virtual machine: one VMM process that boots one guest and ends. The arms are launched in turn, \
@@ -38,6 +39,17 @@ pub(super) fn text(report: &Report) -> String {
     }
     for part in &report.parts {
         part_text(&mut out, part);
+    }
+    for operations in &report.operations {
+        for section in &operations.sections {
+            let _ = writeln!(out, "\n## {}\n", section.title);
+            out.push_str(&ops_table::text(section, Look::Markdown));
+            out.push_str("\n\n");
+            for note in &section.notes {
+                let _ = writeln!(out, "- {}", cell(note));
+            }
+        }
+        let _ = writeln!(out, "\n{}", operations.origin);
     }
     out
 }

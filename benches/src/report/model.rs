@@ -8,6 +8,8 @@ use crate::arm::{Arm, twin_of};
 use crate::experiment::Saved;
 use crate::job::{Direction, Job};
 use crate::machine;
+use crate::ops_results::Results;
+use crate::ops_table::{Section, origin, sections};
 use crate::sample::Samples;
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, median, paired_ratio};
 use crate::table::ExitCosts;
@@ -15,6 +17,23 @@ use crate::table::ExitCosts;
 /// Everything that a report says.
 pub(super) struct Report {
     pub(super) parts: Vec<Part>,
+    /// What `paravane bench ops` measured, a class of host each.
+    pub(super) operations: Vec<Operations>,
+}
+
+/// The tables of `paravane bench ops`.
+pub(super) struct Operations {
+    pub(super) sections: Vec<Section>,
+    pub(super) origin: String,
+}
+
+impl Operations {
+    pub(super) fn of(results: &Results) -> Self {
+        Self {
+            sections: sections(results),
+            origin: origin(results),
+        }
+    }
 }
 
 /// One suite on one host.
@@ -112,6 +131,7 @@ impl Report {
         let parts = saved.into_iter().map(Part::of);
         Self {
             parts: parts.filter(|part| !part.jobs.is_empty()).collect(),
+            operations: Vec::new(),
         }
     }
 

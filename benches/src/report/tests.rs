@@ -151,3 +151,22 @@ fn results_that_cannot_be_compared_are_refused() {
         "another class stands beside it"
     );
 }
+
+#[test]
+fn the_operations_stand_in_the_page_and_in_the_text() {
+    let lines = [
+        "{\"suite\":\"ops\",\"record\":\"operations\",\"tsc_khz\":2000000,\"operations\":[\
+         {\"op\":\"cpuid\",\"facility\":\"cpuid\",\"what\":\"CPUID <as asked>\"}]}",
+        "{\"suite\":\"ops\",\"job\":\"ops\",\"arm\":\"para\",\"host\":\"kvm\",\"launch\":1,\"block\":0,\"order\":1,\"seed\":5,\
+         \"metric\":\"cpuid.median\",\"unit\":\"cycles\",\"value\":1234}",
+    ];
+    let mut results = Results::new(0);
+    results.take_all(&lines.join("\n")).unwrap();
+    let report = Report {
+        operations: vec![Operations::of(&results)],
+        ..Report::of(Vec::new())
+    };
+    let page = html::page(&report);
+    assert!(page.contains("CPUID &lt;as asked&gt;") && page.contains("id=\"operations\""));
+    assert!(markdown::text(&report).contains("| CPUID <as asked>"));
+}
