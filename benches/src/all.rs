@@ -6,6 +6,7 @@ use anyhow::{Context as _, ensure};
 
 use crate::boot::{LAUNCHES_OF_ALL, experiment};
 use crate::experiment::{Experiment, Saved};
+use crate::host::Host;
 use crate::job::{Job, suite};
 use crate::ops::{OpsArgs, ops};
 use crate::peer;
@@ -41,6 +42,9 @@ const PEER_JOBS: [(&str, &str); 6] = [
     ("os", "fault"),
 ];
 
+/// The suite that runs here while the others run on the reference host.
+const NATIVE: &str = "native";
+
 /// Launches of the operations: an interval takes so many.
 const OPS_LAUNCHES: u32 = 5;
 
@@ -48,12 +52,17 @@ const OPS_LAUNCHES: u32 = 5;
 const CONSOLE_BYTES: u64 = 64 * 1024;
 
 /// Runs every suite, and makes the report. `unfit` is the reason why this machine's KVM cannot run the guests, if it
-/// cannot.
+/// cannot; `direct_here`, that it can run the direct one.
 ///
 /// # Errors
 ///
 /// As [`session`] and [`report`]; a launch that failed does not keep the report from being made.
-pub fn all(args: &AllArgs, facilities: &[&str], unfit: Option<&str>) -> anyhow::Result<()> {
+pub fn all(
+    args: &AllArgs,
+    facilities: &[&str],
+    unfit: Option<&str>,
+    direct_here: bool,
+) -> anyhow::Result<()> {
     let common = &args.common;
     ensure!(
         args.all,
@@ -65,7 +74,8 @@ pub fn all(args: &AllArgs, facilities: &[&str], unfit: Option<&str>) -> anyhow::
     );
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("the folder `{}` cannot be made", args.out.display()))?;
-    let suites = experiments(common);
+    let native = direct_here && Host::choose(common.host, unfit) != Host::here();
+    let suites = experiments(common, native);
     // And the operations.
     let count = suites.len() + 1;
     let mut files = Vec::new();
@@ -77,6 +87,11 @@ pub fn all(args: &AllArgs, facilities: &[&str], unfit: Option<&str>) -> anyhow::
         let begun = path.exists();
         if !begun || Saved::read(&path)?.record("complete").is_none() {
             let common = CommonArgs {
+                host: if name == NATIVE {
+                    Some(Host::Kvm)
+                } else {
+                    common.host
+                },
                 json: (!begun).then(|| path.clone()),
                 resume: begun.then(|| path.clone()),
                 ..common.clone()
@@ -115,6 +130,14 @@ pub fn all(args: &AllArgs, facilities: &[&str], unfit: Option<&str>) -> anyhow::
     Ok(())
 }
 
+fn peer_jobs() -> Vec<Job> {
+    let find = |of: &str, name: &str| suite(of).find(|job| job.name == name).cloned();
+    PEER_JOBS
+        .iter()
+        .filter_map(|(of, name)| find(of, name))
+        .collect()
+}
+
 /// The operations, on the host and with the files of the suites.
 fn operations(common: &CommonArgs, samples: &Path, tables: &Path) -> anyhow::Result<OpsArgs> {
     let launches = if common.smoke { 1 } else { OPS_LAUNCHES };
@@ -131,8 +154,9 @@ fn operations(common: &CommonArgs, samples: &Path, tables: &Path) -> anyhow::Res
     })
 }
 
-/// The suites in their order: what is wanted most comes first.
-fn experiments(common: &CommonArgs) -> Vec<Experiment> {
+/// The suites in their order: what is wanted most comes first. `native`: what a host whose KVM is software can run is among
+/// them, the direct guest beside binary translation.
+fn experiments(common: &CommonArgs, native: bool) -> Vec<Experiment> {
     let seed = common.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     let common = CommonArgs {
         seed: Some(seed),
@@ -151,18 +175,24 @@ fn experiments(common: &CommonArgs) -> Vec<Experiment> {
         },
         ..job
     });
-    let peers = PEER_JOBS
-        .iter()
-        .filter_map(|(of, name)| suite(of).find(|job| job.name == *name).cloned());
     let peer_arms = ["full", "kvm-pv", "para"].into_iter().chain(peer::names());
     let peer_arms: Vec<&str> = peer_arms.collect();
     let twin = "full,full,kvm-pv,para";
-    vec![
+    let mut suites = vec![
         experiment(&common, "boot", twin, boot.collect()),
         experiment(&common, "os", twin, suite("os").cloned().collect()),
         experiment(&common, "sched", twin, suite("sched").cloned().collect()),
-        experiment(&common, "peers", &peer_arms.join(","), peers.collect()),
-    ]
+        experiment(&common, "peers", &peer_arms.join(","), peer_jobs()),
+    ];
+    if native {
+        suites.push(experiment(
+            &common,
+            NATIVE,
+            "direct,direct,qemu-tcg",
+            peer_jobs(),
+        ));
+    }
+    suites
 }
 
 #[cfg(test)]
@@ -171,7 +201,8 @@ mod tests {
 
     #[test]
     fn every_suite_is_run_with_a_twin_and_the_peers_at_the_end() {
-        let all = experiments(&CommonArgs::default());
+        assert_eq!(experiments(&CommonArgs::default(), true).len(), 5);
+        let all = experiments(&CommonArgs::default(), false);
         let names: Vec<&str> = all.iter().map(|one| one.suite.as_str()).collect();
         assert_eq!(names, ["boot", "os", "sched", "peers"]);
         for one in &all {

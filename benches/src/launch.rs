@@ -157,7 +157,8 @@ impl Launcher {
             let program = command.get_program().display();
             LaunchError::Failed(format!("`{program}` cannot be started: {error}"))
         })?;
-        let status = wait(child, Duration::from_secs(watchdog) + GRACE, stop)?;
+        let seconds = arm.peer.map_or(0, |peer| peer.seconds).max(watchdog);
+        let status = wait(child, Duration::from_secs(seconds) + GRACE, stop)?;
         let process_ns = u64::try_from(begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         let console = fs::read(&console_file).unwrap_or_default();
         let console = String::from_utf8_lossy(&console).into_owned();

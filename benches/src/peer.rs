@@ -25,6 +25,12 @@ pub struct Peer {
     /// The most launches that are worth their time.
     #[serde(default)]
     pub launches: Option<u32>,
+    /// Classes of host where it would say nothing, and why.
+    #[serde(default)]
+    pub absent_on: BTreeMap<String, String>,
+    /// How many seconds a launch may take, where that is more than ours may.
+    #[serde(default)]
+    pub seconds: u64,
     /// The command line, with `{memory}`, `{cpus}`, `{kernel}`, `{initrd}`, `{cmdline}`, `{console}` and `{config}`.
     pub arguments: Vec<String>,
     /// Where the guest's console goes.

@@ -59,7 +59,7 @@ impl Run<'_> {
             take(&line.to_string())?;
         }
         for arm in self.arms {
-            if let Some(why) = absent(arm) {
+            if let Some(why) = absent(arm, self.class) {
                 take(&json!({ "record": "absent", "arm": arm.name, "why": why }).to_string())?;
             }
         }
@@ -92,7 +92,9 @@ impl Run<'_> {
     /// Whether this launch is still to be made.
     fn wanted(&self, step: &Step, arm: &Arm) -> bool {
         let most = arm.peer.and_then(|peer| peer.launches).unwrap_or(u32::MAX);
-        !self.launched.contains(&step.order) && step.launch <= most && absent(arm).is_none()
+        !self.launched.contains(&step.order)
+            && step.launch <= most
+            && absent(arm, self.class).is_none()
     }
 
     /// Whether every interval of this kind's jobs is as narrow as was asked for.
@@ -169,9 +171,12 @@ impl Run<'_> {
     }
 }
 
-/// Why the arm cannot be launched on this host, if it cannot.
-fn absent(arm: &Arm) -> Option<String> {
+/// Why the arm is not launched on this host, if it is not.
+fn absent(arm: &Arm, class: Host) -> Option<String> {
     let peer = arm.peer?;
+    if let Some(why) = peer.absent_on.get(class.name()) {
+        return Some(why.clone());
+    }
     peer.path()
         .is_none()
         .then(|| format!("`{}` is not in PATH on this host", peer.program))

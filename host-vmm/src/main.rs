@@ -210,10 +210,11 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         }
         cannot(Profile::Full).or_else(|| cannot(Profile::Para))
     };
+    let direct_here = || !paravane_reference_host::is_inside() && cannot(Profile::Direct).is_none();
     let names = FACILITIES.iter().map(|(name, _)| *name);
     let optional: Vec<&str> = names.filter(|name| *name != "base").collect();
     match &args.suite {
-        None => paravane_benches::all(&args.all, &optional, unfit().as_deref()),
+        None => paravane_benches::all(&args.all, &optional, unfit().as_deref(), direct_here()),
         Some(BenchCommand::Boot(args)) => paravane_benches::boot(args, unfit().as_deref()),
         Some(BenchCommand::Os(args)) => paravane_benches::run_suite("os", args, unfit().as_deref()),
         Some(BenchCommand::Sched(args)) => {
