@@ -207,7 +207,8 @@ pub(crate) struct RunArgs {
     /// Show the guest a raw image, or a block device of this host, as a disk; once for each disk.
     ///
     /// `truncate --size=1G disk.img && mkfs.ext4 disk.img` makes one. With `,readonly` behind it the guest cannot write to it,
-    /// and several guests can have it at once.
+    /// and several guests can have it at once. A full guest has an IDE controller, and its disks are /dev/sda, /dev/sdb, …
+    /// Without --initrd the first disk is the root file system, unless --cmdline has a root= of its own.
     #[arg(long, value_name = "FILE[,readonly]")]
     disk: Vec<DiskSpec>,
     /// How the kernel is entered.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use paravane_abi::registry as reg;
 
+use crate::device::ide::DISKS_MAX;
 use crate::disk::DiskSpec;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 
@@ -54,7 +55,7 @@ impl Profile {
     /// Whether there is a device that shows the guest a disk.
     #[must_use]
     pub const fn has_disks(self) -> bool {
-        false
+        matches!(self, Self::Full)
     }
 }
 
@@ -308,6 +309,12 @@ pub enum ConfigError {
         /// The guest.
         profile: Profile,
     },
+    /// More disks than an IDE controller has places for.
+    #[error("{disks} disks cannot be: a full guest's IDE controller takes {DISKS_MAX} (--disk)")]
+    TooManyDisks {
+        /// What was asked for.
+        disks: usize,
+    },
     /// A file that cannot be read.
     #[error("the {what} `{}` cannot be read: {reason}; {mend}", path.display())]
     File {
@@ -379,6 +386,10 @@ impl Config {
             let profile = self.profile;
             return Err(ConfigError::NoDisks { profile });
         }
+        if self.profile == Profile::Full && self.disks.len() > DISKS_MAX {
+            let disks = self.disks.len();
+            return Err(ConfigError::TooManyDisks { disks });
+        }
         check_file(
             "kernel",
             &self.kernel,
@@ -399,7 +410,35 @@ impl Config {
             Profile::Para | Profile::Direct if self.has_uart() => "console=ttyS0 panic=-1",
             Profile::Para | Profile::Direct => "console=hvc0 panic=-1",
         };
-        format!("{ours} {}", self.cmdline).trim_end().to_owned()
+        let root = self.root();
+        format!("{ours}{root} {}", self.cmdline)
+            .trim_end()
+            .to_owned()
+    }
+
+    /// The root file system, where nobody says another: the first disk, under the name that it has in this guest. An
+    /// initrd mounts what it likes.
+    fn root(&self) -> String {
+        let is_root = |word: &str| word.starts_with("root=");
+        let (None, Some(disk)) = (&self.initrd, self.disks.first()) else {
+            return String::new();
+        };
+        if self.cmdline.split_whitespace().any(is_root) {
+            return String::new();
+        }
+        let name = if self.profile == Profile::Full {
+            "sda"
+        } else {
+            "vda"
+        };
+        let mode = if disk.read_only { "ro" } else { "rw" };
+        format!(" root=/dev/{name} {mode}")
+    }
+
+    /// Whether the guest has a PCI bus: a full guest with something to put on it. Scanning a bus costs a boot exits.
+    #[must_use]
+    pub fn has_pci(&self) -> bool {
+        self.profile == Profile::Full && !self.disks.is_empty()
     }
 
     /// Whether the guest has a UART: a legacy PC, and a para guest without the console facility,
@@ -428,6 +467,34 @@ mod tests {
         for id in [64, first - 1, first + 64, reg::FACILITY_VENDOR_FIRST] {
             assert_eq!((slot(id), bit(id)), (None, 0), "{id:#x}");
         }
+    }
+
+    #[test]
+    fn the_first_disk_is_the_root_unless_somebody_says_otherwise() {
+        let mut config = Config {
+            profile: Profile::Full,
+            kernel: PathBuf::new(),
+            initrd: None,
+            cmdline: "quiet".to_owned(),
+            memory_mib: 128,
+            prealloc: false,
+            vcpus: 1,
+            dedicated: false,
+            facilities: FacilitySet::default(),
+            entry: Entry::Linux64,
+            disks: vec!["a.img".parse().unwrap()],
+            watchdog: None,
+            awkward: None,
+        };
+        assert!(config.full_cmdline().ends_with(" root=/dev/sda rw quiet"));
+        config.profile = Profile::Para;
+        config.disks[0].read_only = true;
+        assert!(config.full_cmdline().ends_with(" root=/dev/vda ro quiet"));
+        config.initrd = Some("guest.cpio".into());
+        assert!(!config.full_cmdline().contains("root="));
+        config.initrd = None;
+        config.cmdline = "root=/dev/sdb".to_owned();
+        assert!(config.full_cmdline().ends_with("panic=-1 root=/dev/sdb"));
     }
 
     #[test]

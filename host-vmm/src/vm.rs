@@ -22,6 +22,7 @@ use crate::console::Console;
 use crate::crash::Symbols;
 use crate::device::Ports;
 use crate::device::mark::MARKS_MAX;
+use crate::disk::DiskError;
 use crate::end::End;
 use crate::kvm::counters::Counters;
 use crate::kvm::{KvmError, refused};
@@ -54,6 +55,9 @@ pub enum VmError {
     /// Kernel or initrd.
     #[error(transparent)]
     Boot(#[from] BootError),
+    /// A disk's file.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The host's descriptors or threads.
     #[error("the host has no {what} left: {reason}")]
     Host {

@@ -4,13 +4,17 @@
 //! nobody claims reads as all ones and swallows writes, as on a bus without a device.
 
 pub mod i8042;
+pub mod ide;
 pub mod mark;
+pub mod pci;
 pub mod rtc;
 pub mod uart;
 
 use std::sync::{Mutex, PoisonError};
 
 use self::i8042::I8042;
+use self::ide::Ide;
+use self::pci::Pci;
 use self::rtc::Rtc;
 use self::uart::Uart;
 
@@ -34,6 +38,27 @@ pub struct Ports {
     uart: Option<Mutex<Uart>>,
     rtc: Option<Mutex<Rtc>>,
     keyboard: Option<Mutex<I8042>>,
+    cards: Option<Cards>,
+}
+
+/// What a legacy PC has only where somebody asked for it: without a card, there is no bus for it either, and a kernel
+/// that looks for one finds nothing at once.
+#[derive(Debug)]
+struct Cards {
+    pci: Pci,
+    ide: Option<Ide>,
+}
+
+impl Cards {
+    fn write(&self, port: u16, data: &[u8]) -> bool {
+        let ide = self.ide.as_ref();
+        self.pci.write(port, data) || ide.is_some_and(|ide| ide.write(&self.pci, port, data))
+    }
+
+    fn read(&self, port: u16, data: &mut [u8]) -> bool {
+        let ide = self.ide.as_ref();
+        self.pci.read(port, data) || ide.is_some_and(|ide| ide.read(&self.pci, port, data))
+    }
 }
 
 fn lock<T>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -49,7 +74,17 @@ impl Ports {
             uart: Some(Mutex::new(uart)),
             rtc: Some(Mutex::default()),
             keyboard: Some(Mutex::default()),
+            cards: None,
         }
+    }
+
+    /// The same with a PCI bus and what is on it.
+    #[must_use]
+    pub fn with_cards(mut self, ide: Option<Ide>) -> Self {
+        let functions = ide.iter().flat_map(Ide::functions).collect();
+        let pci = Pci::new(functions);
+        self.cards = Some(Cards { pci, ide });
+        self
     }
 
     /// A UART and nothing else.
@@ -68,6 +103,13 @@ impl Ports {
 
     /// The guest wrote `data` to `port`.
     pub fn write(&self, port: u16, data: &[u8]) -> PortAction {
+        if self
+            .cards
+            .as_ref()
+            .is_some_and(|cards| cards.write(port, data))
+        {
+            return PortAction::Done;
+        }
         let [value] = *data else {
             return if port == mark::PORT {
                 PortAction::Done
@@ -100,6 +142,13 @@ impl Ports {
     /// The guest reads `data.len()` bytes from `port`.
     pub fn read(&self, port: u16, data: &mut [u8]) -> PortAction {
         data.fill(0xff);
+        if self
+            .cards
+            .as_ref()
+            .is_some_and(|cards| cards.read(port, data))
+        {
+            return PortAction::Done;
+        }
         let [value] = data else {
             return PortAction::Unclaimed;
         };

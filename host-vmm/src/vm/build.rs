@@ -16,7 +16,9 @@ use crate::awkward::Awkward;
 use crate::config::{Config, FacilitySet, Profile};
 use crate::console::Console;
 use crate::device::Ports;
+use crate::device::ide::{self, Ide};
 use crate::device::uart::{self, Uart};
+use crate::disk::Disk;
 use crate::end::End;
 use crate::kvm::counters::Counters;
 use crate::kvm::cpuid::{GuestCpuid, delegable};
@@ -61,7 +63,7 @@ impl Vm {
         }
         let kvm = kvm::open()?;
         let (vm, memory) = create_vm(&kvm, &config)?;
-        let ports = create_devices(&vm, &config, &console)?;
+        let ports = create_devices(&vm, &config, &console, &memory)?;
 
         let set = match config.profile {
             Profile::Full | Profile::KvmPv => FacilitySet::NONE,
@@ -159,9 +161,19 @@ fn create_vm(kvm: &Kvm, config: &Config) -> Result<(VmFd, Memory), VmError> {
 }
 
 /// Interrupt controllers and port devices, before any vCPU.
-fn create_devices(vm: &VmFd, config: &Config, console: &Console) -> Result<Ports, VmError> {
+fn create_devices(
+    vm: &VmFd,
+    config: &Config,
+    console: &Console,
+    memory: &Memory,
+) -> Result<Ports, VmError> {
     if config.profile.has_legacy_devices() {
-        return Ok(Ports::legacy(create_pc(vm, console)?));
+        let ports = Ports::legacy(create_pc(vm, console)?);
+        return Ok(if config.has_pci() {
+            ports.with_cards(create_ide(vm, config, memory)?)
+        } else {
+            ports
+        });
     }
     create_split_irqchip(vm)?;
     if !config.has_uart() {
@@ -223,10 +235,27 @@ fn create_pc(vm: &VmFd, console: &Console) -> Result<Uart, VmError> {
     };
     vm.create_pit2(pit)
         .map_err(refused("create a timer chip"))?;
+    Ok(Uart::new(interrupt(vm, uart::IRQ)?, console.clone()))
+}
+
+/// The IDE controller of a full guest that has disks.
+fn create_ide(vm: &VmFd, config: &Config, memory: &Memory) -> Result<Option<Ide>, VmError> {
+    if config.disks.is_empty() {
+        return Ok(None);
+    }
+    let disks = config.disks.iter().map(Disk::open);
+    let disks = disks.collect::<Result<_, _>>()?;
+    let [first, second] = ide::IRQS;
+    let irqs = [interrupt(vm, first)?, interrupt(vm, second)?];
+    Ok(Some(Ide::new(disks, irqs, memory)))
+}
+
+/// A line of the interrupt controllers; a write to it is an edge.
+fn interrupt(vm: &VmFd, line: u32) -> Result<EventFd, VmError> {
     let irq = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
-    vm.register_irqfd(&irq, uart::IRQ)
-        .map_err(refused("connect the UART's interrupt"))?;
-    Ok(Uart::new(irq, console.clone()))
+    vm.register_irqfd(&irq, line)
+        .map_err(refused("connect a device's interrupt"))?;
+    Ok(irq)
 }
 
 /// LAPICs in KVM and nothing else.
