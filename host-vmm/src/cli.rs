@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use paravane::config::{Config, ConfigError, Entry, FacilitySet, Profile};
 use paravane::disk::DiskSpec;
+use paravane::net::NetSpec;
 
 /// Paravane: a paravirtualization toolkit for Linux on KVM.
 ///
@@ -211,6 +212,14 @@ pub(crate) struct RunArgs {
     /// Without --initrd the first disk is the root file system, unless --cmdline has a root= of its own.
     #[arg(long, value_name = "FILE[,readonly]")]
     disk: Vec<DiskSpec>,
+    /// Connect the guest to a network: `user`, or `tap=NAME` for a TAP device of this host.
+    ///
+    /// `user` needs no privilege: Debian's passt makes connections of this host of the guest's. The guest gets its address
+    /// (10.0.2.15) by DHCP; 10.0.2.2 is the gateway and, to the guest, this host's own 127.0.0.1, with all that listens there.
+    /// A TAP device is made by root, `ip tuntap add tap0 mode tap user $USER && ip link set tap0 up`, and then bridged or
+    /// routed as you like.
+    #[arg(long, value_name = "NETWORK")]
+    net: Option<NetSpec>,
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value = "linux64")]
     entry: Entry,
@@ -266,6 +275,7 @@ impl RunArgs {
             facilities: FacilitySet::parse(&self.pv)?,
             entry: self.entry,
             disks: self.disk.clone(),
+            net: self.net.clone(),
             watchdog: (seconds > 0).then(|| Duration::from_secs(seconds)),
             awkward: self.awkward,
         };

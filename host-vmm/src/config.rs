@@ -9,6 +9,7 @@ use paravane_abi::registry as reg;
 use crate::device::ide::DISKS_MAX;
 use crate::disk::DiskSpec;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
+use crate::net::NetSpec;
 
 /// The most vCPUs of one guest.
 pub const MAX_VCPUS: u8 = 64;
@@ -56,6 +57,12 @@ impl Profile {
     #[must_use]
     pub const fn has_disks(self) -> bool {
         matches!(self, Self::Full)
+    }
+
+    /// Whether there is a device that connects the guest to a network.
+    #[must_use]
+    pub const fn has_net(self) -> bool {
+        false
     }
 }
 
@@ -258,6 +265,8 @@ pub struct Config {
     pub entry: Entry,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
+    /// The network that the guest is connected to.
+    pub net: Option<NetSpec>,
     /// Stop the guest after this long.
     pub watchdog: Option<Duration>,
     /// The seed of an awkward host, which takes all the liberties of the specification.
@@ -306,6 +315,12 @@ pub enum ConfigError {
     /// `--disk` for a guest that has no device for it.
     #[error("a {profile} guest has no disks so far (--disk)")]
     NoDisks {
+        /// The guest.
+        profile: Profile,
+    },
+    /// `--net` for a guest that has no device for it.
+    #[error("a {profile} guest has no network so far (--net)")]
+    NoNet {
         /// The guest.
         profile: Profile,
     },
@@ -385,6 +400,10 @@ impl Config {
         if !self.disks.is_empty() && !self.profile.has_disks() {
             let profile = self.profile;
             return Err(ConfigError::NoDisks { profile });
+        }
+        if self.net.is_some() && !self.profile.has_net() {
+            let profile = self.profile;
+            return Err(ConfigError::NoNet { profile });
         }
         if self.profile == Profile::Full && self.disks.len() > DISKS_MAX {
             let disks = self.disks.len();
@@ -483,6 +502,7 @@ mod tests {
             facilities: FacilitySet::default(),
             entry: Entry::Linux64,
             disks: vec!["a.img".parse().unwrap()],
+            net: None,
             watchdog: None,
             awkward: None,
         };

@@ -32,6 +32,7 @@ pub mod end;
 pub mod event_loop;
 pub mod kvm;
 pub mod memory;
+pub mod net;
 pub mod pause;
 pub mod pv;
 mod random;

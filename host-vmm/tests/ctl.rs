@@ -74,6 +74,7 @@ fn start_with(server: &Arc<Server>) -> Option<Running> {
         watchdog: Some(Duration::from_secs(120)),
         awkward: None,
         disks: Vec::new(),
+        net: None,
     };
     let mut vm = Vm::new(config, Console::memory().unwrap(), Instant::now()).unwrap();
     let memory = vm.memory().clone();

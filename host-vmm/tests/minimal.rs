@@ -243,6 +243,7 @@ fn machine(vcpus: u8) -> (Vm, Console) {
         watchdog: Some(Duration::from_secs(3)),
         awkward: None,
         disks: Vec::new(),
+        net: None,
     };
     let console = Console::memory().unwrap();
     let vm = Vm::new(config, console.clone(), Instant::now()).unwrap();

@@ -259,6 +259,7 @@ pub(super) fn boot(
         watchdog: Some(Duration::from_secs(60)),
         awkward: None,
         disks: Vec::new(),
+        net: None,
     };
     let console = Console::memory()?;
     let mut vm = Vm::new(config, console.clone(), Instant::now())?;

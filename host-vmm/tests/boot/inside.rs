@@ -52,6 +52,7 @@ impl Guest {
             watchdog: Some(Duration::from_secs(120)),
             awkward: None,
             disks: Vec::new(),
+            net: None,
         };
         let console = Console::memory().unwrap();
         let mut vm = Vm::new(config, console.clone(), Instant::now()).unwrap();
