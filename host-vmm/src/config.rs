@@ -10,6 +10,7 @@ use crate::device::ide::DISKS_MAX;
 use crate::disk::DiskSpec;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 use crate::net::NetSpec;
+use crate::virtio::mmio::{self, MmioBus};
 
 /// The most vCPUs of one guest.
 pub const MAX_VCPUS: u8 = 64;
@@ -56,7 +57,17 @@ impl Profile {
     /// Whether there is a device that shows the guest a disk.
     #[must_use]
     pub const fn has_disks(self) -> bool {
-        matches!(self, Self::Full)
+        self.disks_max() > 0
+    }
+
+    /// How many disks the guest's devices can show it.
+    #[must_use]
+    pub const fn disks_max(self) -> usize {
+        match self {
+            Self::Full => DISKS_MAX,
+            Self::KvmPv => mmio::DEVICES_MAX,
+            Self::Para | Self::Direct => 0,
+        }
     }
 
     /// Whether there is a device that connects the guest to a network.
@@ -324,11 +335,15 @@ pub enum ConfigError {
         /// The guest.
         profile: Profile,
     },
-    /// More disks than an IDE controller has places for.
-    #[error("{disks} disks cannot be: a full guest's IDE controller takes {DISKS_MAX} (--disk)")]
+    /// More disks than a guest has places for.
+    #[error("{disks} disks cannot be: a {profile} guest takes {most} (--disk)")]
     TooManyDisks {
         /// What was asked for.
         disks: usize,
+        /// The guest.
+        profile: Profile,
+        /// Its places.
+        most: usize,
     },
     /// A file that cannot be read.
     #[error("the {what} `{}` cannot be read: {reason}; {mend}", path.display())]
@@ -405,9 +420,14 @@ impl Config {
             let profile = self.profile;
             return Err(ConfigError::NoNet { profile });
         }
-        if self.profile == Profile::Full && self.disks.len() > DISKS_MAX {
-            let disks = self.disks.len();
-            return Err(ConfigError::TooManyDisks { disks });
+        let (disks, most) = (self.disks.len(), self.profile.disks_max());
+        if disks > most {
+            let profile = self.profile;
+            return Err(ConfigError::TooManyDisks {
+                disks,
+                profile,
+                most,
+            });
         }
         check_file(
             "kernel",
@@ -430,7 +450,11 @@ impl Config {
             Profile::Para | Profile::Direct => "console=hvc0 panic=-1",
         };
         let root = self.root();
-        format!("{ours}{root} {}", self.cmdline)
+        let devices = match self.profile {
+            Profile::KvmPv => MmioBus::cmdline(self.disks.len()),
+            _ => String::new(),
+        };
+        format!("{ours}{root}{devices} {}", self.cmdline)
             .trim_end()
             .to_owned()
     }

@@ -41,4 +41,5 @@ pub mod switcher;
 pub mod terminal;
 pub mod top;
 pub mod vcpu;
+pub mod virtio;
 pub mod vm;

@@ -2,9 +2,10 @@
 //!
 //! # How it works
 //!
-//! Such a thread is a *worker*: each vCPU, the poller of exitless rings, the event loop. Between two pieces of work it
-//! looks at a flag, and parks where a pause is wanted. A worker without work (a processor that is off, a poller without a
-//! promise) rests, and needs leave to begin again. So the machine stands still once nobody works any more.
+//! Such a thread is a *worker*: each vCPU, the poller of exitless rings, the event loop, each virtio device. Between
+//! two pieces of work it looks at a flag, and parks where a pause is wanted. A worker without work (a processor that is
+//! off, a poller without a promise) rests, and needs leave to begin again. So the machine stands still once nobody
+//! works any more.
 //!
 //! A vCPU is inside KVM most of the time: a signal brings it out. One that arrives just before `KVM_RUN` is lost, hence
 //! it is sent again until the vCPU has parked.
@@ -101,6 +102,28 @@ impl Pause {
     #[must_use]
     pub const fn event_loop() -> Place {
         Place(1)
+    }
+
+    /// A place for one more worker.
+    #[must_use]
+    pub fn add_worker(&self) -> Place {
+        let mut state = self.lock();
+        state.workers.push(Worker::Rests);
+        Place(state.workers.len() - 1)
+    }
+
+    /// Waits for another worker, which may be parked: the caller, if it is a worker, rests meanwhile.
+    pub fn wait_for_worker<R>(&self, wait: impl FnOnce() -> R) -> R {
+        let me = Worker::Works(this_thread());
+        let place = self.lock().workers.iter().position(|worker| *worker == me);
+        if let Some(place) = place {
+            self.rest(Place(place));
+        }
+        let result = wait();
+        if let Some(place) = place {
+            self.begin(Place(place));
+        }
+        result
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

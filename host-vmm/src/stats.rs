@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use paravane_abi::call::{CALLS, CallId};
 use serde::Serialize;
 
+use crate::virtio::unit::UnitStats;
+
 /// Reasons for which a vCPU comes out to the VMM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -180,6 +182,9 @@ pub struct Stats {
     pub console: ConsoleBytes,
     /// Milestones.
     pub marks: Vec<Mark>,
+    /// Virtio devices.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<UnitStats>,
 }
 
 impl Stats {
@@ -215,6 +220,16 @@ impl std::fmt::Display for Stats {
             "  console bytes out {}, in {}",
             self.console.out_bytes, self.console.in_bytes
         )?;
+        for unit in &self.devices {
+            writeln!(
+                f,
+                "  device {:<10} requests {:>10}   wake-ups {:>10}   interrupts {:>10}",
+                unit.device, unit.requests, unit.wakes, unit.interrupts
+            )?;
+            if let Some(broken) = &unit.broken {
+                writeln!(f, "    its driver has broken the rules: {broken}")?;
+            }
+        }
         for mark in &self.marks {
             writeln!(
                 f,

@@ -210,13 +210,16 @@ impl Vcpu {
                 machine.ports().read(port, data);
                 Then::Resume
             }
-            VcpuExit::MmioRead(_, data) => {
+            VcpuExit::MmioRead(address, data) => {
                 counts.exit(Exit::Mmio);
-                data.fill(0xff);
+                if !machine.virtio().read(address, data) {
+                    data.fill(0xff);
+                }
                 Then::Resume
             }
-            VcpuExit::MmioWrite(..) => {
+            VcpuExit::MmioWrite(address, data) => {
                 counts.exit(Exit::Mmio);
+                machine.virtio().write(address, data);
                 Then::Resume
             }
             VcpuExit::Shutdown => {

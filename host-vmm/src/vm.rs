@@ -39,6 +39,7 @@ use crate::pv::{self, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
 use crate::vcpu;
+use crate::virtio::mmio::MmioBus;
 
 /// The data word of a message that is a non-maskable interrupt.
 const MSI_NMI: u32 = 4 << 8;
@@ -83,6 +84,7 @@ pub struct Machine {
     /// What had been put out before this run.
     console_before: u64,
     ports: Ports,
+    virtio: MmioBus,
     pv: Paravirt,
     rings: Option<Arc<RingConsole>>,
     clock: Option<Arc<Clock>>,
@@ -130,6 +132,12 @@ impl Machine {
     #[must_use]
     pub fn ports(&self) -> &Ports {
         &self.ports
+    }
+
+    /// Devices with registers in memory.
+    #[must_use]
+    pub fn virtio(&self) -> &MmioBus {
+        &self.virtio
     }
 
     /// What the run is.
@@ -332,6 +340,7 @@ impl Machine {
                 in_bytes: self.rings.as_ref().map_or(0, |rings| rings.in_bytes()),
             },
             marks: lock(&self.marks).clone(),
+            devices: self.virtio.stats().collect(),
         };
         self.counts.iter().for_each(|counts| stats.add_vcpu(counts));
         // A call is a call, whichever way it came.

@@ -37,6 +37,9 @@ use crate::pv::smp::{Processors, Smp};
 use crate::pv::timer::Timer;
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
 use crate::switcher;
+use crate::virtio::Device;
+use crate::virtio::block::Block;
+use crate::virtio::mmio::MmioBus;
 
 const MSR_TSC: u32 = 0x10;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
@@ -80,6 +83,7 @@ impl Vm {
         let last_words = LastWords::default();
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
         let pause = Arc::new(Pause::new(config.vcpus));
+        let virtio = MmioBus::new(&vm, &memory, &pause, create_virtio(&config)?)?;
         let processors = Arc::new(Processors::new(config.vcpus));
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
         let rings = Arc::new(RingConsole::new(
@@ -118,6 +122,7 @@ impl Vm {
             console_before: console.bytes(),
             console,
             ports,
+            virtio,
             pv,
             rings: set.has(reg::FACILITY_CONSOLE).then_some(rings),
             clock: set.has(reg::FACILITY_CLOCK).then_some(clock),
@@ -182,6 +187,18 @@ fn create_devices(
     // Without a PIC or IOAPIC its interrupt leads nowhere: the kernel polls it.
     let irq = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
     Ok(Ports::uart_only(Uart::new(irq, console.clone())))
+}
+
+/// The devices that do their work in guest memory.
+fn create_virtio(config: &Config) -> Result<Vec<Box<dyn Device>>, VmError> {
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    if config.profile == Profile::Full {
+        return Ok(devices);
+    }
+    for (index, spec) in config.disks.iter().enumerate() {
+        devices.push(Box::new(Block::new(Disk::open(spec)?, index)));
+    }
+    Ok(devices)
 }
 
 fn create_vcpus(vm: &VmFd, cpuid: &GuestCpuid, count: u8) -> Result<Vec<VcpuFd>, VmError> {

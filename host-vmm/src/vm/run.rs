@@ -87,6 +87,7 @@ impl Vm {
             processors.end();
         }
         let stuck = join(threads);
+        machine.virtio.stop();
         // The socket's thread sees the end as well.
         if let Some(thread) = ctl {
             let _ = thread.join();

@@ -1,0 +1,238 @@
+//! The block device: a disk of sectors.
+//!
+//! A request is a header (what, which sector), data, and a byte for the status. All its data go with one system call
+//! between guest memory and the disk's file. What the driver has been told is written may be in the host's cache until it
+//! flushes; a driver that knows no flush gets each write on the disk before its answer.
+
+use virtio_bindings::virtio_blk as blk;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+use vm_memory::{Bytes, VolatileSlice};
+
+use super::queue::{Chain, Io, QueueError};
+use super::{CONFIG_MAX, Device};
+use crate::disk::{Disk, DiskError, SECTOR, SEGMENTS_MAX, Segments};
+
+/// Bytes of a request's header: type, a reserved word, sector.
+const HEADER: usize = 16;
+/// Bytes of a range to discard or to zero: sector, number of sectors, flags.
+const RANGE: usize = 16;
+/// The most ranges of one request.
+const RANGES_MAX: usize = 32;
+/// The most sectors of one range: 1 GiB.
+const RANGE_SECTORS_MAX: u32 = 1 << 21;
+/// Bytes of a disk's name.
+const ID: usize = 20;
+
+/// How a request ends that is not carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// The disk cannot.
+    Failed,
+    /// There is no such request.
+    Unsupported,
+}
+
+impl From<DiskError> for Refusal {
+    fn from(_: DiskError) -> Self {
+        Self::Failed
+    }
+}
+
+/// The device.
+#[derive(Debug)]
+pub struct Block {
+    disk: Disk,
+    id: [u8; ID],
+    write_through: bool,
+}
+
+impl Block {
+    /// The disk number `index`.
+    #[must_use]
+    pub fn new(disk: Disk, index: usize) -> Self {
+        let mut id = [0; ID];
+        let name = format!("paravane-disk{index}");
+        let length = name.len().min(ID);
+        id[..length].copy_from_slice(&name.as_bytes()[..length]);
+        Self {
+            disk,
+            id,
+            write_through: true,
+        }
+    }
+
+    /// Carries out one request; how many bytes of the chain have been written.
+    fn request(&self, chain: &mut Chain<'_>) -> Result<u32, QueueError> {
+        let mut header = [0; HEADER];
+        chain.take(&mut header)?;
+        let status = chain.take_status()?;
+        let [what, _] = [word(&header, 0), word(&header, 4)];
+        let at = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
+        let result = match what {
+            blk::VIRTIO_BLK_T_IN => self.read(at, chain.writable()),
+            blk::VIRTIO_BLK_T_OUT => self.write(at, chain.readable()),
+            blk::VIRTIO_BLK_T_FLUSH => self.flush(),
+            blk::VIRTIO_BLK_T_GET_ID => Ok(chain.fill(&self.id)),
+            blk::VIRTIO_BLK_T_DISCARD => self.ranges(chain, false)?,
+            blk::VIRTIO_BLK_T_WRITE_ZEROES => self.ranges(chain, true)?,
+            _ => Err(Refusal::Unsupported),
+        };
+        let code = match result {
+            Ok(_) => blk::VIRTIO_BLK_S_OK,
+            Err(Refusal::Failed) => blk::VIRTIO_BLK_S_IOERR,
+            Err(Refusal::Unsupported) => blk::VIRTIO_BLK_S_UNSUPP,
+        };
+        // The slice has that one byte.
+        let _ = status.write(&code.to_le_bytes()[..1], 0);
+        Ok(u32::try_from(result.unwrap_or(0) + 1).unwrap_or(u32::MAX))
+    }
+
+    fn read(&self, sector: u64, into: &[VolatileSlice<'_>]) -> Result<usize, Refusal> {
+        let (at, segments) = transfer(sector, into)?;
+        let bytes = segments.bytes();
+        self.disk.read(at, segments)?;
+        usize::try_from(bytes).map_err(|_| Refusal::Failed)
+    }
+
+    fn write(&self, sector: u64, from: &[VolatileSlice<'_>]) -> Result<usize, Refusal> {
+        let (at, segments) = transfer(sector, from)?;
+        self.disk.write(at, segments)?;
+        self.written()
+    }
+
+    /// A write is done: now, or on the disk.
+    fn written(&self) -> Result<usize, Refusal> {
+        if self.write_through {
+            self.disk.flush()?;
+        }
+        Ok(0)
+    }
+
+    fn flush(&self) -> Result<usize, Refusal> {
+        self.disk.flush()?;
+        Ok(0)
+    }
+
+    /// Discards or zeroes the ranges of a request, all or, where one cannot be, none.
+    fn ranges(
+        &self,
+        chain: &mut Chain<'_>,
+        zero: bool,
+    ) -> Result<Result<usize, Refusal>, QueueError> {
+        let bytes = chain.readable_bytes();
+        if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes > RANGE * RANGES_MAX {
+            return Ok(Err(Refusal::Failed));
+        }
+        let mut list = [0; RANGE * RANGES_MAX];
+        chain.take(&mut list[..bytes])?;
+        let ranges = list[..bytes].chunks_exact(RANGE);
+        Ok(self.carry_out(ranges, zero))
+    }
+
+    fn carry_out<'a>(
+        &self,
+        ranges: impl Iterator<Item = &'a [u8]> + Clone,
+        zero: bool,
+    ) -> Result<usize, Refusal> {
+        let known = if zero {
+            blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+        } else {
+            0
+        };
+        let decode = |range: &[u8]| {
+            let sector = u64::from(word(range, 0)) | u64::from(word(range, 4)) << 32;
+            (sector, word(range, 8), word(range, 12))
+        };
+        for (sector, count, flags) in ranges.clone().map(decode) {
+            if flags & !known != 0 {
+                return Err(Refusal::Unsupported);
+            }
+            let end = sector.checked_add(u64::from(count));
+            if count > RANGE_SECTORS_MAX || end.is_none_or(|end| end > self.disk.sectors()) {
+                return Err(Refusal::Failed);
+            }
+        }
+        for (sector, count, flags) in ranges.map(decode) {
+            let (at, bytes) = (sector * SECTOR, u64::from(count) * SECTOR);
+            if zero {
+                self.disk.write_zeroes(at, bytes, flags != 0)?;
+            } else {
+                self.disk.discard(at, bytes)?;
+            }
+        }
+        self.written()
+    }
+}
+
+/// Where a transfer begins, and its memory: whole sectors.
+fn transfer<'m>(sector: u64, slices: &[VolatileSlice<'m>]) -> Result<(u64, Segments<'m>), Refusal> {
+    let mut segments = Segments::default();
+    for slice in slices {
+        segments.push(*slice)?;
+    }
+    if !segments.bytes().is_multiple_of(SECTOR) {
+        return Err(Refusal::Failed);
+    }
+    let at = sector.checked_mul(SECTOR).ok_or(Refusal::Failed)?;
+    Ok((at, segments))
+}
+
+/// The little-endian word at `at`.
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let four = bytes.get(at..at + 4).and_then(|four| four.try_into().ok());
+    four.map_or(0, u32::from_le_bytes)
+}
+
+impl Device for Block {
+    fn kind(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn name(&self) -> &'static str {
+        "block"
+    }
+
+    fn features(&self) -> u64 {
+        let always = 1 << blk::VIRTIO_BLK_F_SEG_MAX
+            | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
+            | 1 << blk::VIRTIO_BLK_F_FLUSH;
+        always
+            | if self.disk.is_read_only() {
+                1 << blk::VIRTIO_BLK_F_RO
+            } else {
+                1 << blk::VIRTIO_BLK_F_DISCARD | 1 << blk::VIRTIO_BLK_F_WRITE_ZEROES
+            }
+    }
+
+    fn queues(&self) -> usize {
+        1
+    }
+
+    /// `struct virtio_blk_config`.
+    fn config(&self) -> [u8; CONFIG_MAX] {
+        let mut config = [0; CONFIG_MAX];
+        let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
+        let segments = u32::try_from(SEGMENTS_MAX).unwrap_or(1);
+        let ranges = u32::try_from(RANGES_MAX).unwrap_or(1);
+        put(0, &self.disk.sectors().to_le_bytes());
+        put(12, &segments.to_le_bytes());
+        put(20, &u32::try_from(SECTOR).unwrap_or(0).to_le_bytes());
+        // max_discard_sectors, max_discard_seg, discard_sector_alignment.
+        put(36, &RANGE_SECTORS_MAX.to_le_bytes());
+        put(40, &ranges.to_le_bytes());
+        put(44, &1_u32.to_le_bytes());
+        // max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap.
+        put(48, &RANGE_SECTORS_MAX.to_le_bytes());
+        put(52, &ranges.to_le_bytes());
+        put(56, &[1]);
+        config
+    }
+
+    fn begin(&mut self, features: u64) {
+        self.write_through = features & 1 << blk::VIRTIO_BLK_F_FLUSH == 0;
+    }
+
+    fn serve(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), QueueError> {
+        io.each(queue, |chain| self.request(chain))
+    }
+}

@@ -1,0 +1,84 @@
+//! Virtio devices: requests in guest memory, a thread of the host's that serves them.
+//!
+//! # How it works
+//!
+//! Driver and device share *queues*, rings of descriptors in guest memory. The driver makes requests available there and
+//! rings a doorbell, which KVM turns into a write to an eventfd: the vCPU does not come out to the VMM. The
+//! device's thread ([`unit`]) takes the requests ([`queue`]), carries them out, and raises one interrupt for
+//! all that the driver has not seen. With event indices, each side says from where on it wants to be told.
+//!
+//! How a driver finds a device, agrees on features and says where the queues are is its *transport*:
+//! [`mmio`] has registers, an exit each, for unmodified kernels; facility dev (`pv/dev`) has a table in memory and a call.
+//!
+//! # Whom it trusts
+//!
+//! Not the driver. Each descriptor is read once, and checked as a copy. A chain that has no end, leaves guest memory or has too many
+//! parts ends the device's work: it *needs reset*, says so, and touches guest memory no more until the driver has reset it.
+//!
+//! Source: Virtual I/O Device (VIRTIO) Version 1.3.
+
+pub mod block;
+pub mod mmio;
+pub mod queue;
+pub mod unit;
+
+use std::fmt;
+use std::os::fd::RawFd;
+
+use virtio_bindings::bindings::{virtio_config, virtio_ring};
+
+use self::queue::{Io, QueueError};
+
+/// Room for a device's configuration, bytes.
+pub const CONFIG_MAX: usize = 64;
+/// The most queues of one device.
+pub const QUEUES_MAX: usize = 4;
+/// The features of every device here: those of a modern one, event indices and indirect descriptors.
+pub const COMMON_FEATURES: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1
+    | 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX
+    | 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
+
+/// What a device is, behind any transport.
+pub trait Device: fmt::Debug + Send {
+    /// Its number in virtio's registry.
+    fn kind(&self) -> u32;
+
+    /// Its name in statistics.
+    fn name(&self) -> &'static str;
+
+    /// Features of its own, beside [`COMMON_FEATURES`].
+    fn features(&self) -> u64;
+
+    /// How many queues it has, at most [`QUEUES_MAX`]; a driver sets all of them up.
+    fn queues(&self) -> usize;
+
+    /// Its configuration, as the driver reads it.
+    fn config(&self) -> [u8; CONFIG_MAX];
+
+    /// The driver has agreed to these features.
+    fn begin(&mut self, _features: u64) {}
+
+    /// What becomes readable when the host has something for the guest.
+    fn backend(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// `queue` may have requests.
+    ///
+    /// # Errors
+    ///
+    /// The driver has not kept to the rules.
+    fn serve(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), QueueError>;
+
+    /// The backend may have something.
+    ///
+    /// # Errors
+    ///
+    /// The driver has not kept to the rules.
+    fn serve_backend(&mut self, _io: &mut Io<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,349 @@
+//! Queues: chains of descriptors become slices of guest memory.
+
+use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
+use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+
+use super::unit::Link;
+use crate::disk::SEGMENTS_MAX;
+
+/// The most requests that a queue can hold.
+pub const QUEUE_MAX: u16 = 256;
+/// The most descriptors of a request: data, and what stands before and behind them.
+pub const CHAIN_MAX: usize = SEGMENTS_MAX + 2;
+
+/// How a driver has broken the rules.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// Features that cannot be.
+    #[error(
+        "the driver agrees to features {agreed:#x} of {offered:#x}, and must to those of virtio 1"
+    )]
+    Features {
+        /// What it agrees to.
+        agreed: u64,
+        /// What there is.
+        offered: u64,
+    },
+    /// A queue that is not set up.
+    #[error("queue {0} is not set up")]
+    NotReady(usize),
+    /// What the queue's own checks say.
+    #[error("a queue cannot be: {0}")]
+    Queue(#[from] virtio_queue::Error),
+    /// Rings that are not in guest memory.
+    #[error("a queue's rings are not in guest memory")]
+    Rings,
+    /// A chain without an end.
+    #[error("the chain at descriptor {0} has no end, or leaves its table")]
+    Endless(u16),
+    /// A chain that is too long.
+    #[error("the chain at descriptor {0} has more than {CHAIN_MAX} descriptors")]
+    Long(u16),
+    /// A descriptor that is not in guest memory.
+    #[error("a descriptor's {length} bytes at {address:#x} are not in guest memory")]
+    Memory {
+        /// Guest physical address.
+        address: u64,
+        /// Bytes.
+        length: u32,
+    },
+    /// Something to read after something to write.
+    #[error("the chain at descriptor {0} has a part to read behind a part to write")]
+    Order(u16),
+    /// A device that is started twice.
+    #[error("the device works already, and must be reset first")]
+    Busy,
+    /// The host has no thread for it.
+    #[error("the host has no thread left: {0}")]
+    Host(std::io::Error),
+    /// A request that is too short to be one.
+    #[error("the chain at descriptor {0} has no room for a request")]
+    Short(u16),
+}
+
+/// What a driver says of a queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// Requests that it holds.
+    pub size: u16,
+    /// Whether the driver has set it up.
+    pub ready: bool,
+    /// Guest physical address of the descriptor table.
+    pub descriptors: u64,
+    /// Of the ring of available requests.
+    pub available: u64,
+    /// Of the ring of used ones.
+    pub used: u64,
+}
+
+/// A queue that is set up.
+#[derive(Debug)]
+pub struct Virtqueue(Queue);
+
+impl Virtqueue {
+    /// The queue number `index`, as the driver has set it up.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`]: what is wrong with it.
+    pub fn new(
+        index: usize,
+        setup: &QueueSetup,
+        features: u64,
+        memory: &GuestMemoryMmap,
+    ) -> Result<Self, QueueError> {
+        if !setup.ready {
+            return Err(QueueError::NotReady(index));
+        }
+        let queue = Queue::try_from(QueueState {
+            max_size: QUEUE_MAX,
+            next_avail: 0,
+            next_used: 0,
+            event_idx_enabled: features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
+            size: setup.size,
+            ready: true,
+            desc_table: setup.descriptors,
+            avail_ring: setup.available,
+            used_ring: setup.used,
+        })?;
+        if !queue.is_valid(memory) {
+            return Err(QueueError::Rings);
+        }
+        Ok(Self(queue))
+    }
+
+    /// The next request, if there is one.
+    fn next<'m>(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        chain: &mut Chain<'m>,
+    ) -> Result<bool, QueueError> {
+        let Some(descriptors) = self.0.iter(memory)?.next() else {
+            return Ok(false);
+        };
+        chain.clear(descriptors.head_index());
+        let (mut ended, mut count) = (false, 0);
+        for descriptor in descriptors {
+            ended = !descriptor.has_next();
+            count += 1;
+            if count > CHAIN_MAX {
+                return Err(QueueError::Long(chain.head));
+            }
+            chain.add(memory, &descriptor)?;
+        }
+        if ended {
+            Ok(true)
+        } else {
+            Err(QueueError::Endless(chain.head))
+        }
+    }
+}
+
+/// One request: the parts of guest memory that the device reads, then those that it writes. It is filled again for
+/// each request, without an allocation.
+#[derive(Debug)]
+pub struct Chain<'m> {
+    head: u16,
+    /// How many of `readable` have been taken.
+    taken: usize,
+    readable: Vec<VolatileSlice<'m>>,
+    writable: Vec<VolatileSlice<'m>>,
+}
+
+impl<'m> Chain<'m> {
+    fn new() -> Self {
+        Self {
+            head: 0,
+            taken: 0,
+            readable: Vec::with_capacity(CHAIN_MAX),
+            writable: Vec::with_capacity(CHAIN_MAX),
+        }
+    }
+
+    fn clear(&mut self, head: u16) {
+        self.head = head;
+        self.taken = 0;
+        self.readable.clear();
+        self.writable.clear();
+    }
+
+    fn add(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        descriptor: &virtio_queue::desc::split::Descriptor,
+    ) -> Result<(), QueueError> {
+        let list = match (descriptor.is_write_only(), self.writable.is_empty()) {
+            (true, _) => &mut self.writable,
+            (false, true) => &mut self.readable,
+            (false, false) => return Err(QueueError::Order(self.head)),
+        };
+        let (GuestAddress(address), length) = (descriptor.addr(), descriptor.len());
+        let outside = QueueError::Memory { address, length };
+        let Ok(bytes) = usize::try_from(length) else {
+            return Err(outside);
+        };
+        if bytes > 0 {
+            let slice = memory.get_slice(descriptor.addr(), bytes);
+            list.push(slice.map_err(|_| outside)?);
+        }
+        Ok(())
+    }
+
+    /// What is left for the device to read.
+    #[must_use]
+    pub fn readable(&self) -> &[VolatileSlice<'m>] {
+        &self.readable[self.taken..]
+    }
+
+    /// What is left for the device to write.
+    #[must_use]
+    pub fn writable(&self) -> &[VolatileSlice<'m>] {
+        &self.writable
+    }
+
+    /// Bytes that are left to read.
+    #[must_use]
+    pub fn readable_bytes(&self) -> usize {
+        self.readable().iter().map(VolatileSlice::len).sum()
+    }
+
+    /// Copies the next bytes to be read, and takes them away.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Short`].
+    pub fn take(&mut self, mut into: &mut [u8]) -> Result<(), QueueError> {
+        while !into.is_empty() {
+            let short = QueueError::Short(self.head);
+            let first = self.readable.get_mut(self.taken).ok_or(short)?;
+            let count = first.copy_to(into);
+            match first.offset(count) {
+                Ok(rest) if !rest.is_empty() => *first = rest,
+                _ => self.taken += 1,
+            }
+            into = &mut into[count..];
+        }
+        Ok(())
+    }
+
+    /// Takes away the last byte to be written: a request's status.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Short`].
+    pub fn take_status(&mut self) -> Result<VolatileSlice<'m>, QueueError> {
+        let last = self.writable.pop().ok_or(QueueError::Short(self.head))?;
+        let (rest, status) = last
+            .split_at(last.len() - 1)
+            .map_err(|_| QueueError::Short(self.head))?;
+        if !rest.is_empty() {
+            self.writable.push(rest);
+        }
+        Ok(status)
+    }
+
+    /// Copies `bytes` to where the device may write, as far as there is room; how many.
+    pub fn fill(&self, mut bytes: &[u8]) -> usize {
+        let mut done = 0;
+        for slice in &self.writable {
+            let count = slice.write(bytes, 0).unwrap_or(0);
+            bytes = &bytes[count..];
+            done += count;
+        }
+        done
+    }
+}
+
+/// What a device works with: guest memory, its queues, and the way to the driver.
+#[derive(Debug)]
+pub struct Io<'m> {
+    memory: &'m GuestMemoryMmap,
+    queues: Vec<Virtqueue>,
+    chain: Chain<'m>,
+    link: &'m Link,
+    /// A bit for each queue that has more requests, and had its turn.
+    again: u32,
+}
+
+impl<'m> Io<'m> {
+    pub(super) fn new(memory: &'m GuestMemoryMmap, queues: Vec<Virtqueue>, link: &'m Link) -> Self {
+        Self {
+            memory,
+            // What was made available before the device began.
+            again: (1 << queues.len()) - 1,
+            queues,
+            chain: Chain::new(),
+            link,
+        }
+    }
+
+    /// The queues to be served without a doorbell, a bit each; they are forgotten here.
+    pub(super) fn take_again(&mut self) -> u32 {
+        std::mem::take(&mut self.again)
+    }
+
+    /// Whether [`Io::take_again`] has something.
+    pub(super) fn has_more(&self) -> bool {
+        self.again != 0
+    }
+
+    /// Gives each request of `queue` to `serve`, which returns how many bytes it has written to it.
+    ///
+    /// # Errors
+    ///
+    /// The driver has not kept to the rules; the request stays unanswered.
+    pub fn each(
+        &mut self,
+        queue: usize,
+        mut serve: impl FnMut(&mut Chain<'m>) -> Result<u32, QueueError>,
+    ) -> Result<(), QueueError> {
+        let Some(Virtqueue(ring)) = self.queues.get_mut(queue) else {
+            return Ok(());
+        };
+        ring.disable_notification(self.memory)?;
+        let mut news = false;
+        // A driver that makes more and more available gets no more than its turn.
+        for _ in 0..QUEUE_MAX {
+            if !self.next(queue)? {
+                self.tell(queue, std::mem::take(&mut news))?;
+                let Virtqueue(ring) = &mut self.queues[queue];
+                if !ring.enable_notification(self.memory)? {
+                    return Ok(());
+                }
+                ring.disable_notification(self.memory)?;
+                continue;
+            }
+            let written = serve(&mut self.chain)?;
+            self.done(queue, written)?;
+            news = true;
+            if !self.link.may_go_on() {
+                break;
+            }
+        }
+        self.again |= 1 << queue;
+        self.tell(queue, news)
+    }
+
+    /// Takes the next request of `queue`, if there is one.
+    fn next(&mut self, queue: usize) -> Result<bool, QueueError> {
+        self.queues[queue].next(self.memory, &mut self.chain)
+    }
+
+    /// Gives the request back to the driver, with so many bytes written.
+    fn done(&mut self, queue: usize, written: u32) -> Result<(), QueueError> {
+        let Virtqueue(ring) = &mut self.queues[queue];
+        ring.add_used(self.memory, self.chain.head, written)?;
+        self.link.counts.request();
+        Ok(())
+    }
+
+    /// Raises the interrupt where there are news, and the driver wants to know them.
+    fn tell(&mut self, queue: usize, news: bool) -> Result<(), QueueError> {
+        let Virtqueue(ring) = &mut self.queues[queue];
+        if news && ring.needs_notification(self.memory)? {
+            self.link.queue_used();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,231 @@
+//! Requests of a driver that keeps to the rules.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use virtio_bindings::virtio_blk::*;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+
+use super::driver::*;
+use crate::pause::Holder;
+use crate::virtio::COMMON_FEATURES;
+use crate::virtio::queue::QueueError;
+
+const OK: u8 = 0;
+const FAILED: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+fn range(sector: u64, count: u32, flags: u32) -> [u8; 16] {
+    let mut range = [0; 16];
+    range[..8].copy_from_slice(&sector.to_le_bytes());
+    range[8..12].copy_from_slice(&count.to_le_bytes());
+    range[12..].copy_from_slice(&flags.to_le_bytes());
+    range
+}
+
+#[test]
+fn what_is_written_is_on_the_disk_and_is_read_again() {
+    let mut driver = Driver::started(16, false);
+    driver.memory.write(DATA, &[0xa5; 1024]).unwrap();
+    assert_eq!(driver.request(VIRTIO_BLK_T_OUT, 3, 1024, 0), OK);
+    assert_eq!(driver.written(), 1);
+    assert_eq!(driver.request(VIRTIO_BLK_T_FLUSH, 0, 0, 0), OK);
+    assert_eq!([driver.sector(3), driver.sector(4)], [[0xa5; 512]; 2]);
+    assert_eq!([driver.sector(2), driver.sector(5)], [[2; 512], [5; 512]]);
+    assert_eq!(driver.request(VIRTIO_BLK_T_IN, 4, 1024, WRITE), OK);
+    assert_eq!(driver.written(), 1025);
+    assert_eq!(driver.data(512), [0xa5; 512]);
+    assert_eq!(driver.data(1024)[512..], [5; 512]);
+    let stats = driver.unit.stats();
+    assert_eq!((stats.requests, stats.broken), (3, None));
+}
+
+#[test]
+fn a_request_may_lie_in_memory_in_any_pieces() {
+    let mut driver = Driver::started(16, false);
+    driver.header(VIRTIO_BLK_T_IN, 7);
+    let table = 0x6000;
+    // Header in two parts; the last data byte and the status are one part.
+    driver.put_at(table, 0, (HEADER, 9, NEXT, 1));
+    driver.put_at(table, 1, (HEADER + 9, 7, NEXT, 2));
+    driver.put_at(table, 2, (DATA, 0, NEXT | WRITE, 3));
+    driver.put_at(table, 3, (DATA, 511, NEXT | WRITE, 4));
+    driver.put_at(table, 4, (DATA + 511, 2, WRITE, 0));
+    driver.put(5, (table, 5 * 16, INDIRECT, 0));
+    driver.memory.write(DATA + 512, &[UNTOUCHED]).unwrap();
+    driver.offer(5);
+    driver.ring();
+    wait_for("an answer", || driver.used() == 1);
+    assert_eq!(driver.data(512), [7; 512]);
+    assert_eq!(driver.data(513)[512], OK);
+}
+
+#[test]
+fn a_request_that_cannot_be_gets_a_status_and_does_nothing() {
+    let mut driver = Driver::started(16, false);
+    driver.memory.write(DATA, &[0xa5; 1024]).unwrap();
+    for (what, sector, length, data, status) in [
+        (VIRTIO_BLK_T_OUT, 15, 1024, 0, FAILED),
+        (VIRTIO_BLK_T_OUT, u64::MAX, 512, 0, FAILED),
+        (VIRTIO_BLK_T_OUT, u64::MAX / 512, 512, 0, FAILED),
+        (VIRTIO_BLK_T_OUT, 3, 511, 0, FAILED),
+        (VIRTIO_BLK_T_IN, 16, 512, WRITE, FAILED),
+        (VIRTIO_BLK_T_IN, 3, 513, WRITE, FAILED),
+        (VIRTIO_BLK_T_DISCARD, 0, 15, 0, FAILED),
+        (VIRTIO_BLK_T_SCSI_CMD, 0, 512, 0, UNSUPPORTED),
+        (u32::MAX, 0, 512, WRITE, UNSUPPORTED),
+    ] {
+        let answer = driver.request(what, sector, length, data);
+        assert_eq!(answer, status, "{what} {sector} {length}");
+    }
+    assert_eq!(driver.data(1024), [0xa5; 1024]);
+    for sector in 0..16 {
+        let expected = u8::try_from(sector).unwrap();
+        assert_eq!(driver.sector(sector), [expected; 512]);
+    }
+    assert!(!driver.unit.needs_reset());
+}
+
+#[test]
+fn a_disk_says_what_it_is() {
+    let mut driver = Driver::started(16, false);
+    assert_eq!(driver.request(VIRTIO_BLK_T_GET_ID, 0, 20, WRITE), OK);
+    assert_eq!(driver.data(20), *b"paravane-disk0\0\0\0\0\0\0");
+    assert_eq!(driver.unit.config()[..8], 16_u64.to_le_bytes());
+}
+
+#[test]
+fn ranges_are_discarded_and_zeroed_all_or_none() {
+    let mut driver = Driver::started(64, false);
+    let mut ranges = |what, list: &[[u8; 16]]| {
+        let bytes = list.as_flattened();
+        driver.memory.write(DATA, bytes).unwrap();
+        driver.request(what, 0, u32::try_from(bytes.len()).unwrap(), 0)
+    };
+    const UNMAP: u32 = VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP;
+    let (discard, zero) = (VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES);
+    assert_eq!(ranges(discard, &[range(8, 8, 0), range(32, 8, 0)]), OK);
+    assert_eq!(ranges(zero, &[range(2, 1, 0), range(4, 1, UNMAP)]), OK);
+    for (what, second, status) in [
+        (discard, range(63, 2, 0), FAILED),
+        (discard, range(u64::MAX, 2, 0), FAILED),
+        (discard, range(50, 1, UNMAP), UNSUPPORTED),
+        (zero, range(50, 1, 2), UNSUPPORTED),
+        (zero, range(50, u32::MAX, 0), FAILED),
+    ] {
+        assert_eq!(ranges(what, &[range(40, 8, 0), second]), status);
+    }
+    assert_eq!(ranges(zero, &[range(50, 1, 0); 33]), FAILED);
+    for sector in 0..64 {
+        let is_zero =
+            [2, 4].contains(&sector) || (8..16).contains(&sector) || (32..40).contains(&sector);
+        let expected = if is_zero {
+            0
+        } else {
+            u8::try_from(sector).unwrap()
+        };
+        assert_eq!(driver.sector(sector), [expected; 512], "{sector}");
+    }
+}
+
+#[test]
+fn a_read_only_disk_stays_as_it_is() {
+    let mut driver = Driver::started(4, true);
+    driver.memory.write(DATA, &range(0, 1, 0)).unwrap();
+    assert_eq!(driver.request(VIRTIO_BLK_T_OUT, 0, 512, 0), FAILED);
+    for what in [VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_WRITE_ZEROES] {
+        assert_eq!(driver.request(what, 0, 16, 0), FAILED);
+    }
+    assert_eq!(driver.request(VIRTIO_BLK_T_IN, 1, 512, WRITE), OK);
+    assert_eq!(driver.sector(0), [0; 512]);
+    let features = driver.unit.features();
+    assert_ne!(features & 1 << VIRTIO_BLK_F_RO, 0);
+    assert_eq!(features & 1 << VIRTIO_BLK_F_DISCARD, 0);
+}
+
+/// The driver names the used request from which on it wants to be told.
+fn tell_me_after(driver: &Driver, used: u16) {
+    let at = QUEUE.available + 4 + u64::from(QUEUE.size) * 2;
+    driver.memory.write(at, &used.to_le_bytes()).unwrap();
+}
+
+#[test]
+fn an_interrupt_comes_only_where_the_driver_wants_it() {
+    let mut driver = Driver::started(16, false);
+    let told = |driver: &Driver| driver.told.used.load(Ordering::SeqCst);
+    tell_me_after(&driver, 2);
+    for _ in 0..2 {
+        assert_eq!(driver.request(VIRTIO_BLK_T_IN, 0, 512, WRITE), OK);
+    }
+    assert_eq!(told(&driver), 0);
+    assert_eq!(driver.request(VIRTIO_BLK_T_IN, 0, 512, WRITE), OK);
+    wait_for("the interrupt", || told(&driver) == 1);
+}
+
+#[test]
+fn many_requests_have_one_interrupt() {
+    let mut driver = Driver::new(16, false);
+    driver.prepare(VIRTIO_BLK_T_IN, 1, 512, WRITE);
+    for _ in 0..16 {
+        driver.offer(0);
+    }
+    driver.start_with(0).unwrap();
+    wait_for("the interrupt", || {
+        driver.told.used.load(Ordering::SeqCst) == 1
+    });
+    assert_eq!(driver.used(), 16);
+}
+
+#[test]
+fn a_reset_returns_when_the_device_has_ended_and_it_begins_anew() {
+    let mut driver = Driver::started(16, false);
+    for _ in 0..3 {
+        assert_eq!(driver.request(VIRTIO_BLK_T_IN, 1, 512, WRITE), OK);
+        assert!(matches!(driver.start_with(0), Err(QueueError::Busy)));
+        driver.unit.stop();
+        driver.unit.stop();
+        driver.memory.write(QUEUE.used, &[0; 64]).unwrap();
+        driver.offer(0);
+        driver.ring();
+        std::thread::sleep(Duration::from_millis(20));
+        assert_eq!(driver.used(), 0);
+        driver.start().unwrap();
+    }
+}
+
+/// The signal by which a pause wakes a worker; its arrival is all.
+extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+#[test]
+fn a_paused_machine_has_idle_devices_and_can_be_ended() {
+    register_signal_handler(SIGRTMIN(), on_kick).unwrap();
+    let mut driver = Driver::started(16, false);
+    assert_eq!(driver.request(VIRTIO_BLK_T_IN, 1, 512, WRITE), OK);
+    driver
+        .pause
+        .pause(Holder::Client, Duration::from_secs(20))
+        .unwrap();
+    driver.prepare(VIRTIO_BLK_T_IN, 2, 512, WRITE);
+    driver.offer(0);
+    driver.ring();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!((driver.used(), driver.status()), (1, UNTOUCHED));
+    driver.pause.resume(Holder::Client);
+    wait_for("an answer", || driver.used() == 2);
+    driver
+        .pause
+        .pause(Holder::Client, Duration::from_secs(20))
+        .unwrap();
+    driver.pause.end();
+    driver.unit.stop();
+}
+
+#[test]
+fn features_that_are_not_there_are_not_agreed_to() {
+    let driver = Driver::new(16, false);
+    for features in [0, 1 << VIRTIO_BLK_F_FLUSH, COMMON_FEATURES | 1 << 63] {
+        let result = driver.unit.start(features, &[QUEUE]);
+        assert!(matches!(result, Err(QueueError::Features { .. })));
+    }
+    assert!(!driver.unit.needs_reset());
+}

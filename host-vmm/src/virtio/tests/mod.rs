@@ -1,0 +1,6 @@
+//! Drivers, good and hostile, on real memory and real files.
+
+mod block;
+mod driver;
+mod hostile;
+mod registers;

@@ -1,0 +1,344 @@
+//! A device at work: its thread, its doorbells, its way to the driver.
+//!
+//! # How it works
+//!
+//! The transport collects what the driver says, and then calls [`Unit::start`]: a thread takes the device and the queues, and waits
+//! for doorbells. [`Unit::stop`] waits until it has ended, so that guest memory is the driver's
+//! alone once a reset has returned. A driver that breaks the rules ends the thread, too; then the device needs a reset.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+
+use serde::Serialize;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::queue::{Io, QueueError, QueueSetup, Virtqueue};
+use super::{COMMON_FEATURES, CONFIG_MAX, Device, QUEUES_MAX};
+use crate::memory::Memory;
+use crate::pause::{Pause, Place};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+
+/// Tokens of the thread's epoll, beside the queues' numbers.
+const STOP: u64 = u64::MAX;
+const BACKEND: u64 = u64::MAX - 1;
+
+/// How a driver learns of something.
+pub trait Interrupt: fmt::Debug + Send + Sync {
+    /// There are used requests.
+    fn queue_used(&self);
+    /// The device needs a reset.
+    fn needs_reset(&self);
+}
+
+/// What a device has done. Written by its thread, read by anybody.
+#[derive(Debug, Default)]
+pub struct Counts {
+    requests: AtomicU64,
+    wakes: AtomicU64,
+    interrupts: AtomicU64,
+}
+
+/// One more. There is one writer.
+fn bump(counter: &AtomicU64) {
+    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+}
+
+impl Counts {
+    pub(super) fn request(&self) {
+        bump(&self.requests);
+    }
+}
+
+/// A device's part of the statistics.
+#[derive(Clone, Debug, Serialize)]
+pub struct UnitStats {
+    /// What it is.
+    pub device: &'static str,
+    /// Requests carried out, or refused with a status.
+    pub requests: u64,
+    /// How often its thread was woken: by doorbells, or by the host.
+    pub wakes: u64,
+    /// Interrupts that it has raised.
+    pub interrupts: u64,
+    /// What the first driver that broke the rules has done.
+    pub broken: Option<String>,
+}
+
+/// What a device's thread shares with the rest of the VMM.
+#[derive(Debug)]
+pub struct Link {
+    interrupt: Box<dyn Interrupt>,
+    stop: EventFd,
+    stopping: AtomicBool,
+    needs_reset: AtomicBool,
+    pub(super) counts: Counts,
+    broken: OnceLock<String>,
+    pause: Arc<Pause>,
+    place: Place,
+}
+
+impl Link {
+    /// Between two requests: parks where a pause is wanted. False: the thread is to end.
+    pub(super) fn may_go_on(&self) -> bool {
+        self.pause.checkpoint(self.place);
+        !self.stopping.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn queue_used(&self) {
+        bump(&self.counts.interrupts);
+        self.interrupt.queue_used();
+    }
+
+    fn fails(&self, error: &QueueError) {
+        let _ = self.broken.set(error.to_string());
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.interrupt.needs_reset();
+    }
+}
+
+#[derive(Debug)]
+enum State {
+    Idle(Box<dyn Device>),
+    Works(JoinHandle<Box<dyn Device>>),
+    /// Its thread has panicked, or could not be made.
+    Lost,
+}
+
+/// A device, and what it needs to work.
+#[derive(Debug)]
+pub struct Unit {
+    kind: u32,
+    name: &'static str,
+    features: u64,
+    config: [u8; CONFIG_MAX],
+    memory: Memory,
+    doorbells: Vec<EventFd>,
+    link: Arc<Link>,
+    state: Mutex<State>,
+}
+
+impl Unit {
+    /// Prepares `device` to work on `memory`, and to stand still for `pause`.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor left.
+    pub fn new(
+        device: Box<dyn Device>,
+        memory: Memory,
+        interrupt: Box<dyn Interrupt>,
+        pause: Arc<Pause>,
+    ) -> io::Result<Self> {
+        let queues = device.queues().min(QUEUES_MAX);
+        let doorbells = (0..queues).map(|_| EventFd::new(libc::EFD_NONBLOCK));
+        Ok(Self {
+            kind: device.kind(),
+            name: device.name(),
+            features: COMMON_FEATURES | device.features(),
+            config: device.config(),
+            memory,
+            doorbells: doorbells.collect::<io::Result<_>>()?,
+            link: Arc::new(Link {
+                interrupt,
+                stop: EventFd::new(libc::EFD_NONBLOCK)?,
+                stopping: AtomicBool::new(false),
+                needs_reset: AtomicBool::new(false),
+                counts: Counts::default(),
+                broken: OnceLock::new(),
+                place: pause.add_worker(),
+                pause,
+            }),
+            state: Mutex::new(State::Idle(device)),
+        })
+    }
+
+    /// Its number in virtio's registry.
+    #[must_use]
+    pub fn kind(&self) -> u32 {
+        self.kind
+    }
+
+    /// What it offers.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Its configuration.
+    #[must_use]
+    pub fn config(&self) -> &[u8; CONFIG_MAX] {
+        &self.config
+    }
+
+    /// A doorbell for each queue, for KVM to ring.
+    #[must_use]
+    pub fn doorbells(&self) -> &[EventFd] {
+        &self.doorbells
+    }
+
+    /// Whether it has stopped because the driver has broken the rules.
+    #[must_use]
+    pub fn needs_reset(&self) -> bool {
+        self.link.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// Its statistics.
+    #[must_use]
+    pub fn stats(&self) -> UnitStats {
+        let counts = &self.link.counts;
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        UnitStats {
+            device: self.name,
+            requests: get(&counts.requests),
+            wakes: get(&counts.wakes),
+            interrupts: get(&counts.interrupts),
+            broken: self.link.broken.get().cloned(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a driver can agree to these features.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError::Features`].
+    pub fn check(&self, agreed: u64) -> Result<(), QueueError> {
+        let offered = self.features;
+        if agreed & !offered != 0 || agreed & 1 << VIRTIO_F_VERSION_1 == 0 {
+            return Err(QueueError::Features { agreed, offered });
+        }
+        Ok(())
+    }
+
+    /// Begins to work on the driver's queues.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`]: features or queues that cannot be, and nothing has happened.
+    pub fn start(&self, features: u64, setups: &[QueueSetup]) -> Result<(), QueueError> {
+        self.check(features)?;
+        let queues = (0..self.doorbells.len()).map(|index| {
+            let setup = setups.get(index).copied().unwrap_or_default();
+            Virtqueue::new(index, &setup, features, self.memory.mmap())
+        });
+        let queues = queues.collect::<Result<Vec<_>, _>>()?;
+        let mut state = self.lock();
+        let mut device = match std::mem::replace(&mut *state, State::Lost) {
+            State::Idle(device) => device,
+            other => {
+                *state = other;
+                return Err(QueueError::Busy);
+            }
+        };
+        device.begin(features);
+        let watched = watch(&self.doorbells, &self.link, &*device);
+        let (memory, link) = (self.memory.clone(), Arc::clone(&self.link));
+        let spawned = watched.and_then(|epoll| {
+            std::thread::Builder::new()
+                .name(self.name.to_owned())
+                .spawn(move || work(device, &memory, queues, &link, &epoll))
+        });
+        *state = State::Works(spawned.map_err(QueueError::Host)?);
+        Ok(())
+    }
+
+    /// The driver has broken the rules: the device needs a reset, and says so.
+    pub fn fails(&self, error: &QueueError) {
+        self.link.fails(error);
+    }
+
+    /// Ends the device's work, and waits until guest memory is the driver's alone.
+    pub fn stop(&self) {
+        let mut state = self.lock();
+        *state = match std::mem::replace(&mut *state, State::Lost) {
+            State::Works(thread) => {
+                self.link.stopping.store(true, Ordering::SeqCst);
+                // It is written once a stop, and cannot be full.
+                let _ = self.link.stop.write(1);
+                let ended = self.link.pause.wait_for_worker(|| thread.join());
+                let _ = self.link.stop.read();
+                self.link.stopping.store(false, Ordering::SeqCst);
+                ended.map_or(State::Lost, State::Idle)
+            }
+            other => other,
+        };
+        self.link.needs_reset.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// An epoll with all that a device waits for. Edges, so that a doorbell need not be read.
+fn watch(doorbells: &[EventFd], link: &Link, device: &dyn Device) -> io::Result<Epoll> {
+    let epoll = Epoll::new()?;
+    let add = |fd, token, edge| {
+        let event = EpollEvent::new(EventSet::IN | edge, token);
+        epoll.ctl(ControlOperation::Add, fd, event)
+    };
+    for (token, doorbell) in (0..).zip(doorbells) {
+        add(doorbell.as_raw_fd(), token, EventSet::EDGE_TRIGGERED)?;
+    }
+    add(link.stop.as_raw_fd(), STOP, EventSet::empty())?;
+    if let Some(backend) = device.backend() {
+        add(backend, BACKEND, EventSet::EDGE_TRIGGERED)?;
+    }
+    Ok(epoll)
+}
+
+/// The device's thread.
+fn work(
+    mut device: Box<dyn Device>,
+    memory: &Memory,
+    queues: Vec<Virtqueue>,
+    link: &Link,
+    epoll: &Epoll,
+) -> Box<dyn Device> {
+    link.pause.begin(link.place);
+    let mut io = Io::new(memory.mmap(), queues, link);
+    if let Err(error) = serve(&mut *device, &mut io, link, epoll) {
+        link.fails(&error);
+    }
+    link.pause.rest(link.place);
+    device
+}
+
+fn serve(
+    device: &mut dyn Device,
+    io: &mut Io<'_>,
+    link: &Link,
+    epoll: &Epoll,
+) -> Result<(), QueueError> {
+    while link.may_go_on() {
+        let again = io.take_again();
+        for queue in (0..QUEUES_MAX).filter(|queue| again & 1 << queue != 0) {
+            device.serve(queue, io)?;
+        }
+        let mut events = [EpollEvent::default(); QUEUES_MAX + 2];
+        let timeout = if io.has_more() { 0 } else { -1 };
+        // A signal asks for a look at the pause.
+        let count = epoll.wait(timeout, &mut events).unwrap_or(0);
+        if count > 0 {
+            bump(&link.counts.wakes);
+        }
+        for event in &events[..count] {
+            match event.data() {
+                STOP => {}
+                BACKEND => device.serve_backend(io)?,
+                queue => device.serve(usize::try_from(queue).unwrap_or(0), io)?,
+            }
+        }
+    }
+    Ok(())
+}
