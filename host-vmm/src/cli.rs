@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use paravane::config::{Config, ConfigError, Entry, FacilitySet, Profile};
 use paravane::disk::DiskSpec;
+use paravane::gdb;
 use paravane::net::NetSpec;
 
 /// Paravane: a paravirtualization toolkit for Linux on KVM.
@@ -171,7 +172,7 @@ pub(crate) struct RunArgs {
     guest: Profile,
     /// Kernel: an ELF `vmlinux` or a bzImage.
     #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    pub(crate) kernel: PathBuf,
     /// Initial RAM file system.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -238,6 +239,17 @@ pub(crate) struct RunArgs {
     /// Make a control socket here, which `paravane ctl` and programs talk to; only you can open it.
     #[arg(long, value_name = "SOCKET")]
     pub(crate) ctl: Option<PathBuf>,
+    /// Wait for gdb here, and hold the guest before its first instruction until gdb lets it go on: a port of this machine, or
+    /// unix:PATH. Then, elsewhere: gdb VMLINUX -ex 'target remote :PORT'
+    ///
+    /// Threads are vCPUs. Software and hardware breakpoints, watchpoints, steps, Ctrl-C, registers (control registers too) and
+    /// memory by virtual address work; kill ends the run, detach lets it go on. A guest that dies can be looked at before the run
+    /// ends. The watchdog goes on: see --watchdog.
+    #[arg(long, value_name = "PORT|unix:PATH")]
+    pub(crate) gdb: Option<gdb::Address>,
+    /// Let the guest run at once; gdb can come at any time.
+    #[arg(long, requires = "gdb")]
+    pub(crate) gdb_nowait: bool,
     /// What to do when the guest restarts itself: a restart goes on in the same process, on the same console.
     #[arg(long, value_enum, value_name = "ACTION", default_value = "exit")]
     pub(crate) on_reboot: OnReboot,

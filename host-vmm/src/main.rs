@@ -19,6 +19,7 @@ use paravane::conformance::report::Report;
 use paravane::console::Console;
 use paravane::ctl::server::Server;
 use paravane::event_loop::Signals;
+use paravane::gdb;
 use paravane::kvm::cpuid::GuestCpuid;
 use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
 use paravane::stats::{Outcome, Stats};
@@ -118,6 +119,9 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
                 path.display()
             );
         }
+        if let Some(address) = &args.gdb {
+            eprintln!("paravane: gdb reaches {address} in there, and not from out here");
+        }
         return in_reference_host(&what, &why, args.console_log.is_none(), config.watchdog);
     }
     if args.host == Host::Kvm
@@ -130,6 +134,18 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
     let ctl = args.ctl.as_deref().map(Server::bind).transpose()?;
     let ctl = ctl.map(Arc::new);
+    let gdb = args.gdb.as_ref();
+    let gdb = gdb
+        .map(|address| gdb::Server::bind(address, !args.gdb_nowait))
+        .transpose()?;
+    let gdb = gdb.map(Arc::new);
+    if let Some(server) = &gdb {
+        let kernel = args.kernel.display();
+        eprintln!(
+            "paravane: gdb can come: gdb {kernel} -ex 'target remote {}'",
+            server.address()
+        );
+    }
     // Console, terminal and socket stay as they are when the guest restarts.
     let console = match &args.console_log {
         Some(path) => Console::file(path)
@@ -143,7 +159,8 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     let (limit, first) = (config.watchdog, started);
     let (mut config, mut started) = (config, started);
     loop {
-        let stats = run_once(args, &config, console.clone(), ctl.clone(), started)?;
+        let sockets = (ctl.clone(), gdb.clone());
+        let stats = run_once(args, &config, console.clone(), sockets, started)?;
         let again = stats.outcome == Outcome::Reboot && args.on_reboot == OnReboot::Restart;
         if !again {
             raw.take();
@@ -168,7 +185,7 @@ fn run_once(
     args: &RunArgs,
     config: &Config,
     console: Console,
-    ctl: Option<Arc<Server>>,
+    (ctl, gdb): (Option<Arc<Server>>, Option<Arc<gdb::Server>>),
     started: Instant,
 ) -> anyhow::Result<Stats> {
     let signals = Signals::block().context("signals cannot be watched")?;
@@ -182,6 +199,7 @@ fn run_once(
         signals: Some(signals),
         host: host_class(),
         ctl,
+        gdb,
     })?)
 }
 

@@ -13,7 +13,8 @@ use std::fmt::Write as _;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use kvm_bindings::{
-    KVM_MP_STATE_RUNNABLE, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    KVM_MP_STATE_RUNNABLE, kvm_debug_exit_arch, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
+    kvm_vcpu_events,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use paravane_abi::call::CallId;
@@ -30,7 +31,9 @@ use crate::vm::Machine;
 
 /// The longest x86 instruction, bytes.
 const INSTRUCTION_MAX: usize = 15;
-const PAGE: u64 = 4096;
+
+const NOT_EMULATED: &str = "KVM cannot emulate an instruction of this guest (KVM_EXIT_INTERNAL_ERROR); \
+    `paravane doctor` tells which profiles this KVM can run";
 
 /// A vCPU's descriptor while its thread works. It is given back where the thread parks or rests.
 type Held<'a> = MutexGuard<'a, VcpuFd>;
@@ -50,6 +53,9 @@ enum Then {
     Call(CallId),
     Stop(Outcome, Option<String>),
     Mark(u8),
+    Debug(kvm_debug_exit_arch),
+    /// KVM could not go on at the instruction that the vCPU is at.
+    NotEmulated,
     /// The vCPU's own registers belong into the message.
     Die(Outcome, String),
 }
@@ -193,12 +199,53 @@ impl Vcpu {
                 }
                 Then::Stop(outcome, message) => machine.stop(outcome, message),
                 Then::Mark(code) => machine.mark(code),
-                Then::Die(outcome, message) => {
-                    let registers = self.describe(&fd);
-                    machine.stop(outcome, Some(format!("{message}\n{registers}")));
-                }
+                Then::Debug(exit) => self.debug(&fd, &exit),
+                Then::NotEmulated if self.is_at_breakpoint(&fd) => {}
+                Then::NotEmulated => fd = self.die(machine, fd, Outcome::Error, NOT_EMULATED),
+                Then::Die(outcome, message) => fd = self.die(machine, fd, outcome, &message),
             }
         }
+    }
+
+    /// A debug exit: the debugger's, which wants a pause then, or the guest's own.
+    fn debug(&self, fd: &VcpuFd, exit: &kvm_debug_exit_arch) {
+        let Some(debugger) = self.machine.debugger() else {
+            return;
+        };
+        if let Some(inject) = debugger.has_stopped(self.id, exit, self.machine.pause())
+            && let Err(e) = fd.set_guest_debug(&debugger.control(self.id, inject))
+        {
+            let message = format!("KVM refused to give the guest its own debug exception: {e}");
+            self.machine.stop(Outcome::Error, Some(message));
+        }
+    }
+
+    /// Whether a breakpoint of the debugger's is at the instruction, which wants a pause then.
+    fn is_at_breakpoint(&self, fd: &VcpuFd) -> bool {
+        let (debugger, registers) = (self.machine.debugger(), fd.get_regs());
+        let (Some(debugger), Ok(registers)) = (debugger, registers) else {
+            return false;
+        };
+        debugger.has_stopped_at(self.id, registers.rip, self.machine.pause())
+    }
+
+    /// The guest cannot go on: the run ends, once a debugger has had its look.
+    fn die<'a>(
+        &self,
+        machine: &'a Machine,
+        mut fd: Held<'a>,
+        outcome: Outcome,
+        message: &str,
+    ) -> Held<'a> {
+        let registers = self.describe(&fd);
+        let debugger = machine.debugger();
+        if debugger.is_some_and(|debugger| debugger.is_dying(self.id, machine.pause())) {
+            drop(fd);
+            machine.pause().checkpoint(Pause::vcpu(self.id));
+            fd = hold(machine, self.id);
+        }
+        machine.stop(outcome, Some(format!("{message}\n{registers}")));
+        fd
     }
 
     fn handle(exit: VcpuExit<'_>, machine: &Machine, counts: &VcpuCounts) -> Then {
@@ -232,12 +279,11 @@ impl Vcpu {
             }
             VcpuExit::InternalError => {
                 counts.exit(Exit::Other);
-                Then::Die(
-                    Outcome::Error,
-                    "KVM cannot emulate an instruction of this guest (KVM_EXIT_INTERNAL_ERROR); \
-                     `paravane doctor` tells which profiles this KVM can run"
-                        .to_owned(),
-                )
+                Then::NotEmulated
+            }
+            VcpuExit::Debug(exit) => {
+                counts.exit(Exit::Other);
+                Then::Debug(exit)
             }
             VcpuExit::FailEntry(reason, cpu) => {
                 counts.exit(Exit::Other);
@@ -323,21 +369,13 @@ impl Vcpu {
         };
         let mut text = self.machine.describe_registers(&regs, &sregs);
         let mut code = [0; INSTRUCTION_MAX];
-        let page_left = PAGE - regs.rip % PAGE;
-        let length =
-            usize::try_from(page_left).map_or(INSTRUCTION_MAX, |left| left.min(INSTRUCTION_MAX));
-        if let Ok(translation) = fd.translate_gva(regs.rip)
-            && translation.valid != 0
-            && self
-                .machine
-                .read_memory(translation.physical_address, &mut code[..length])
-                .is_ok()
-        {
+        let length = self.machine.read_virtual(fd, regs.rip, &mut code);
+        if length > 0 {
             text.push_str("\n  code");
-            for byte in &code[..length] {
-                // Writing to a String cannot fail.
-                let _ = write!(text, " {byte:02x}");
-            }
+        }
+        for byte in &code[..length] {
+            // Writing to a String cannot fail.
+            let _ = write!(text, " {byte:02x}");
         }
         let callers = crash::walk(regs.rbp, |at| self.read_words(fd, at));
         if !callers.is_empty() {
@@ -351,16 +389,10 @@ impl Vcpu {
 
     /// Two words at a virtual address.
     fn read_words(&self, fd: &VcpuFd, at: u64) -> Option<[u64; 2]> {
-        let mut words = [0; 2];
-        for (word, at) in words.iter_mut().zip([at, at.checked_add(8)?]) {
-            let place = fd.translate_gva(at).ok().filter(|t| t.valid != 0)?;
-            let mut bytes = [0; 8];
-            self.machine
-                .read_memory(place.physical_address, &mut bytes)
-                .ok()?;
-            *word = u64::from_le_bytes(bytes);
-        }
-        Some(words)
+        let mut bytes = [0; 16];
+        let whole = self.machine.read_virtual(fd, at, &mut bytes) == bytes.len();
+        let (words, _) = bytes.as_chunks();
+        whole.then(|| [u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1])])
     }
 }
 

@@ -1,6 +1,7 @@
 //! The machine: built, booted, run, stopped.
 
 mod build;
+mod look;
 mod run;
 
 pub use run::RunOptions;
@@ -11,7 +12,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_msi, kvm_regs, kvm_sregs};
+use kvm_bindings::{kvm_msi, kvm_regs};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -24,6 +25,7 @@ use crate::device::Ports;
 use crate::device::mark::MARKS_MAX;
 use crate::disk::DiskError;
 use crate::end::End;
+use crate::gdb::debugger::Debugger;
 use crate::kvm::counters::Counters;
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
@@ -38,7 +40,6 @@ use crate::pv::smp::Processors;
 use crate::pv::{self, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
-use crate::vcpu;
 use crate::virtio::mmio::MmioBus;
 
 /// The data word of a message that is a non-maskable interrupt.
@@ -91,6 +92,8 @@ pub struct Machine {
     processors: Option<Arc<Processors>>,
     mem: Option<Arc<Mem>>,
     awkward: Option<Arc<Awkward>>,
+    /// There where the run has one.
+    debugger: OnceLock<Debugger>,
     symbols: OnceLock<Symbols>,
     /// What the vCPUs were doing when the watchdog came.
     hung: Mutex<BTreeMap<usize, String>>,
@@ -150,6 +153,12 @@ impl Machine {
     #[must_use]
     pub fn vcpus(&self) -> &[Mutex<VcpuFd>] {
         &self.vcpus
+    }
+
+    /// The debugger's breakpoints, where the run has a debugger.
+    #[must_use]
+    pub fn debugger(&self) -> Option<&Debugger> {
+        self.debugger.get()
     }
 
     /// Brings all threads to a stand.
@@ -385,36 +394,16 @@ impl Machine {
         }
     }
 
-    /// Copies guest memory out.
-    ///
-    /// # Errors
-    ///
-    /// [`MemoryError::Range`].
-    pub fn read_memory(&self, address: u64, into: &mut [u8]) -> Result<(), MemoryError> {
-        self.memory.read(address, into)
-    }
-
-    /// The functions of the guest's kernel; read when somebody asks.
-    #[must_use]
-    pub fn symbols(&self) -> &Symbols {
-        self.symbols
-            .get_or_init(|| Symbols::read(&self.config.kernel))
-    }
-
-    /// Registers with the instruction's symbol.
-    #[must_use]
-    pub fn describe_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> String {
-        format!(
-            "{}\n  at {}",
-            vcpu::registers(regs, sregs),
-            self.symbols().name(regs.rip)
-        )
-    }
-
     /// Whether the guest is being stopped because it has hung: its vCPUs then say what they were doing.
     #[must_use]
     pub fn has_hung(&self) -> bool {
         self.end.is(Outcome::Watchdog)
+    }
+
+    /// Whether the run has ended, and in this way.
+    #[must_use]
+    pub fn has_ended_as(&self, outcome: Outcome) -> bool {
+        self.end.is(outcome)
     }
 
     /// What vCPU `id` was doing when the guest hung.

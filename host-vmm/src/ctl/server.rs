@@ -35,13 +35,13 @@ const LISTENER: u64 = u64::MAX - 1;
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// Another VMM answers there.
-    #[error("another VMM answers at the control socket `{}`; choose another path (--ctl)", .0.display())]
+    #[error("another VMM answers at the socket `{}`; choose another path", .0.display())]
     Taken(PathBuf),
     /// Something else is there.
-    #[error("`{}` is there already and is no socket; choose another path (--ctl)", .0.display())]
+    #[error("`{}` is there already and is no socket; choose another path", .0.display())]
     NoSocket(PathBuf),
     /// It cannot be made.
-    #[error("the control socket `{}` cannot be made: {reason}; its folder must exist and let you write, and \
+    #[error("the socket `{}` cannot be made: {reason}; its folder must exist and let you write, and \
              the path may have at most 107 bytes", path.display())]
     Bind {
         /// Where.
@@ -68,35 +68,15 @@ struct Connections {
 }
 
 impl Server {
-    /// Makes the socket at `path`, for its owner only. One that a VMM has left behind when it was killed is replaced.
+    /// Makes the socket at `path`, as [`listen`] does.
     ///
     /// # Errors
     ///
     /// [`ServerError`].
     pub fn bind(path: &Path) -> Result<Self, ServerError> {
-        let fail = |reason| ServerError::Bind {
-            path: path.to_owned(),
-            reason,
-        };
-        if let Ok(there) = path.symlink_metadata() {
-            if !there.file_type().is_socket() {
-                return Err(ServerError::NoSocket(path.to_owned()));
-            }
-            if UnixStream::connect(path).is_ok() {
-                return Err(ServerError::Taken(path.to_owned()));
-            }
-            std::fs::remove_file(path).map_err(fail)?;
-        }
-        // SAFETY: umask takes a number and cannot fail. No other thread makes files yet.
-        let mask = unsafe { libc::umask(0o177) };
-        let bound = UnixListener::bind(path);
-        // SAFETY: as above.
-        unsafe { libc::umask(mask) };
-        let listener = bound.map_err(fail)?;
-        listener.set_nonblocking(true).map_err(fail)?;
         Ok(Self {
             path: path.to_owned(),
-            listener,
+            listener: listen(path)?,
             connections: Mutex::default(),
         })
     }
@@ -172,6 +152,35 @@ impl Drop for Server {
         // Somebody may have removed it already.
         let _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Makes the socket at `path`, for its owner only. One that a VMM has left behind when it was killed is replaced.
+///
+/// # Errors
+///
+/// [`ServerError`].
+pub(crate) fn listen(path: &Path) -> Result<UnixListener, ServerError> {
+    let fail = |reason| ServerError::Bind {
+        path: path.to_owned(),
+        reason,
+    };
+    if let Ok(there) = path.symlink_metadata() {
+        if !there.file_type().is_socket() {
+            return Err(ServerError::NoSocket(path.to_owned()));
+        }
+        if UnixStream::connect(path).is_ok() {
+            return Err(ServerError::Taken(path.to_owned()));
+        }
+        std::fs::remove_file(path).map_err(fail)?;
+    }
+    // SAFETY: umask takes a number and cannot fail. No other thread makes files yet.
+    let mask = unsafe { libc::umask(0o177) };
+    let bound = UnixListener::bind(path);
+    // SAFETY: as above.
+    unsafe { libc::umask(mask) };
+    let listener = bound.map_err(fail)?;
+    listener.set_nonblocking(true).map_err(fail)?;
+    Ok(listener)
 }
 
 fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {

@@ -129,6 +129,7 @@ impl Vm {
             processors: set.has(reg::FACILITY_SMP).then_some(processors),
             mem: set.has(reg::FACILITY_MEM).then_some(mem),
             awkward,
+            debugger: OnceLock::new(),
             symbols: OnceLock::new(),
             hung: Mutex::default(),
             config,

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use kvm_bindings::KVM_CAP_SET_GUEST_DEBUG2;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
-use super::{Started, Vm, VmError, host, lock, nanoseconds};
-use crate::crash;
+use super::{Machine, Started, Vm, VmError, host, lock, nanoseconds};
 use crate::ctl::server::Server;
 use crate::event_loop::{EventLoop, Signals};
+use crate::gdb::debugger::Debugger;
+use crate::pause::Holder;
 use crate::stats::{Outcome, Stats};
 use crate::vcpu::Vcpu;
+use crate::{crash, gdb};
 
 /// How long vCPU threads get to come out of KVM once the machine stops.
 const JOIN_LIMIT: Duration = Duration::from_secs(3);
@@ -28,6 +31,8 @@ pub struct RunOptions {
     pub host: String,
     /// The control socket; it is kept from one run to the next.
     pub ctl: Option<Arc<Server>>,
+    /// Where a debugger may come in; it is kept from one run to the next.
+    pub gdb: Option<Arc<gdb::Server>>,
 }
 
 impl Vm {
@@ -62,6 +67,10 @@ impl Vm {
             })
             .transpose()
             .map_err(host("thread"))?;
+        let gdb = options
+            .gdb
+            .map(|server| debug(machine, server))
+            .transpose()?;
         let mut threads = Vec::new();
         for (id, counts) in machine.counts.iter().enumerate() {
             let vcpu = Vcpu::new(id, Arc::clone(machine), Arc::clone(counts));
@@ -88,8 +97,8 @@ impl Vm {
         }
         let stuck = join(threads);
         machine.virtio.stop();
-        // The socket's thread sees the end as well.
-        if let Some(thread) = ctl {
+        // The sockets' threads see the end as well.
+        for thread in ctl.into_iter().chain(gdb) {
             let _ = thread.join();
         }
         if let Some(rings) = machine.pv.rings() {
@@ -119,6 +128,28 @@ impl Vm {
             ..machine.stats()
         })
     }
+}
+
+/// Starts the thread that debuggers talk to, and makes the machine wait for one where it shall.
+fn debug(machine: &Arc<Machine>, server: Arc<gdb::Server>) -> Result<JoinHandle<()>, VmError> {
+    let flags = machine
+        .vm
+        .check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into());
+    let debugger = Debugger::new(u32::try_from(flags).unwrap_or_default())
+        .map_err(host("event descriptor"))?;
+    let _ = machine.debugger.set(debugger);
+    if server.waits() {
+        machine.pause.want(Holder::Debugger);
+    }
+    let machine = Arc::clone(machine);
+    std::thread::Builder::new()
+        .name("gdb".to_owned())
+        .spawn(move || {
+            if let Some(debugger) = machine.debugger() {
+                server.serve(&machine, debugger);
+            }
+        })
+        .map_err(host("thread"))
 }
 
 /// The kick only has to interrupt `KVM_RUN`.
