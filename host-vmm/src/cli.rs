@@ -170,9 +170,16 @@ pub(crate) struct RunArgs {
     /// How the guest is virtualized.
     #[arg(long, value_enum, default_value = "full")]
     guest: Profile,
+    /// Run several guests at once, each in a VMM process of its own: a TOML file with a table [[guest]] for each.
+    ///
+    /// A table has a `name`, any option of this command (`kernel = \"vmlinux\"`, `cpus = 2`, `disk = [\"a.img\"]`), and `restart`:
+    /// `never`, `on-failure` or `always`, at most `restarts` times. On a terminal each guest has a pane, and Ctrl-A n goes to
+    /// the next; elsewhere each line has its guest's name before it. The exit status is the greatest of theirs.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "guest", "cmdline", "initrd", "console_log", "ctl", "gdb", "stats"])]
+    pub(crate) file: Option<PathBuf>,
     /// Kernel: an ELF `vmlinux` or a bzImage.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kernel: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "file")]
+    pub(crate) kernel: Option<PathBuf>,
     /// Initial RAM file system.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -277,7 +284,8 @@ impl RunArgs {
             .unwrap_or(if attended { 0 } else { UNATTENDED_WATCHDOG });
         let config = Config {
             profile: self.guest,
-            kernel: self.kernel.clone(),
+            // The command line has one, or a fleet's file, which this is not asked about.
+            kernel: self.kernel.clone().unwrap_or_default(),
             initrd: self.initrd.clone(),
             cmdline: self.cmdline.clone(),
             memory_mib: self.memory,

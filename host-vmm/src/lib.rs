@@ -30,6 +30,7 @@ pub mod disk;
 pub mod doctor;
 pub mod end;
 pub mod event_loop;
+pub mod fleet;
 pub mod gdb;
 pub mod kvm;
 pub mod memory;

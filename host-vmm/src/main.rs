@@ -3,12 +3,13 @@
 mod cli;
 
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{Parser, ValueEnum as _};
 
 use cli::{
     AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchArgs, BenchCommand, Cli, Command, CpuidArgs,
@@ -19,6 +20,7 @@ use paravane::conformance::report::Report;
 use paravane::console::Console;
 use paravane::ctl::server::Server;
 use paravane::event_loop::Signals;
+use paravane::fleet::{self, Fleet};
 use paravane::gdb;
 use paravane::kvm::cpuid::GuestCpuid;
 use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
@@ -109,7 +111,42 @@ fn in_reference_host(
     Ok(ExitCode::from(u8::try_from(finished.code).unwrap_or(1)))
 }
 
+/// Runs the guests of a file.
+fn run_fleet(path: &Path, host: Host) -> anyhow::Result<ExitCode> {
+    let fleet = Fleet::read(path)?;
+    for guest in &fleet.guests {
+        let profile = guest.profile().unwrap_or("full");
+        let profile = Profile::from_str(profile, false).map_err(|reason| {
+            anyhow::anyhow!("guest {} of `{}`: {reason}", guest.name, path.display())
+        })?;
+        if let Some(why) = needs_reference(host, profile) {
+            let what = format!("the fleet, since its guest {} is one that", guest.name);
+            return in_reference_host(&what, &why, true, None);
+        }
+    }
+    let program = std::env::current_exe().context("this program's own path is not known")?;
+    let records = fleet::run(&fleet, &program)?;
+    for record in &records {
+        eprintln!(
+            "paravane: {}: started {} times, {} failures, exit status {}",
+            record.name,
+            record.starts,
+            record.failures,
+            record
+                .code
+                .map_or_else(|| "none".to_owned(), |code| code.to_string())
+        );
+    }
+    let codes = records.iter().map(|record| record.code.unwrap_or(1));
+    Ok(ExitCode::from(
+        u8::try_from(codes.max().unwrap_or(0)).unwrap_or(1),
+    ))
+}
+
 fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
+    if let Some(path) = &args.file {
+        return run_fleet(path, args.host);
+    }
     let config = args.config()?;
     if let Some(why) = needs_reference(args.host, config.profile) {
         let what = format!("the {} guest", config.profile);
@@ -140,7 +177,7 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         .transpose()?;
     let gdb = gdb.map(Arc::new);
     if let Some(server) = &gdb {
-        let kernel = args.kernel.display();
+        let kernel = config.kernel.display();
         eprintln!(
             "paravane: gdb can come: gdb {kernel} -ex 'target remote {}'",
             server.address()

@@ -1,0 +1,296 @@
+//! The guests' processes.
+
+use std::io::{self, Read, Write as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use super::{Fleet, FleetError, Guest, Restart};
+
+/// Something that has happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A guest, or its VMM, has printed something.
+    Output {
+        /// The guest's place in the file.
+        guest: usize,
+        /// As it came.
+        bytes: Vec<u8>,
+    },
+    /// A guest has ended.
+    Ended {
+        /// The guest's place in the file.
+        guest: usize,
+        /// The exit status of its VMM; what none has, a signal ended.
+        code: Option<i32>,
+        /// Whether it will be started again.
+        again: bool,
+    },
+}
+
+/// What became of a guest.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Record {
+    /// How it is called.
+    pub name: String,
+    /// How often it was started.
+    pub starts: u32,
+    /// How often it ended otherwise than by switching itself off.
+    pub failures: u32,
+    /// The last exit status of its VMM.
+    pub code: Option<i32>,
+}
+
+/// Least time between two starts of a guest, and the most that is waited after many failures at once.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A guest that ran so long begins anew with the shortest pause.
+const GOOD_RUN: Duration = Duration::from_secs(10);
+/// What a VMM may take to end when it is told to.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+struct One {
+    guest: Guest,
+    child: Option<Child>,
+    input: Option<ChildStdin>,
+    record: Record,
+    started: Instant,
+    /// When it is to be started again.
+    due: Option<Instant>,
+    pause: Duration,
+}
+
+/// All processes; they end with this.
+#[derive(Debug)]
+pub struct Processes {
+    program: PathBuf,
+    all: Vec<One>,
+    sender: Sender<Event>,
+    receiver: Receiver<Event>,
+}
+
+impl Processes {
+    /// Starts every guest.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError::Start`].
+    pub fn start(fleet: &Fleet, program: &Path) -> Result<Self, FleetError> {
+        let (sender, receiver) = channel();
+        let one = |guest: &Guest| One {
+            record: Record {
+                name: guest.name.clone(),
+                starts: 0,
+                failures: 0,
+                code: None,
+            },
+            guest: guest.clone(),
+            child: None,
+            input: None,
+            started: Instant::now(),
+            due: None,
+            pause: PAUSE,
+        };
+        let mut processes = Self {
+            program: program.to_path_buf(),
+            all: fleet.guests.iter().map(one).collect(),
+            sender,
+            receiver,
+        };
+        for index in 0..processes.all.len() {
+            processes.launch(index)?;
+        }
+        Ok(processes)
+    }
+
+    fn launch(&mut self, index: usize) -> Result<(), FleetError> {
+        let Some(one) = self.all.get_mut(index) else {
+            return Ok(());
+        };
+        let failed = |source| FleetError::Start {
+            name: one.guest.name.clone(),
+            source,
+        };
+        let arguments = one.guest.arguments().map_err(io::Error::other);
+        let mut child = Command::new(&self.program)
+            .args(arguments.map_err(failed)?)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(failed)?;
+        one.input = child.stdin.take();
+        if let Some(output) = child.stdout.take() {
+            forward(index, output, self.sender.clone());
+        }
+        if let Some(errors) = child.stderr.take() {
+            forward(index, errors, self.sender.clone());
+        }
+        one.child = Some(child);
+        one.record.starts += 1;
+        one.started = Instant::now();
+        one.due = None;
+        Ok(())
+    }
+
+    /// Whether a guest runs, or is to run again.
+    #[must_use]
+    pub fn are_running(&self) -> bool {
+        self.all
+            .iter()
+            .any(|one| one.child.is_some() || one.due.is_some())
+    }
+
+    /// What has happened; waits for at most so long. Starts what is to be started again.
+    ///
+    /// # Errors
+    ///
+    /// [`FleetError::Start`].
+    pub fn events(&mut self, wait: Duration) -> Result<Vec<Event>, FleetError> {
+        let mut events = Vec::new();
+        match self.receiver.recv_timeout(wait) {
+            Ok(event) => events.push(event),
+            // The processes hold a sender.
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+        }
+        events.extend(self.receiver.try_iter());
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (index, one) in self.all.iter_mut().enumerate() {
+            if let Some(status) = one.ended() {
+                let again = one.follow(status, now);
+                events.push(Event::Ended {
+                    guest: index,
+                    code: status.code(),
+                    again,
+                });
+            }
+            if one.due.is_some_and(|due| due <= now) {
+                due.push(index);
+            }
+        }
+        for index in due {
+            self.launch(index)?;
+        }
+        Ok(events)
+    }
+
+    /// Types into a guest's console. A guest that has gone reads nothing.
+    pub fn input(&mut self, guest: usize, bytes: &[u8]) {
+        if let Some(one) = self.all.get_mut(guest)
+            && let Some(input) = &mut one.input
+            && input.write_all(bytes).and_then(|()| input.flush()).is_err()
+        {
+            one.input = None;
+        }
+    }
+
+    /// Ends a guest; what its file says about its end follows.
+    pub fn kill(&mut self, guest: usize) {
+        if let Some(child) = self.all.get(guest).and_then(|one| one.child.as_ref()) {
+            terminate(child);
+        }
+    }
+
+    /// Ends all of them, for good.
+    pub fn end(&mut self) {
+        for one in &mut self.all {
+            one.due = None;
+            if let Some(child) = &one.child {
+                terminate(child);
+            }
+        }
+        let until = Instant::now() + PATIENCE;
+        for one in &mut self.all {
+            while let Some(child) = &mut one.child {
+                match child.try_wait() {
+                    Ok(Some(status)) => {
+                        one.record.code = status.code();
+                        one.child = None;
+                    }
+                    Ok(None) if Instant::now() < until => {
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                    _ => {
+                        // It has had its time; both fail only when it has just ended.
+                        let _ = child.kill();
+                        let _ = child.wait();
+                        one.child = None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What became of each.
+    #[must_use]
+    pub fn records(&self) -> Vec<Record> {
+        self.all.iter().map(|one| one.record.clone()).collect()
+    }
+}
+
+impl Drop for Processes {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl One {
+    fn ended(&mut self) -> Option<ExitStatus> {
+        let status = self.child.as_mut()?.try_wait().ok()??;
+        self.child = None;
+        self.input = None;
+        Some(status)
+    }
+
+    /// Notes how it has ended; whether it is started again.
+    fn follow(&mut self, status: ExitStatus, now: Instant) -> bool {
+        self.record.code = status.code();
+        if !status.success() {
+            self.record.failures += 1;
+        }
+        let again = match self.guest.restart {
+            Restart::Never => false,
+            Restart::OnFailure => !status.success(),
+            Restart::Always => true,
+        };
+        if !again || self.record.starts > self.guest.restarts {
+            return false;
+        }
+        if now.duration_since(self.started) >= GOOD_RUN {
+            self.pause = PAUSE;
+        }
+        self.due = Some(now + self.pause);
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        true
+    }
+}
+
+fn terminate(child: &Child) {
+    if let Ok(pid) = libc::pid_t::try_from(child.id()) {
+        // SAFETY: kill takes no pointer, and the child has not been waited for, so the number is still its own.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+}
+
+/// Sends what comes out of a guest until it ends.
+fn forward(guest: usize, mut from: impl Read + Send + 'static, to: Sender<Event>) {
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        loop {
+            match from.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => {
+                    let bytes = buffer.get(..count).unwrap_or_default().to_vec();
+                    if to.send(Event::Output { guest, bytes }).is_err() {
+                        break;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+    });
+}
