@@ -64,7 +64,7 @@ pub(crate) fn reference_host() -> Result<()> {
 }
 
 /// Whether this host's KVM runs the direct guest and no other.
-fn prefers_direct(paravane: &Path) -> Result<bool> {
+pub(crate) fn prefers_direct(paravane: &Path) -> Result<bool> {
     let mut doctor = Command::new(paravane);
     let report = run::read(doctor.args(["doctor", "--json", "--quick"]))?;
     let report: Value = serde_json::from_str(&report).context("doctor's report is not JSON")?;

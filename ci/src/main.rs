@@ -19,6 +19,7 @@ mod test;
 mod tools;
 mod tree;
 mod tutorial;
+mod twins;
 mod workspace;
 
 use std::path::PathBuf;
@@ -129,6 +130,8 @@ enum Task {
     ///   cargo ci cycles --count 1000 --json cycles.jsonl
     #[command(verbatim_doc_comment)]
     Cycles(cycles::CyclesArgs),
+    /// Repeat one benchmark with an A/A twin and a planted slowdown: what it finds, and what it must not
+    Twins(twins::TwinsArgs),
     /// Run the kernel's own tests (timers, futexes, membarrier, CPU hotplug) in both guests, and compare
     ///
     /// Examples:
@@ -220,6 +223,7 @@ fn start(task: Task) -> anyhow::Result<()> {
         }
         Task::Artefact { folder, output } => artefact::build(&workspace, &folder, &output),
         Task::Cycles(args) => cycles::run(&workspace, &args),
+        Task::Twins(args) => twins::run(&workspace, &args),
         Task::Selftests(args) => selftests::run(&workspace, &args),
         Task::Tutorial => tutorial::run(&workspace),
         Task::Test { only, list } => test::run(&workspace, only.as_deref(), list),
