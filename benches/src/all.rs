@@ -182,6 +182,7 @@ fn experiments(common: &CommonArgs, native: bool) -> Vec<Experiment> {
         experiment(&common, "boot", twin, boot.collect()),
         experiment(&common, "os", twin, suite("os").cloned().collect()),
         experiment(&common, "sched", twin, suite("sched").cloned().collect()),
+        experiment(&common, "io", twin, suite("io").cloned().collect()),
         experiment(&common, "peers", &peer_arms.join(","), peer_jobs()),
     ];
     if native {
@@ -201,10 +202,10 @@ mod tests {
 
     #[test]
     fn every_suite_is_run_with_a_twin_and_the_peers_at_the_end() {
-        assert_eq!(experiments(&CommonArgs::default(), true).len(), 5);
+        assert_eq!(experiments(&CommonArgs::default(), true).len(), 6);
         let all = experiments(&CommonArgs::default(), false);
         let names: Vec<&str> = all.iter().map(|one| one.suite.as_str()).collect();
-        assert_eq!(names, ["boot", "os", "sched", "peers"]);
+        assert_eq!(names, ["boot", "os", "sched", "io", "peers"]);
         for one in &all {
             assert!(one.arms().is_ok() && one.kinds.iter().all(|kind| kind.launches > 4));
         }

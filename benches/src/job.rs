@@ -54,6 +54,9 @@ pub struct Job {
     /// vCPUs of its guest.
     #[serde(default = "one")]
     pub cpus: u8,
+    /// MiB of the guest's disk, which is new and empty; 0: it has none.
+    #[serde(default)]
+    pub disk: u64,
     /// What the guest's init does, by its own word; nothing for a boot.
     #[serde(default)]
     pub work: Option<String>,
@@ -130,6 +133,12 @@ impl Kind {
         self.jobs.iter().any(|job| job.quiet)
     }
 
+    /// MiB of the guest's disk.
+    #[must_use]
+    pub fn disk(&self) -> u64 {
+        self.jobs.iter().map(|job| job.disk).max().unwrap_or(0)
+    }
+
     /// vCPUs of the guest.
     #[must_use]
     pub fn cpus(&self) -> u8 {
@@ -199,6 +208,10 @@ const FILES: &[(&str, &str, &str)] = &[
         "lock-4x",
         include_str!("../jobs/sched/lock-4x.toml"),
     ),
+    ("io", "read", include_str!("../jobs/io/read.toml")),
+    ("io", "write", include_str!("../jobs/io/write.toml")),
+    ("io", "sync", include_str!("../jobs/io/sync.toml")),
+    ("io", "scan", include_str!("../jobs/io/scan.toml")),
 ];
 
 static JOBS: LazyLock<Vec<Job>> = LazyLock::new(|| {
@@ -274,8 +287,8 @@ mod tests {
         for suite in suites() {
             for kind in kinds(suite_of(suite), 1) {
                 for job in &kind.jobs {
-                    let (quiet, cpus) = (job.quiet, job.cpus);
-                    assert_eq!((quiet, cpus), (kind.quiet(), kind.cpus()), "{}", job.name);
+                    let agreed = (kind.quiet(), kind.cpus(), kind.disk());
+                    assert_eq!((job.quiet, job.cpus, job.disk), agreed, "{}", job.name);
                     assert!(
                         job.work.is_some() || kind.jobs.len() == 1,
                         "a boot is alone: {}",

@@ -35,6 +35,8 @@ pub struct Launcher {
     pub memory_mib: u64,
     /// vCPUs; a job that wants more gets more.
     pub cpus: u8,
+    /// MiB of the guests' disk; 0: they have none. A job that wants one gets it.
+    pub disk_mib: u64,
     /// How many seconds a boot may take; one with further jobs may take ten times as long.
     pub watchdog: u64,
     /// A folder for the files of one launch.
@@ -126,6 +128,7 @@ impl Launcher {
         };
         let launcher = Self {
             cpus: self.cpus.max(kind.cpus()),
+            disk_mib: self.disk_mib.max(kind.disk()),
             ..self.clone()
         };
         let ended = launcher.run(arm, &cmdline(kind, arm), watchdog, stop)?;
@@ -146,6 +149,9 @@ impl Launcher {
         for old in [&stats_file, &console_file, &errors_file] {
             // Usually there is none; one that cannot be removed shows itself by being overwritten or not.
             let _ = fs::remove_file(old);
+        }
+        if self.disk_mib > 0 {
+            self.make_disk()?;
         }
         let mut command = match arm.peer {
             Some(peer) => self.peer(peer, cmdline, &console_file)?,
@@ -184,6 +190,21 @@ impl Launcher {
         })
     }
 
+    fn disk(&self) -> PathBuf {
+        self.scratch.join("disk.img")
+    }
+
+    /// A new disk, all zero, for one launch.
+    fn make_disk(&self) -> Result<(), LaunchError> {
+        let bytes = self.disk_mib << 20;
+        create(&self.disk())?.set_len(bytes).map_err(|error| {
+            LaunchError::Failed(format!(
+                "a disk of {} MiB cannot be made: {error}",
+                self.disk_mib
+            ))
+        })
+    }
+
     fn ours(
         &self,
         arm: &Arm,
@@ -204,6 +225,9 @@ impl Launcher {
             &self.kernel_full
         });
         command.arg("--initrd").arg(&self.initrd);
+        if self.disk_mib > 0 {
+            command.arg("--disk").arg(self.disk());
+        }
         command
             .arg(format!("--memory={}", self.memory_mib))
             .arg(format!("--cpus={}", self.cpus));

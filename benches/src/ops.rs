@@ -233,6 +233,7 @@ fn launcher(args: &OpsArgs) -> anyhow::Result<Launcher> {
         )?,
         memory_mib: args.memory,
         cpus: args.cpus,
+        disk_mib: 0,
         watchdog: args.watchdog,
         scratch: scratch_folder()?,
     })

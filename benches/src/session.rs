@@ -321,6 +321,7 @@ pub(crate) fn launcher(
         )?,
         memory_mib: experiment.memory_mib,
         cpus: experiment.cpus,
+        disk_mib: 0,
         watchdog: experiment.watchdog,
         scratch: scratch_folder()?,
     })

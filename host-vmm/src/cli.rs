@@ -110,6 +110,8 @@ pub(crate) enum BenchCommand {
     Os(paravane_benches::SuiteArgs),
     /// Messages, hand-overs, TLB shoot-downs and locks of guests with several vCPUs.
     Sched(paravane_benches::SuiteArgs),
+    /// Requests to a disk: IDE in a full guest, virtio in the others.
+    Io(paravane_benches::SuiteArgs),
     /// Measure privileged operations from inside the guests, and what each facility is worth in a boot.
     Ops(paravane_benches::OpsArgs),
     /// Make a report of raw samples: an HTML page, Markdown, CSV; with the claims that they bear on.

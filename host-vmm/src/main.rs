@@ -275,6 +275,7 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
         Some(BenchCommand::Sched(args)) => {
             paravane_benches::run_suite("sched", args, unfit().as_deref())
         }
+        Some(BenchCommand::Io(args)) => paravane_benches::run_suite("io", args, unfit().as_deref()),
         Some(BenchCommand::Ops(args)) => paravane_benches::ops(args, &optional, unfit),
         Some(BenchCommand::Report(args)) => paravane_benches::report(args),
         Some(BenchCommand::Inside(args)) => paravane_benches::inside(args),

@@ -6,10 +6,11 @@
 
 use core::fmt::Write as _;
 
+use crate::disk::Request;
 use crate::sys::{self, Errno, Fd};
 use crate::task::{self, Gate, Mapping};
 use crate::text::{Text, number};
-use crate::{LINE, Mark, MarkPort, PAGE, complain, memory, naps, sched};
+use crate::{LINE, Mark, MarkPort, PAGE, complain, disk, memory, naps, sched};
 
 /// How many jobs one launch runs at most.
 pub(crate) const JOBS: usize = 24;
@@ -59,11 +60,13 @@ pub(crate) enum Work {
     Futex,
     /// A page's protection is taken away and given back while threads on other CPUs use it.
     Shootdown,
+    /// A request to the disk.
+    Disk(Request),
     /// A descriptor is duplicated and closed, by many threads that share a table, and its lock.
     Lock,
 }
 
-const WORKS: [(&[u8], Work); 19] = [
+const WORKS: [(&[u8], Work); 23] = [
     (b"console", Work::Console),
     (b"null", Work::Null),
     (b"clock", Work::Clock),
@@ -83,6 +86,10 @@ const WORKS: [(&[u8], Work); 19] = [
     (b"futex", Work::Futex),
     (b"shootdown", Work::Shootdown),
     (b"lock", Work::Lock),
+    (b"read", Work::Disk(Request::Read)),
+    (b"write", Work::Disk(Request::Write)),
+    (b"sync", Work::Disk(Request::Sync)),
+    (b"scan", Work::Disk(Request::Scan)),
 ];
 
 /// A workload to run.
@@ -193,6 +200,7 @@ impl Job {
             Work::Message => sched::message(watch, rounds, tasks),
             Work::Futex => sched::futex(watch, rounds),
             Work::Shootdown => sched::shootdown(watch, rounds, tasks),
+            Work::Disk(request) => disk::request(watch, request, rounds),
             Work::Lock => sched::lock(watch, rounds, tasks),
         }
     }
@@ -220,7 +228,7 @@ impl Watch<'_> {
     }
 
     /// Runs `round` between the two marks, `rounds` times.
-    fn each(
+    pub(crate) fn each(
         &mut self,
         rounds: usize,
         mut round: impl FnMut() -> Result<(), Errno>,

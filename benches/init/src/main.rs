@@ -26,6 +26,7 @@
 #![no_std]
 #![no_main]
 
+mod disk;
 mod jobs;
 mod memory;
 mod naps;

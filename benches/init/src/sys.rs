@@ -12,6 +12,8 @@ pub(crate) struct Errno(pub(crate) usize);
 pub(crate) const ENOENT: Errno = Errno(2);
 /// A signal came first.
 pub(crate) const EINTR: Errno = Errno(4);
+/// No room, or nothing at all.
+pub(crate) const ENOSPC: Errno = Errno(28);
 /// Already mounted, or in use.
 pub(crate) const EBUSY: Errno = Errno(16);
 /// A read of `/dev/kmsg` missed records that were overwritten; the next read goes on after them.
@@ -25,6 +27,8 @@ pub(crate) const O_WRONLY: usize = 1;
 pub(crate) const O_RDWR: usize = 2;
 pub(crate) const O_NOCTTY: usize = 0o400;
 pub(crate) const O_NONBLOCK: usize = 0o4000;
+/// Past the page cache.
+pub(crate) const O_DIRECT: usize = 0o40_000;
 pub(crate) const O_DIRECTORY: usize = 0o200_000;
 
 /// Clocks of `clock_gettime`.
@@ -40,13 +44,16 @@ const SYS_READ: usize = 0;
 const SYS_WRITE: usize = 1;
 const SYS_OPEN: usize = 2;
 const SYS_CLOSE: usize = 3;
+const SYS_LSEEK: usize = 8;
 const SYS_IOCTL: usize = 16;
-const SYS_PWRITE64: usize = 18;
+pub(crate) const SYS_PREAD64: usize = 17;
+pub(crate) const SYS_PWRITE64: usize = 18;
 const SYS_DUP: usize = 32;
 const SYS_DUP2: usize = 33;
 const SYS_FORK: usize = 57;
 const SYS_EXECVE: usize = 59;
 const SYS_WAIT4: usize = 61;
+const SYS_FDATASYNC: usize = 75;
 const SYS_GETPPID: usize = 110;
 const SYS_SETSID: usize = 112;
 const SYS_SYNC: usize = 162;
@@ -171,6 +178,35 @@ impl Fd {
         let arguments = [self.0, (&raw const byte).expose_provenance(), 1, offset, 0];
         // SAFETY: `byte` is one readable byte.
         unsafe { call(SYS_PWRITE64, arguments) }.map(drop)
+    }
+
+    /// Where it ends, in bytes.
+    pub(crate) fn size(self) -> Result<usize, Errno> {
+        const SEEK_END: usize = 2;
+        // SAFETY: lseek takes numbers.
+        unsafe { call(SYS_LSEEK, [self.0, 0, SEEK_END, 0, 0]) }
+    }
+
+    /// Waits until what was written is on the disk.
+    pub(crate) fn sync(self) -> Result<(), Errno> {
+        // SAFETY: fdatasync takes a number.
+        unsafe { call(SYS_FDATASYNC, [self.0, 0, 0, 0, 0]) }.map(drop)
+    }
+
+    /// Reads or writes memory at an offset.
+    ///
+    /// # Safety
+    ///
+    /// `number` is `SYS_PREAD64` or `SYS_PWRITE64`, and the memory is valid for it.
+    pub(crate) unsafe fn transfer(
+        self,
+        number: usize,
+        memory: usize,
+        count: usize,
+        offset: usize,
+    ) -> Result<usize, Errno> {
+        // SAFETY: the caller's promise.
+        unsafe { call(number, [self.0, memory, count, offset, 0]) }
     }
 
     /// Waits until the terminal has sent everything (what `tcdrain` does).

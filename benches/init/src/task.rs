@@ -195,6 +195,42 @@ impl Mapping {
         file.write_all(bytes)
     }
 
+    /// Fills the whole mapping from a place of a file.
+    pub(crate) fn read_at(self, file: Fd, offset: usize) -> Result<(), Errno> {
+        // SAFETY: the bytes are mapped and writable, and nobody else uses them meanwhile.
+        let count = unsafe {
+            file.transfer(
+                sys::SYS_PREAD64,
+                self.start.expose_provenance(),
+                self.length,
+                offset,
+            )
+        }?;
+        if count == self.length {
+            Ok(())
+        } else {
+            Err(sys::ENOSPC)
+        }
+    }
+
+    /// Writes the whole mapping to a place of a file.
+    pub(crate) fn write_at(self, file: Fd, offset: usize) -> Result<(), Errno> {
+        // SAFETY: the bytes are mapped, and nobody writes to them meanwhile.
+        let count = unsafe {
+            file.transfer(
+                sys::SYS_PWRITE64,
+                self.start.expose_provenance(),
+                self.length,
+                offset,
+            )
+        }?;
+        if count == self.length {
+            Ok(())
+        } else {
+            Err(sys::ENOSPC)
+        }
+    }
+
     /// Fills the mapping from a file; returns how many bytes came.
     pub(crate) fn read_from(self, file: Fd) -> Result<usize, Errno> {
         // SAFETY: the bytes are mapped and writable, and nobody else uses them meanwhile.
