@@ -386,7 +386,7 @@ static void __init paravane_install_ops(void)
 }
 
 /* The entry of a frame that the switcher loads. */
-static void __init paravane_set_entry(u8 *area, unsigned int at, void (*entry)(void),
+static void paravane_set_entry(u8 *area, unsigned int at, void (*entry)(void),
 				      unsigned int stack)
 {
 	u64 *frame = (u64 *)(area + at);
@@ -398,11 +398,12 @@ static void __init paravane_set_entry(u8 *area, unsigned int at, void (*entry)(v
 	frame[FRAME_SS / 8] = __USER_DS;
 }
 
-static void __init paravane_setup_area(u8 *area)
+static void paravane_setup_area(u8 *area)
 {
 	gate_desc *idt = (gate_desc *)(area + PARAVANE_KERNEL_IDT);
 	int vector;
 
+	*(u64 *)(area + AREA_CALL) = *(u64 *)(area + ROUTINE_BREAKPOINT);
 	paravane_set_entry(area, AREA_SYSCALL, paravane_syscall_entry, AREA_USER_ENTRY);
 	paravane_set_entry(area, AREA_EVENT, paravane_event_entry, AREA_USER_ENTRY);
 	paravane_set_entry(area, AREA_FAULT, paravane_fault_entry, AREA_KERNEL_ENTRY);
@@ -415,6 +416,30 @@ static void __init paravane_setup_area(u8 *area)
 		idt[vector].segment = __USER_CS;
 	}
 }
+
+bool paravane_is_direct(void)
+{
+	return paravane_at_cpl3;
+}
+
+#ifdef CONFIG_SMP
+/* A processor's region is that of its APIC id. */
+bool paravane_direct_start_cpu(u32 apic_id, unsigned int cpu)
+{
+	u8 *area = (u8 *)PARAVANE_REGIONS + PARAVANE_REGION_STRIDE * apic_id;
+	u64 root = __pa_symbol(init_top_pgt);
+
+	per_cpu(paravane_cpu, cpu) = (struct paravane_cpu) { .masked = 1, .area = area };
+	per_cpu(paravane_eois, cpu) = 0;
+	paravane_setup_area(area);
+	*(u64 *)(area + AREA_KERNEL_ROOT) = root;
+	*(u64 *)(area + AREA_USER_ROOT) = root;
+	*(u64 *)(area + AREA_KERNEL_GS) = per_cpu_offset(cpu);
+	return paravane_start_cpu(apic_id, (unsigned long)paravane_direct_secondary,
+				  per_cpu(pcpu_hot.current_task, cpu)->thread.sp, root,
+				  per_cpu_offset(cpu));
+}
+#endif
 
 /* What waits for the platform's own set-up. */
 void __init paravane_init_direct(void)

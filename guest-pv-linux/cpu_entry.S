@@ -16,6 +16,7 @@
 #include <asm/asm.h>
 #include <asm/asm-offsets.h>
 #include <asm/frame.h>
+#include <asm/nospec-branch.h>
 #include <asm/page_types.h>
 #include <asm/percpu.h>
 #include <asm/processor-flags.h>
@@ -53,6 +54,19 @@ SYM_CODE_START(paravane_direct_start)
 	int3
 SYM_CODE_END(paravane_direct_start)
 	__FINIT
+
+	.text
+/* By smp.start, with the idle task's stack; RDI: the per-CPU base. */
+SYM_CODE_START(paravane_direct_secondary)
+	UNWIND_HINT_END_OF_STACK
+	ANNOTATE_NOENDBR
+	cld
+	wrgsbase %rdi
+	xorl	%ebp, %ebp
+	ANNOTATE_RETPOLINE_SAFE
+	call	*initial_code(%rip)
+	int3
+SYM_CODE_END(paravane_direct_secondary)
 
 	.section .entry.text, "ax"
 

@@ -117,6 +117,7 @@ void paravane_mmu_start(void);
 void early_xen_iret_patch(void);
 void paravane_iret(void);
 void paravane_direct_start(void);
+void paravane_direct_secondary(void);
 asmlinkage void paravane_direct_start_kernel(char *params) __noreturn;
 void paravane_syscall_entry(void);
 void paravane_event_entry(void);

@@ -26,7 +26,7 @@ u32 paravane_vcpu_count(void);
 u32 paravane_kvm_features(void);
 bool paravane_has_timer(void);
 bool paravane_has_smp(void);
-bool paravane_start_cpu(u32 apic_id, u64 rip, u64 root);
+bool paravane_start_cpu(u32 apic_id, u64 rip, u64 rsp, u64 root, u64 argument);
 void paravane_stop_cpu(void);
 u32 paravane_wanted_cpus(void);
 bool paravane_smp_listen(u32 vector, u32 apic_id);
@@ -114,9 +114,13 @@ void paravane_memory_event(void);
 #ifdef CONFIG_PARAVANE_DIRECT
 bool paravane_direct_cpuid(u32 registers[4]);
 void paravane_init_direct(void);
+bool paravane_is_direct(void);
+bool paravane_direct_start_cpu(u32 apic_id, unsigned int cpu);
 #else
 static inline bool paravane_direct_cpuid(u32 registers[4]) { return false; }
 static inline void paravane_init_direct(void) { }
+static inline bool paravane_is_direct(void) { return false; }
+static inline bool paravane_direct_start_cpu(u32 apic_id, unsigned int cpu) { return false; }
 #endif
 
 /* Exported to paravane.ko. */

@@ -74,21 +74,28 @@ extern "C" fn paravane_has_smp() -> bool {
 /// `smp.stop`, a moment after the kernel takes it for dead; a host refuses to start it before that.
 const STARTS: u32 = 10_000;
 
-/// Starts the processor with that APIC id at `rip`, with the page tables at `root`. False: the host
-/// has refused.
+/// Starts the processor with that APIC id at `rip`, with the stack at `rsp`, the page tables at
+/// `root`, and `argument` in RDI. False: the host has refused.
 ///
 /// # Safety
 ///
 /// The kernel's start of a secondary processor is at `rip`, and `root` maps it.
 #[no_mangle]
-unsafe extern "C" fn paravane_start_cpu(apic_id: u32, rip: u64, root: u64) -> bool {
+unsafe extern "C" fn paravane_start_cpu(
+    apic_id: u32,
+    rip: u64,
+    rsp: u64,
+    root: u64,
+    argument: u64,
+) -> bool {
     let Some(host) = host() else {
         return false;
     };
+    let arguments = [u64::from(apic_id), rip, rsp, root, argument];
     let mut result = Err(Status::Denied);
     for _ in 0..STARTS {
         // SAFETY: By the function's requirement the processor runs the kernel's own code.
-        result = unsafe { host.call(CALL_SMP_START, [u64::from(apic_id), rip, 0, root]) };
+        result = unsafe { host.call(CALL_SMP_START, arguments) };
         if result != Err(Status::Denied) {
             break;
         }

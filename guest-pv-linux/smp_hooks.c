@@ -26,8 +26,14 @@ static struct real_mode_header paravane_no_trampoline;
 static int paravane_wakeup_cpu(u32 apic_id, unsigned long start_ip)
 {
 	u64 rip = (unsigned long)secondary_startup_64_no_verify;
+	bool is_started;
 
-	return paravane_start_cpu(apic_id, rip, __pa_symbol(init_top_pgt)) ? 0 : -EIO;
+	/* Not in parallel, so that smpboot_control has the processor's number. */
+	if (paravane_is_direct())
+		is_started = paravane_direct_start_cpu(apic_id, smpboot_control);
+	else
+		is_started = paravane_start_cpu(apic_id, rip, 0, __pa_symbol(init_top_pgt), 0);
+	return is_started ? 0 : -EIO;
 }
 
 static void paravane_play_dead(void)

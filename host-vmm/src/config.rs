@@ -10,6 +10,7 @@ use crate::device::ide::DISKS_MAX;
 use crate::disk::DiskSpec;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 use crate::net::NetSpec;
+use crate::switcher;
 use crate::virtio::mmio::{self, MmioBus};
 
 /// The most vCPUs of one guest.
@@ -315,8 +316,14 @@ pub enum ConfigError {
     )]
     MandatoryFacility,
     /// More processors than a direct guest can have.
-    #[error("a direct guest has one processor so far; use --cpus 1")]
-    DirectVcpus,
+    #[error("{vcpus} vCPUs cannot be: a direct guest has 1 to {} (--cpus)", switcher::MAX_VCPUS)]
+    DirectVcpus {
+        /// What was asked for.
+        vcpus: u8,
+    },
+    /// `--guest direct --pv=-smp` with several processors.
+    #[error("a direct guest starts its other processors by facility smp: give it that (--pv), or one vCPU (--cpus 1)")]
+    DirectWithoutSmp,
     /// `--guest direct --entry pvh`.
     #[error("a direct guest is entered in 64-bit mode, at CPL 3; use --entry linux64")]
     DirectEntry,
@@ -403,8 +410,14 @@ impl Config {
         if !(1..=MAX_VCPUS).contains(&self.vcpus) {
             return Err(ConfigError::Vcpus { vcpus: self.vcpus });
         }
-        if self.profile == Profile::Direct && self.vcpus != 1 {
-            return Err(ConfigError::DirectVcpus);
+        if self.profile == Profile::Direct && self.vcpus > switcher::MAX_VCPUS {
+            return Err(ConfigError::DirectVcpus { vcpus: self.vcpus });
+        }
+        if self.profile == Profile::Direct
+            && self.vcpus > 1
+            && !self.facilities.has(reg::FACILITY_SMP)
+        {
+            return Err(ConfigError::DirectWithoutSmp);
         }
         if self.profile == Profile::Direct && self.entry != Entry::Linux64 {
             return Err(ConfigError::DirectEntry);

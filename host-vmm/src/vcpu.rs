@@ -27,6 +27,7 @@ use crate::pause::{Pause, Place};
 use crate::pv::smp::Start;
 use crate::pv::{DOORBELL_PORT, Reply, answer};
 use crate::stats::{Exit, Outcome, VcpuCounts};
+use crate::switcher;
 use crate::vm::Machine;
 
 /// The longest x86 instruction, bytes.
@@ -65,20 +66,29 @@ enum Then {
 struct PowerOn {
     sregs: kvm_sregs,
     lapic: kvm_lapic_state,
+    /// Of a direct guest: its switcher's processor.
+    direct: Option<u8>,
 }
 
 impl PowerOn {
-    fn of(fd: &VcpuFd) -> Result<Self, kvm_ioctls::Error> {
+    fn of(fd: &VcpuFd, direct: Option<u8>) -> Result<Self, kvm_ioctls::Error> {
         Ok(Self {
             sregs: fd.get_sregs()?,
             lapic: fd.get_lapic()?,
+            direct,
         })
     }
 
     /// Makes a processor ready for its first instruction. Spec: PV-SMP-2
     fn begin(&self, fd: &VcpuFd, start: Start) -> Result<(), kvm_ioctls::Error> {
         let mut sregs = self.sregs;
-        boot::regs::started(&mut sregs, start.root);
+        let rflags = if let Some(vcpu) = self.direct {
+            switcher::special(&mut sregs, vcpu, start.root);
+            switcher::RFLAGS
+        } else {
+            boot::regs::started(&mut sregs, start.root);
+            2
+        };
         fd.set_sregs(&sregs)?;
         fd.set_lapic(&self.lapic)?;
         fd.set_vcpu_events(&kvm_vcpu_events::default())?;
@@ -86,7 +96,7 @@ impl PowerOn {
             rip: start.rip,
             rsp: start.rsp,
             rdi: start.argument,
-            rflags: 2,
+            rflags,
             ..kvm_regs::default()
         })?;
         fd.set_mp_state(kvm_mp_state {
@@ -105,12 +115,15 @@ impl Vcpu {
     /// Takes vCPU `id` of the machine, whose registers are set.
     #[must_use]
     pub fn new(id: usize, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
+        let is_direct = machine.config().profile == Profile::Direct;
+        let direct = u8::try_from(id).ok().filter(|_| is_direct);
         let power_on = {
             let mut fd = hold(&machine, id);
             if machine.pv().is_present() {
                 fd.set_sync_valid_reg(SyncReg::Register);
             }
-            machine.processors().and_then(|_| PowerOn::of(&fd).ok())
+            let processors = machine.processors();
+            processors.and_then(|_| PowerOn::of(&fd, direct).ok())
         };
         Self {
             id,

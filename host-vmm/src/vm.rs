@@ -475,7 +475,6 @@ impl Vm {
         let is_direct = self.machine.config.profile == Profile::Direct;
         if is_direct {
             switcher::special(&mut sregs, 0, switcher::BOOT_ROOT);
-            switcher::set_msrs(boot_cpu, 0)?;
         } else {
             boot::regs::special(&mut sregs, loaded.mode);
         }

@@ -254,18 +254,18 @@ impl Guest {
 
         switcher::install(&memory, 1).unwrap();
         switcher::boot_tables(&memory).unwrap();
-        let mut area: Area = memory.read_obj(switcher::REGIONS).unwrap();
+        let mut area: Area = memory.read_obj(switcher::area_address(0)).unwrap();
         let entry_stack = REGIONS + 0x800;
         area.syscall = frame(kernel(&raw const kernel_syscall), entry_stack);
         area.event = frame(kernel(&raw const kernel_event), entry_stack);
         area.fault = frame(kernel(&raw const kernel_fault), entry_stack);
         area.breakpoint = frame(kernel(&raw const kernel_break), entry_stack);
         area.leave = frame(at, USER_STACK);
-        memory.write_obj(switcher::REGIONS, &area).unwrap();
+        memory.write_obj(switcher::area_address(0), &area).unwrap();
         // The kernel's own gate of #GP: a trap gate to CPL 3.
         let trap = kernel(&raw const kernel_trap);
         let gate = trap & 0xffff | CODE_SELECTOR << 16 | 0x8f << 40 | (trap >> 16) << 48;
-        let idt = switcher::REGIONS + KERNEL_IDT_OFFSET;
+        let idt = switcher::area_address(0) + KERNEL_IDT_OFFSET;
         memory
             .write(idt + 16 * GENERAL_PROTECTION, &gate.to_le_bytes())
             .unwrap();
@@ -314,7 +314,7 @@ impl Guest {
     }
 
     fn area(&self) -> Area {
-        self.memory.read_obj(switcher::REGIONS).unwrap()
+        self.memory.read_obj(switcher::area_address(0)).unwrap()
     }
 }
 
@@ -466,7 +466,7 @@ fn a_frame_that_cannot_be_left_to_is_told_to_the_kernel() {
     };
     let mut area = guest.area();
     area.leave.ss = SWITCHER_CS;
-    guest.memory.write_obj(switcher::REGIONS, &area).unwrap();
+    guest.memory.write_obj(switcher::area_address(0), &area).unwrap();
     let regs = guest.run();
     assert_eq!(regs.rsi, GENERAL_PROTECTION);
     assert_eq!(regs.r8, SWITCHER_CS);

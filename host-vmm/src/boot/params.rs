@@ -36,7 +36,7 @@ pub(super) fn memory_map(config: &Config, memory: &Memory) -> Vec<(u64, u64, u32
             (memory::EBDA, memory::HIGH_RAM - memory::EBDA, E820_RESERVED),
         ],
         Profile::Para => reserved_from(memory::PV_AREA),
-        Profile::Direct => reserved_from(switcher::REGIONS),
+        Profile::Direct => reserved_from(switcher::MEMORY),
     };
     map.push((
         memory::HIGH_RAM,

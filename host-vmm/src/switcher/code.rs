@@ -1,7 +1,7 @@
 //! The switcher's instructions: all of a direct guest's code at CPL 0.
 //!
 //! One region is assembled whole, with room for its tables, so that each instruction finds the area
-//! relative to itself. Where KVM is software an instruction here takes about a microsecond: count them.
+//! relative to itself; then all regions share the pages of code. Where KVM is software an instruction here takes about a microsecond: count them.
 //!
 //! | path | instructions |
 //! |---|---|

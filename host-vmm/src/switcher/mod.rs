@@ -24,26 +24,34 @@ use self::area::{
     Area, CODE_SELECTOR, DATA_SELECTOR, Frame, GDT_OFFSET, KERNEL_IDT_OFFSET, REGION_STRIDE,
     REGIONS_SLOT, Routines, SWITCHER_CS, SYSCALL_PAGE, USER_IDT_OFFSET, region,
 };
-use self::code::{HANDLER_STRIDE, HANDLERS_OFFSET, pieces};
+use self::code::{CODE_OFFSET, HANDLER_STRIDE, HANDLERS_OFFSET, pieces};
 use crate::boot::regs::segment;
 use crate::config::FacilitySet;
 use crate::doctor::host::{Host, HostClass};
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 
-/// Where the regions begin in guest memory.
-pub const REGIONS: u64 = 0x9_0000;
-/// The first byte after the regions.
-pub const REGIONS_END: u64 = 0xe_0000;
-/// As many processors as have room for their regions there.
-pub const MAX_VCPUS: u8 = 5;
-/// The page tables of the regions, in what the first region leaves over.
-const TREES: u64 = REGIONS + 0xa000;
+/// Where the switcher begins in guest memory: with the page tables of the regions.
+pub const MEMORY: u64 = 0x9_0000;
+/// The first byte after it.
+pub const MEMORY_END: u64 = 0xe_0000;
+/// The code, which all regions share: each instruction finds the area relative to itself.
+const CODE: u64 = MEMORY + 6 * PAGE;
+/// What a processor has of its own: area and tables, [`CODE_OFFSET`] bytes each.
+const AREAS: u64 = CODE + REGION_SIZE - CODE_OFFSET;
+/// The most processors of a direct guest.
+pub const MAX_VCPUS: u8 = 16;
+/// Bytes of a region.
+const REGION_SIZE: u64 = SYSCALL_PAGE + PAGE;
 /// A root page table with the tables below it, for the boot processor's first instruction.
 pub const BOOT_ROOT: u64 = crate::memory::PAGE_TABLES;
 
 const PAGE: u64 = 0x1000;
 const ENTRIES: u64 = 512;
+/// The page tables of the regions, three each: the kernel's tree, and the users'.
+const KERNEL_TREE: u64 = MEMORY;
+const USER_TREE: u64 = MEMORY + 3 * PAGE;
+const WRITABLE: u64 = 0x2;
 /// Present, writable.
 const SUPERVISOR: u64 = 0x3;
 /// Present, writable, user.
@@ -111,6 +119,9 @@ enum Syscall {
     Jumps,
 }
 
+const _: () = assert!(area_address(MAX_VCPUS) <= MEMORY_END);
+const _: () = assert!(MAX_VCPUS as u64 * REGION_STRIDE <= ENTRIES * PAGE);
+
 /// An entry of an interrupt descriptor table.
 fn gate(target: u64, stack: u8, dpl: u64) -> [u64; 2] {
     let low = target & 0xffff
@@ -128,43 +139,52 @@ fn write_words(memory: &Memory, at: u64, words: &[u64]) -> Result<(), MemoryErro
     Ok(())
 }
 
+/// Guest physical address of a processor's area.
+#[must_use]
+pub const fn area_address(vcpu: u8) -> u64 {
+    AREAS + CODE_OFFSET * vcpu as u64
+}
+
 /// Puts the regions of `vcpus` processors into guest memory, with their page tables.
 ///
 /// # Errors
 ///
 /// [`MemoryError::Range`] where guest memory is too small.
 pub fn install(memory: &Memory, vcpus: u8) -> Result<(), MemoryError> {
+    let code = usize::try_from(CODE_OFFSET).unwrap_or(usize::MAX);
+    memory.write(CODE, &code::image()[code..])?;
+    for tree in [KERNEL_TREE, USER_TREE] {
+        write_words(memory, tree, &[(tree + PAGE) | USER])?;
+        write_words(memory, tree + PAGE, &[(tree + 2 * PAGE) | USER])?;
+    }
     for vcpu in 0..vcpus {
-        install_region(memory, vcpu)?;
-    }
-    let (kernel, user) = (TREES, TREES + 3 * PAGE);
-    for (tree, flags) in [(kernel, USER), (user, USER)] {
-        write_words(memory, tree, &[(tree + PAGE) | flags])?;
-        write_words(memory, tree + PAGE, &[(tree + 2 * PAGE) | flags])?;
-    }
-    for page in (0..u64::from(vcpus) * REGION_STRIDE).step_by(4096) {
-        let entry = page / PAGE * 8;
-        let is_syscall = page % REGION_STRIDE == SYSCALL_PAGE;
-        let user_flags = if is_syscall { USER & !2 } else { SUPERVISOR };
-        write_words(
-            memory,
-            kernel + 2 * PAGE + entry,
-            &[(REGIONS + page) | USER],
-        )?;
-        write_words(
-            memory,
-            user + 2 * PAGE + entry,
-            &[(REGIONS + page) | user_flags],
-        )?;
+        install_area(memory, vcpu)?;
+        for offset in (0..REGION_SIZE).step_by(4096) {
+            let is_code = offset >= CODE_OFFSET;
+            let page = if is_code {
+                CODE + offset - CODE_OFFSET
+            } else {
+                area_address(vcpu) + offset
+            };
+            let kernel_flags = if is_code { USER & !WRITABLE } else { USER };
+            let user_flags = if offset == SYSCALL_PAGE {
+                USER & !WRITABLE
+            } else {
+                SUPERVISOR
+            };
+            let entry = (u64::from(vcpu) * REGION_STRIDE + offset) / PAGE * 8;
+            for (tree, flags) in [(KERNEL_TREE, kernel_flags), (USER_TREE, user_flags)] {
+                write_words(memory, tree + 2 * PAGE + entry, &[page | flags])?;
+            }
+        }
     }
     Ok(())
 }
 
-fn install_region(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
+fn install_area(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
     let base = region(u32::from(vcpu));
-    let at = REGIONS + REGION_STRIDE * u64::from(vcpu);
+    let at = area_address(vcpu);
     let pieces = pieces();
-    memory.write(at, code::image())?;
     let stack_end = |frame: usize| base + (frame + size_of::<Frame>()) as u64;
     let limit = 256 * 16 - 1;
     let distances = pieces.routines;
@@ -190,8 +210,8 @@ fn install_region(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
         kernel_root: BOOT_ROOT,
         kernel_idtr: idtr(KERNEL_IDT_OFFSET),
         user_idtr: idtr(USER_IDT_OFFSET),
-        kernel_slot: TREES | USER,
-        user_slot: (TREES + 3 * PAGE) | USER,
+        kernel_slot: KERNEL_TREE | USER,
+        user_slot: USER_TREE | USER,
         syscall_rip: base + SYSCALL_PAGE + 1,
         routines,
         ..Area::default()
@@ -245,7 +265,7 @@ pub fn boot_tables(memory: &Memory) -> Result<(), MemoryError> {
     let directory = |n: u64| pdpt + PAGE * (n + 1);
     let high = directory(4);
     write_words(memory, BOOT_ROOT, &[pdpt | USER])?;
-    write_words(memory, BOOT_ROOT + 8 * REGIONS_SLOT as u64, &[TREES | USER])?;
+    write_words(memory, BOOT_ROOT + 8 * REGIONS_SLOT as u64, &[KERNEL_TREE | USER])?;
     write_words(memory, BOOT_ROOT + 8 * 511, &[high | USER])?;
     for gib in 0..4 {
         write_words(memory, pdpt + 8 * gib, &[directory(gib) | USER])?;
@@ -299,6 +319,7 @@ pub fn facilities(set: FacilitySet) -> FacilitySet {
         reg::FACILITY_CLOCK,
         reg::FACILITY_CPUID,
         reg::FACILITY_CRASH,
+        reg::FACILITY_SMP,
     ];
     let others = (0..u64::BITS).filter(|id| !can.contains(id));
     others.fold(set, FacilitySet::without)

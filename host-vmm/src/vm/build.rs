@@ -79,6 +79,11 @@ impl Vm {
         }
         cpuid.move_block(awkward.as_ref().map_or(0, |a| a.block_moved_by()));
         let vcpus = create_vcpus(&vm, &cpuid, config.vcpus)?;
+        if config.profile == Profile::Direct {
+            for (id, fd) in (0..).zip(&vcpus) {
+                switcher::set_msrs(fd, id)?;
+            }
+        }
 
         let last_words = LastWords::default();
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
