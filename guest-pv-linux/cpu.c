@@ -43,13 +43,15 @@ static bool paravane_at_cpl3 __ro_after_init;
 noinline u64 paravane_switch(unsigned int routine, u64 rdi, u64 rsi, u64 rdx, u64 rcx)
 {
 	unsigned long flags = arch_local_irq_save();
-	u64 *area = this_cpu_read(paravane_cpu.area);
+	u8 *area = this_cpu_read(paravane_cpu.area);
+	u16 *call = (u16 *)(area + PARAVANE_CALL);
 	u64 low = rsi;
 
-	WRITE_ONCE(area[AREA_CALL / 8], area[routine / 8]);
+	(*(u64 *)(area + COUNT_OF_ROUTINE + routine))++;
+	WRITE_ONCE(*call, *(u16 *)(area + routine));
 	asm volatile("int3" : "+a" (low), "+d" (rdx)
 		     : "D" (rdi), "S" (rsi), "c" (rcx) : "memory");
-	WRITE_ONCE(area[AREA_CALL / 8], area[ROUTINE_BREAKPOINT / 8]);
+	WRITE_ONCE(*call, *(u16 *)(area + ROUTINE_BREAKPOINT));
 	if (flags & X86_EFLAGS_IF)
 		arch_local_irq_enable();
 	return (low & U32_MAX) | rdx << 32;
@@ -387,7 +389,7 @@ static void __init paravane_install_ops(void)
 
 /* The entry of a frame that the switcher loads. */
 static void paravane_set_entry(u8 *area, unsigned int at, void (*entry)(void),
-				      unsigned int stack)
+			       unsigned int stack)
 {
 	u64 *frame = (u64 *)(area + at);
 
@@ -400,12 +402,16 @@ static void paravane_set_entry(u8 *area, unsigned int at, void (*entry)(void),
 
 static void paravane_setup_area(u8 *area)
 {
-	gate_desc *idt = (gate_desc *)(area + PARAVANE_KERNEL_IDT);
+	gate_desc *idt = (gate_desc *)(area + PARAVANE_IDT);
 	int vector;
 
-	*(u64 *)(area + AREA_CALL) = *(u64 *)(area + ROUTINE_BREAKPOINT);
+	*(u16 *)(area + PARAVANE_CALL) = *(u16 *)(area + ROUTINE_BREAKPOINT);
 	paravane_set_entry(area, AREA_SYSCALL, paravane_syscall_entry, AREA_USER_ENTRY);
+	paravane_set_entry(area, AREA_USER_BREAKPOINT, paravane_user_breakpoint_entry,
+			   AREA_USER_ENTRY);
+	paravane_set_entry(area, AREA_USER_FAULT, paravane_user_fault_entry, AREA_USER_ENTRY);
 	paravane_set_entry(area, AREA_EVENT, paravane_event_entry, AREA_USER_ENTRY);
+	paravane_set_entry(area, AREA_HALTED, paravane_halted_entry, AREA_USER_ENTRY);
 	paravane_set_entry(area, AREA_FAULT, paravane_fault_entry, AREA_KERNEL_ENTRY);
 	paravane_set_entry(area, AREA_BREAKPOINT, paravane_breakpoint_entry, AREA_KERNEL_ENTRY);
 	for (vector = 0; vector < IDT_ENTRIES; vector++) {
@@ -433,6 +439,7 @@ bool paravane_direct_start_cpu(u32 apic_id, unsigned int cpu)
 	per_cpu(paravane_eois, cpu) = 0;
 	paravane_setup_area(area);
 	*(u64 *)(area + AREA_KERNEL_ROOT) = root;
+	*(u64 *)(area + AREA_SWAP) = root;
 	*(u64 *)(area + AREA_USER_ROOT) = root;
 	*(u64 *)(area + AREA_KERNEL_GS) = per_cpu_offset(cpu);
 	return paravane_start_cpu(apic_id, (unsigned long)paravane_direct_secondary,

@@ -224,24 +224,57 @@ SYM_CODE_START_LOCAL(paravane_interrupt)
 	jmp	.Lnote
 SYM_CODE_END(paravane_interrupt)
 
-/* From the switcher: SYSCALL or a breakpoint in user mode. */
-SYM_CODE_START(paravane_syscall_entry)
-	UNWIND_HINT_END_OF_STACK
-	ANNOTATE_NOENDBR
+/* The kernel's GS; RAX: the area, whose stack is in use. */
+.macro ENTER_WITH_KERNEL_GS
 	rdgsbase %rax
 	movq	%rax, AREA_USER_GS - AREA_USER_ENTRY(%rsp)
 	movq	AREA_KERNEL_GS - AREA_USER_ENTRY(%rsp), %rax
 	wrgsbase %rax
 	leaq	-AREA_USER_ENTRY(%rsp), %rax
-	pushq	ROUTINE_BREAKPOINT(%rax)
-	popq	AREA_CALL(%rax)
+.endm
+
+/* RAX: the area. INT3 is no call any more. */
+.macro END_CALL
+	pushw	ROUTINE_BREAKPOINT(%rax)
+	popw	PARAVANE_CALL(%rax)
+.endm
+
+/* RAX: the area. Takes what the switcher has exchanged for the root. */
+.macro TAKE_USER_RAX
+	pushq	AREA_SWAP(%rax)
+	popq	AREA_USER_RAX(%rax)
+	pushq	AREA_KERNEL_ROOT(%rax)
+	popq	AREA_SWAP(%rax)
+	END_CALL
+.endm
+
+/*
+ * From the switcher: a breakpoint in user mode, which is SYSCALL where that
+ * does not raise privilege.
+ */
+SYM_CODE_START(paravane_user_breakpoint_entry)
+	UNWIND_HINT_END_OF_STACK
+	ANNOTATE_NOENDBR
+	ENTER_WITH_KERNEL_GS
 	pushq	AREA_SYSCALL_RIP(%rax)
 	pushq	AREA_USER_FRAME + FRAME_IP(%rax)
 	popq	%rax
 	cmpq	%rax, (%rsp)
 	leaq	8(%rsp), %rsp
-	jne	.Luser_breakpoint
 	leaq	-AREA_USER_ENTRY(%rsp), %rax
+	je	.Lsyscall
+	movl	$3, AREA_VECTOR(%rax)
+	jmp	.Luser_event
+SYM_CODE_END(paravane_user_breakpoint_entry)
+
+/* From the switcher: SYSCALL. */
+SYM_CODE_START(paravane_syscall_entry)
+	UNWIND_HINT_END_OF_STACK
+	ANNOTATE_NOENDBR
+	ENTER_WITH_KERNEL_GS
+.Lsyscall:
+	TAKE_USER_RAX
+	incq	COUNT_SYSTEM_CALL(%rax)
 	movq	PER_CPU_VAR(pcpu_hot + X86_top_of_stack), %rsp
 	pushq	$__USER_DS
 	pushq	AREA_USER_FRAME + FRAME_SP(%rax)
@@ -250,27 +283,28 @@ SYM_CODE_START(paravane_syscall_entry)
 	pushq	%rcx
 	movq	AREA_USER_RAX(%rax), %rax
 	jmp	entry_SYSCALL_64_after_hwframe
-
-.Luser_breakpoint:
-	leaq	-AREA_USER_ENTRY(%rsp), %rax
-	movq	$3, AREA_VECTOR(%rax)
-	jmp	.Luser_event
 SYM_CODE_END(paravane_syscall_entry)
 
-/* From the switcher: another event in user mode, or one of the switcher's. */
+/* From the switcher: a page fault in user mode. RAX: its address. */
+SYM_CODE_START(paravane_user_fault_entry)
+	UNWIND_HINT_END_OF_STACK
+	ANNOTATE_NOENDBR
+	movq	%rax, AREA_FAULT_ADDRESS - AREA_USER_ENTRY(%rsp)
+	movl	$14, %eax
+	jmp	.Levent
+SYM_CODE_END(paravane_user_fault_entry)
+
+/* From the switcher: another event in user mode, or a fault of leaving. RAX: its vector. */
 SYM_CODE_START(paravane_event_entry)
 	UNWIND_HINT_END_OF_STACK
 	ANNOTATE_NOENDBR
+.Levent:
+	movl	%eax, AREA_VECTOR - AREA_USER_ENTRY(%rsp)
 	cmpw	$PARAVANE_SWITCHER_CS, AREA_USER_FRAME + FRAME_CS - AREA_USER_ENTRY(%rsp)
-	je	.Lswitcher_event
-	rdgsbase %rax
-	movq	%rax, AREA_USER_GS - AREA_USER_ENTRY(%rsp)
-	movq	AREA_KERNEL_GS - AREA_USER_ENTRY(%rsp), %rax
-	wrgsbase %rax
-	leaq	-AREA_USER_ENTRY(%rsp), %rax
-	pushq	ROUTINE_BREAKPOINT(%rax)
-	popq	AREA_CALL(%rax)
+	je	.Lleave_failed
+	ENTER_WITH_KERNEL_GS
 .Luser_event:
+	TAKE_USER_RAX
 	movq	PER_CPU_VAR(pcpu_hot + X86_top_of_stack), %rsp
 	pushq	AREA_USER_FRAME + FRAME_SS(%rax)
 	pushq	AREA_USER_FRAME + FRAME_SP(%rax)
@@ -283,34 +317,35 @@ SYM_CODE_START(paravane_event_entry)
 	pushq	AREA_USER_ERROR(%rax)
 	pushq	%rcx
 	movl	AREA_VECTOR(%rax), %ecx
-	movq	AREA_USER_RAX(%rax), %rax
 	cmpl	$32, %ecx
-	jae	1f
+	jae	3f
+	cmpl	$14, %ecx
+	je	2f
+	incq	COUNT_EXCEPTION(%rax)
 	pushq	%rdx
 	movl	$HAS_ERROR, %edx
 	btl	%ecx, %edx
 	popq	%rdx
-	jc	2f
-1:	movq	paravane_handlers(,%rcx,8), %rcx
+	jc	4f
+1:	movq	AREA_USER_RAX(%rax), %rax
+	movq	paravane_handlers(,%rcx,8), %rcx
 	movq	%rcx, 8(%rsp)
 	popq	%rcx
 	ret
-2:	movq	paravane_handlers(,%rcx,8), %rcx
+2:	incq	COUNT_PAGE_FAULT(%rax)
+4:	movq	AREA_USER_RAX(%rax), %rax
+	movq	paravane_handlers(,%rcx,8), %rcx
 	xchgq	%rcx, (%rsp)
 	ret
+3:	incq	COUNT_INTERRUPT(%rax)
+	jmp	1b
 
-.Lswitcher_event:
-	leaq	-AREA_USER_ENTRY(%rsp), %rax
-	pushq	%rcx
-	movq	AREA_KERNEL_GS(%rax), %rcx
-	wrgsbase %rcx
-	movq	ROUTINE_BREAKPOINT(%rax), %rcx
-	movq	%rcx, AREA_CALL(%rax)
-	movl	AREA_VECTOR(%rax), %ecx
-	cmpl	$32, %ecx
-	jae	1f
 	/* The switcher could not leave: the fault is the user's, there. */
-	popq	%rcx
+.Lleave_failed:
+	movq	AREA_KERNEL_GS - AREA_USER_ENTRY(%rsp), %rax
+	wrgsbase %rax
+	leaq	-AREA_USER_ENTRY(%rsp), %rax
+	TAKE_USER_RAX
 	movq	PER_CPU_VAR(pcpu_hot + X86_top_of_stack), %rsp
 	pushq	$__USER_DS
 	pushq	AREA_LEAVE + FRAME_SP(%rax)
@@ -318,18 +353,28 @@ SYM_CODE_START(paravane_event_entry)
 	pushq	$__USER_CS
 	pushq	AREA_LEAVE + FRAME_IP(%rax)
 	jmp	.Luser_frame
-	/* The end of a halt. */
-1:	btsq	%rcx, CPU(CPU_VECTORS)
-	movb	$1, CPU(CPU_PENDING)
-	movq	AREA_SAVED_SP(%rax), %rsp
-	jmp	paravane_irq_enable
 SYM_CODE_END(paravane_event_entry)
 
-/* From the switcher: a page fault in the kernel. */
+/* From the switcher: the end of a halt. RAX: the interrupt's vector. */
+SYM_CODE_START(paravane_halted_entry)
+	UNWIND_HINT_END_OF_STACK
+	ANNOTATE_NOENDBR
+	btsq	%rax, CPU(CPU_VECTORS)
+	movb	$1, CPU(CPU_PENDING)
+	leaq	-AREA_USER_ENTRY(%rsp), %rax
+	END_CALL
+	incq	COUNT_OF_ROUTINE + ROUTINE_HALT(%rax)
+	movq	AREA_SAVED_SP(%rax), %rsp
+	jmp	paravane_irq_enable
+SYM_CODE_END(paravane_halted_entry)
+
+/* From the switcher: a page fault in the kernel. RAX: its address. */
 SYM_CODE_START(paravane_fault_entry)
 	UNWIND_HINT_UNDEFINED
 	ANNOTATE_NOENDBR
+	movq	%rax, AREA_FAULT_ADDRESS - AREA_KERNEL_ENTRY(%rsp)
 	leaq	-AREA_KERNEL_ENTRY(%rsp), %rax
+	incq	COUNT_KERNEL_PAGE_FAULT(%rax)
 	/* In the code here only a stack without room faults. */
 	pushq	AREA_KERNEL_FRAME + FRAME_IP(%rax)
 	subq	$paravane_critical, (%rsp)
@@ -370,6 +415,7 @@ SYM_CODE_START(paravane_breakpoint_entry)
 	UNWIND_HINT_UNDEFINED
 	ANNOTATE_NOENDBR
 	leaq	-AREA_KERNEL_ENTRY(%rsp), %rax
+	incq	COUNT_OF_ROUTINE + ROUTINE_BREAKPOINT(%rax)
 	movq	AREA_KERNEL_FRAME + FRAME_SP(%rax), %rsp
 	andq	$~15, %rsp
 	pushq	$__KERNEL_DS
@@ -432,8 +478,8 @@ SYM_CODE_START(paravane_iret)
 	movq	%rcx, AREA_LEAVE + FRAME_SS(%rax)
 	movq	8(%rsp), %rcx
 	movq	%rcx, AREA_USER_RAX(%rax)
-	movq	ROUTINE_LEAVE(%rax), %rcx
-	movq	%rcx, AREA_CALL(%rax)
+	movzwl	ROUTINE_LEAVE(%rax), %ecx
+	movw	%cx, PARAVANE_CALL(%rax)
 	movq	%rsp, AREA_SAVED_SP(%rax)
 	movq	(%rsp), %rcx
 	leaq	AREA_USER_ENTRY(%rax), %rsp
@@ -446,8 +492,7 @@ SYM_CODE_START(paravane_iret)
 .Lleave_pending:
 	/* Nobody leaves now. */
 	movq	CPU(CPU_AREA), %rax
-	movq	ROUTINE_BREAKPOINT(%rax), %rcx
-	movq	%rcx, AREA_CALL(%rax)
+	END_CALL
 	popq	%rcx
 	popq	%rax
 	/* Fall through. */
@@ -522,14 +567,13 @@ SYM_CODE_START(paravane_safe_halt)
 	jne	.Lhalt_pending
 	movq	CPU(CPU_AREA), %rax
 	movq	%rsp, AREA_SAVED_SP(%rax)
-	movq	ROUTINE_HALT(%rax), %rcx
-	movq	%rcx, AREA_CALL(%rax)
+	movzwl	ROUTINE_HALT(%rax), %ecx
+	movw	%cx, PARAVANE_CALL(%rax)
 	int3
 .Lhalt_end:
 .Lhalt_pending:
 	movq	CPU(CPU_AREA), %rax
-	movq	ROUTINE_BREAKPOINT(%rax), %rcx
-	movq	%rcx, AREA_CALL(%rax)
+	END_CALL
 	jmp	paravane_irq_enable
 SYM_CODE_END(paravane_safe_halt)
 
@@ -584,8 +628,9 @@ SYM_CODE_START(paravane_switch_cpuid)
 	UNWIND_HINT_FUNC
 	pushq	%rbx
 	movq	CPU(CPU_AREA), %r8
-	movq	ROUTINE_CPUID(%r8), %rax
-	movq	%rax, AREA_CALL(%r8)
+	movzwl	ROUTINE_CPUID(%r8), %eax
+	movw	%ax, PARAVANE_CALL(%r8)
+	incq	COUNT_OF_ROUTINE + ROUTINE_CPUID(%r8)
 	movl	(%rdi), %eax
 	movl	8(%rdi), %ecx
 	int3
@@ -593,20 +638,23 @@ SYM_CODE_START(paravane_switch_cpuid)
 	movl	%ebx, 4(%rdi)
 	movl	%ecx, 8(%rdi)
 	movl	%edx, 12(%rdi)
-	movq	ROUTINE_BREAKPOINT(%r8), %rax
-	movq	%rax, AREA_CALL(%r8)
+	movq	%r8, %rax
+	END_CALL
 	popq	%rbx
 	ret
 	int3
 SYM_CODE_END(paravane_switch_cpuid)
 
-/* OUT with the registers of RDI, by the routine at RSI; the flag is off. */
+/* OUT with the registers of RDI, by the routine ESI; the flag is off. */
 SYM_CODE_START(paravane_doorbell)
 	UNWIND_HINT_FUNC
 	pushq	%rbx
 	pushq	%rdi
 	movq	CPU(CPU_AREA), %rbx
-	movq	%rsi, AREA_CALL(%rbx)
+	movl	%esi, %esi
+	movzwl	(%rbx, %rsi), %eax
+	movw	%ax, PARAVANE_CALL(%rbx)
+	incq	COUNT_OF_ROUTINE(%rbx, %rsi)
 	movq	RAX(%rdi), %rax
 	movq	RDX(%rdi), %rdx
 	movq	RSI(%rdi), %rsi
@@ -620,8 +668,8 @@ SYM_CODE_START(paravane_doorbell)
 	popq	%rdi
 	movq	%rax, RAX(%rdi)
 	movq	%rdx, RDX(%rdi)
-	movq	ROUTINE_BREAKPOINT(%rbx), %rax
-	movq	%rax, AREA_CALL(%rbx)
+	movq	%rbx, %rax
+	END_CALL
 	popq	%rbx
 	ret
 	int3

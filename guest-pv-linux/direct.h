@@ -13,36 +13,47 @@
 /* The upper bits of every address in a region. */
 #define PARAVANE_REGIONS_39	0x1fffff9
 #define PARAVANE_GDT		0x1000
-#define PARAVANE_KERNEL_IDT	0x2000
+#define PARAVANE_IDT		0x2000
+/* The lower half of the address of the routine that INT3 leads to. */
+#define PARAVANE_CALL		0x2030
 
 /* Selectors: a kernel frame has Linux's, the processor has those of CPL 3. */
 #define PARAVANE_SWITCHER_CS	0x10
 
 /* Offsets in the area. */
-#define AREA_CALL		0x000
-#define AREA_KERNEL_ROOT	0x008
-#define AREA_USER_RAX		0x010
-#define AREA_VECTOR		0x018
-#define AREA_FAULT_ADDRESS	0x020
-#define AREA_KERNEL_RAX		0x028
+#define AREA_SWAP		0x000
+#define AREA_USER_RAX		0x008
+#define AREA_KERNEL_RAX		0x010
+#define AREA_KERNEL_SLOT	0x018
+#define AREA_USER_SLOT		0x020
+#define AREA_SYSCALL_RIP	0x028
 #define AREA_SYSCALL		0x050
-#define AREA_EVENT		0x078
-#define AREA_FAULT		0x0a0
-#define AREA_BREAKPOINT		0x0c8
-#define AREA_LEAVE		0x0f0
-#define AREA_KERNEL_SLOT	0x118
-#define AREA_USER_SLOT		0x120
-#define AREA_SYSCALL_RIP	0x128
-#define AREA_ROUTINES		0x148
-#define AREA_USER_ERROR		0x230
-#define AREA_USER_FRAME		0x238
-#define AREA_KERNEL_ERROR	0x2b0
-#define AREA_KERNEL_FRAME	0x2b8
+#define AREA_USER_BREAKPOINT	0x078
+#define AREA_USER_FAULT		0x0a0
+#define AREA_EVENT		0x0c8
+#define AREA_HALTED		0x0f0
+#define AREA_FAULT		0x118
+#define AREA_BREAKPOINT		0x140
+#define AREA_LEAVE		0x168
+#define AREA_USER_ERROR		0x260
+#define AREA_USER_FRAME		0x268
+#define AREA_KERNEL_ERROR	0x2e0
+#define AREA_KERNEL_FRAME	0x2e8
+/* What has crossed, for the host's account. */
+#define COUNT_SYSTEM_CALL	0x310
+#define COUNT_PAGE_FAULT	0x318
+#define COUNT_EXCEPTION		0x320
+#define COUNT_INTERRUPT		0x328
+#define COUNT_KERNEL_PAGE_FAULT	0x330
+#define COUNT_CALLS		0x350
 /* From here on, the area's page is the kernel's own. */
 #define AREA_USER_ROOT		0x400
 #define AREA_USER_GS		0x408
 #define AREA_KERNEL_GS		0x410
 #define AREA_SAVED_SP		0x418
+#define AREA_KERNEL_ROOT	0x420
+#define AREA_FAULT_ADDRESS	0x428
+#define AREA_VECTOR		0x430
 /* Ends of the stacks on which the kernel is entered. */
 #define AREA_USER_ENTRY		0x800
 #define AREA_KERNEL_ENTRY	0xc00
@@ -55,19 +66,21 @@
 #define FRAME_SS		0x20
 
 /* Routines of the switcher, as offsets in the area. */
-#define ROUTINE_LEAVE		0x148
-#define ROUTINE_BREAKPOINT	0x150
-#define ROUTINE_HALT		0x158
-#define ROUTINE_LOAD_ROOT	0x160
-#define ROUTINE_FLUSH_PAGE	0x168
-#define ROUTINE_READ_MSR	0x170
-#define ROUTINE_WRITE_MSR	0x178
-#define ROUTINE_DOORBELL	0x180
-#define ROUTINE_OUTPUT_BYTE	0x188
-#define ROUTINE_DEBUG_CONTROL	0x190
-#define ROUTINE_DEBUG_ADDRESSES	0x198
-#define ROUTINE_DEBUG_STATUS	0x1a0
-#define ROUTINE_CPUID		0x1a8
+#define ROUTINE_LEAVE		0x190
+#define ROUTINE_BREAKPOINT	0x198
+#define ROUTINE_HALT		0x1a0
+#define ROUTINE_LOAD_ROOT	0x1a8
+#define ROUTINE_FLUSH_PAGE	0x1b0
+#define ROUTINE_READ_MSR	0x1b8
+#define ROUTINE_WRITE_MSR	0x1c0
+#define ROUTINE_DOORBELL	0x1c8
+#define ROUTINE_OUTPUT_BYTE	0x1d0
+#define ROUTINE_DEBUG_CONTROL	0x1d8
+#define ROUTINE_DEBUG_ADDRESSES	0x1e0
+#define ROUTINE_DEBUG_STATUS	0x1e8
+#define ROUTINE_CPUID		0x1f0
+/* Where calls of a routine are counted, from the routine. */
+#define COUNT_OF_ROUTINE	(COUNT_CALLS - ROUTINE_LEAVE)
 
 /* In struct paravane_cpu. */
 #define CPU_MASKED		0
@@ -120,7 +133,10 @@ void paravane_direct_start(void);
 void paravane_direct_secondary(void);
 asmlinkage void paravane_direct_start_kernel(char *params) __noreturn;
 void paravane_syscall_entry(void);
+void paravane_user_breakpoint_entry(void);
+void paravane_user_fault_entry(void);
 void paravane_event_entry(void);
+void paravane_halted_entry(void);
 void paravane_fault_entry(void);
 void paravane_breakpoint_entry(void);
 void paravane_stubs(void);
@@ -129,7 +145,7 @@ void paravane_irq_disable(void);
 void paravane_irq_enable(void);
 unsigned long paravane_read_cr2(void);
 void paravane_safe_halt(void);
-void paravane_doorbell(struct pt_regs *regs, u64 routine);
+void paravane_doorbell(struct pt_regs *regs, unsigned int routine);
 void paravane_switch_cpuid(u32 registers[4]);
 
 #endif /* !__ASSEMBLY__ */

@@ -166,12 +166,12 @@ bool paravane_emulate(struct pt_regs *regs)
 		regs->ip += prefix + 2;
 		return true;
 	case 0xee:
-		paravane_doorbell(regs, paravane_area(ROUTINE_OUTPUT_BYTE));
+		paravane_doorbell(regs, ROUTINE_OUTPUT_BYTE);
 		regs->ip += prefix + 1;
 		return true;
 	case 0xef:
 		if (!word)
-			paravane_doorbell(regs, paravane_area(ROUTINE_DOORBELL));
+			paravane_doorbell(regs, ROUTINE_DOORBELL);
 		regs->ip += prefix + 1;
 		return true;
 	}

@@ -79,6 +79,7 @@ static void paravane_write_cr3(unsigned long cr3)
 	if (pa < __pa_symbol(_text) || pa >= __pa_symbol(_end))
 		user = paravane_user_root(__va(pa));
 	paravane_area(AREA_KERNEL_ROOT) = cr3;
+	paravane_area(AREA_SWAP) = cr3;
 	paravane_area(AREA_USER_ROOT) = user ? __pa(user) : cr3;
 	paravane_switch(ROUTINE_LOAD_ROOT, cr3, 0, 0, 0);
 	if (flags & X86_EFLAGS_IF)

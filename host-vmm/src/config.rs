@@ -316,13 +316,18 @@ pub enum ConfigError {
     )]
     MandatoryFacility,
     /// More processors than a direct guest can have.
-    #[error("{vcpus} vCPUs cannot be: a direct guest has 1 to {} (--cpus)", switcher::MAX_VCPUS)]
+    #[error(
+        "{vcpus} vCPUs cannot be: a direct guest has 1 to {} (--cpus)",
+        switcher::MAX_VCPUS
+    )]
     DirectVcpus {
         /// What was asked for.
         vcpus: u8,
     },
     /// `--guest direct --pv=-smp` with several processors.
-    #[error("a direct guest starts its other processors by facility smp: give it that (--pv), or one vCPU (--cpus 1)")]
+    #[error(
+        "a direct guest starts its other processors by facility smp: give it that (--pv), or one vCPU (--cpus 1)"
+    )]
     DirectWithoutSmp,
     /// `--guest direct --entry pvh`.
     #[error("a direct guest is entered in 64-bit mode, at CPL 3; use --entry linux64")]

@@ -178,6 +178,8 @@ pub struct Stats {
     pub kvm_stats: BTreeMap<String, u64>,
     /// Calls by name.
     pub hypercalls: BTreeMap<&'static str, u64>,
+    /// What has crossed the switcher of a direct guest, by kind; the guest counts.
+    pub crossings: BTreeMap<&'static str, u64>,
     /// Console traffic.
     pub console: ConsoleBytes,
     /// Milestones.
@@ -214,6 +216,9 @@ impl std::fmt::Display for Stats {
         }
         for (name, count) in &self.hypercalls {
             writeln!(f, "    call {name:<23} {count:>10}")?;
+        }
+        for (name, count) in self.crossings.iter().filter(|(_, count)| **count > 0) {
+            writeln!(f, "    switcher, {name:<18} {count:>10}")?;
         }
         writeln!(
             f,

@@ -344,6 +344,7 @@ impl Machine {
             user_exits: BTreeMap::new(),
             kvm_stats,
             hypercalls: BTreeMap::new(),
+            crossings: self.crossings(),
             console: ConsoleBytes {
                 out_bytes: self.console_bytes(),
                 in_bytes: self.rings.as_ref().map_or(0, |rings| rings.in_bytes()),
@@ -357,6 +358,25 @@ impl Machine {
             stats.add_vcpu(counts);
         }
         stats
+    }
+
+    /// What has crossed the switchers of a direct guest.
+    fn crossings(&self) -> BTreeMap<&'static str, u64> {
+        let mut crossings = BTreeMap::new();
+        if self.config.profile != Profile::Direct {
+            return crossings;
+        }
+        for vcpu in 0..self.config.vcpus {
+            // The area is in guest memory.
+            let Ok(counted) = switcher::crossings(&self.memory, vcpu) else {
+                continue;
+            };
+            for (kind, count) in switcher::area::kinds(&counted) {
+                let sum: &mut u64 = crossings.entry(kind).or_default();
+                *sum = sum.saturating_add(count);
+            }
+        }
+        crossings
     }
 
     /// What this run has put out: a guest that restarts has its console from the run before.

@@ -12,7 +12,7 @@ use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use paravane::memory::Memory;
 use paravane::switcher;
 use paravane::switcher::area::{
-    Area, CODE_SELECTOR, DATA_SELECTOR, Frame, KERNEL_IDT_OFFSET, REGIONS, SWITCHER_CS,
+    Area, CALL_OFFSET, CODE_SELECTOR, DATA_SELECTOR, Frame, IDT_OFFSET, REGIONS, SWITCHER_CS,
 };
 
 /// Where the kernel's code lies, and the user's.
@@ -36,31 +36,42 @@ global_asm!(
     "mov rax, [rbx + {user_frame}]",
     "jmp 3f",
     ".balign 64",
+    // SYSCALL: by a breakpoint, or by raising privilege.
     "kernel_syscall:",
     "lea rbx, [rsp - 0x800]",
     "mov [rbx + {leave}], rcx",
     "jmp 2f",
     ".balign 64",
+    "kernel_fault_of_user:",
+    "lea rbx, [rsp - 0x800]",
+    "mov r9, rax",
+    "mov esi, 14",
+    "jmp 4f",
+    ".balign 64",
     "kernel_event:",
     "lea rbx, [rsp - 0x800]",
+    "mov esi, eax",
     // What is no call ends the test.
-    "mov rax, [rbx + {breakpoint}]",
-    "mov [rbx], rax",
-    "mov rsi, [rbx + {vector}]",
+    "4: mov eax, [rbx + {breakpoint}]",
+    "mov [rbx + {call}], ax",
     "mov rdi, [rbx + {user_rip}]",
     "mov r8, [rbx + {user_cs}]",
-    "mov r9, [rbx + {fault_address}]",
     "mov r10, [rbx + {user_error}]",
     "kernel_done:",
     "mov rbx, A",
     "mov edx, {done}",
-    "mov rax, [rbx + {doorbell}]",
-    "mov [rbx], rax",
+    "mov eax, [rbx + {doorbell}]",
+    "mov [rbx + {call}], ax",
     "int3",
     "2:",
-    "3:",
-    "mov rax, [rbx + {leave_routine}]",
+    // The user's RAX, and the root back.
+    "mov rax, [rbx]",
+    "mov [rbx + {user_rax}], rax",
+    "mov eax, {boot_root}",
     "mov [rbx], rax",
+    "3:",
+    "mov eax, [rbx + {leave_routine}]",
+    "mov [rbx + {call}], ax",
     "mov eax, {user_root}",
     "int3",
     ".balign 64",
@@ -68,9 +79,9 @@ global_asm!(
     "kernel_calls:",
     "mov rbx, A",
     "mov r15d, {rounds}",
-    "1: mov rax, [rbx + {load_root}]",
-    "mov rdi, [rbx + {kernel_root}]",
-    "mov [rbx], rax",
+    "1: mov eax, [rbx + {load_root}]",
+    "mov edi, {boot_root}",
+    "mov [rbx + {call}], ax",
     "int3",
     "dec r15",
     "jnz 1b",
@@ -94,7 +105,7 @@ global_asm!(
     "push [rbx + {kernel_flags}]",
     "push {text}",
     "push [rbx + {kernel_rip}]",
-    "mov r9, [rbx + {fault_address}]",
+    "mov r9, rax",
     "add qword ptr [rsp], 3",
     "iretq",
     ".balign 64",
@@ -125,8 +136,8 @@ global_asm!(
     ".balign 64",
     "kernel_halts:",
     "mov rbx, A",
-    "mov rax, [rbx + {halt}]",
-    "mov [rbx], rax",
+    "mov eax, [rbx + {halt}]",
+    "mov [rbx + {call}], ax",
     "int3",
     ".balign 64",
     "switcher_test_kernel_end:",
@@ -163,18 +174,18 @@ global_asm!(
     regions = const REGIONS,
     user_frame = const offset_of!(Area, user_frame),
     leave = const offset_of!(Area, leave),
-    vector = const offset_of!(Area, vector),
+    user_rax = const offset_of!(Area, user_rax),
+    call = const CALL_OFFSET,
+    boot_root = const switcher::BOOT_ROOT,
     user_rip = const offset_of!(Area, user_frame),
     user_cs = const offset_of!(Area, user_frame) + 8,
     user_error = const offset_of!(Area, user_frame) - 8,
-    fault_address = const offset_of!(Area, fault_address),
     breakpoint = const offset_of!(Area, routines) + 8,
     leave_routine = const offset_of!(Area, routines),
     kernel_rax = const offset_of!(Area, kernel_rax),
     halt = const offset_of!(Area, routines) + 16,
     load_root = const offset_of!(Area, routines) + 24,
     doorbell = const offset_of!(Area, routines) + 56,
-    kernel_root = const offset_of!(Area, kernel_root),
     kernel_rip = const offset_of!(Area, kernel_frame),
     kernel_flags = const offset_of!(Area, kernel_frame) + 16,
     kernel_rsp = const offset_of!(Area, kernel_frame) + 24,
@@ -192,7 +203,7 @@ macro_rules! code {
 }
 code! {
     switcher_test_kernel switcher_test_kernel_end switcher_test_user switcher_test_user_end
-    kernel_syscall kernel_event kernel_fault kernel_break kernel_trap
+    kernel_syscall kernel_event kernel_fault_of_user kernel_fault kernel_break kernel_trap
     kernel_calls kernel_faults kernel_traps kernel_breaks kernel_halts
     user_calls user_reads_kernel user_writes_kernel user_jumps_to_kernel user_reads_area user_writes_area
     user_jumps_to_switcher user_writes_syscall_page user_loads_root user_does_output
@@ -257,7 +268,10 @@ impl Guest {
         let mut area: Area = memory.read_obj(switcher::area_address(0)).unwrap();
         let entry_stack = REGIONS + 0x800;
         area.syscall = frame(kernel(&raw const kernel_syscall), entry_stack);
+        area.user_breakpoint = area.syscall;
+        area.user_fault = frame(kernel(&raw const kernel_fault_of_user), entry_stack);
         area.event = frame(kernel(&raw const kernel_event), entry_stack);
+        area.halted = area.event;
         area.fault = frame(kernel(&raw const kernel_fault), entry_stack);
         area.breakpoint = frame(kernel(&raw const kernel_break), entry_stack);
         area.leave = frame(at, USER_STACK);
@@ -265,7 +279,7 @@ impl Guest {
         // The kernel's own gate of #GP: a trap gate to CPL 3.
         let trap = kernel(&raw const kernel_trap);
         let gate = trap & 0xffff | CODE_SELECTOR << 16 | 0x8f << 40 | (trap >> 16) << 48;
-        let idt = switcher::area_address(0) + KERNEL_IDT_OFFSET;
+        let idt = switcher::area_address(0) + IDT_OFFSET;
         memory
             .write(idt + 16 * GENERAL_PROTECTION, &gate.to_le_bytes())
             .unwrap();
@@ -466,7 +480,10 @@ fn a_frame_that_cannot_be_left_to_is_told_to_the_kernel() {
     };
     let mut area = guest.area();
     area.leave.ss = SWITCHER_CS;
-    guest.memory.write_obj(switcher::area_address(0), &area).unwrap();
+    guest
+        .memory
+        .write_obj(switcher::area_address(0), &area)
+        .unwrap();
     let regs = guest.run();
     assert_eq!(regs.rsi, GENERAL_PROTECTION);
     assert_eq!(regs.r8, SWITCHER_CS);

@@ -35,6 +35,44 @@
 /* `ClockInfo::flags`: all processors' TSCs count together, at `tsc_hz`, and never stop. */
 #define PARAVANE_CLOCK_TSC_RELIABLE 0x1U
 
+/* --- cpu --- */
+
+/*
+ * Linear address of the first processor's region; the 64-bit kernel must keep this slot of
+ * its root free for it.
+ */
+#define PARAVANE_CPU_REGIONS 0xfffffc8000000000ULL
+
+/* Bytes from one processor's region to the next. */
+#define PARAVANE_CPU_REGION_STRIDE 0x10000ULL
+
+/* The index of the regions' entry in a root page table. */
+#define PARAVANE_CPU_REGIONS_SLOT 505ULL
+
+/* The descriptor table and the task state segment, from the region's begin. */
+#define PARAVANE_CPU_GDT 0x1000ULL
+
+/* The interrupt descriptor table: the kernel's, which the kernel fills, or that of users. */
+#define PARAVANE_CPU_IDT 0x2000ULL
+
+/* The interrupt descriptor table of a processor that waits. */
+#define PARAVANE_CPU_HALT_IDT 0x3000ULL
+
+/* Where the routine of the next INT3 stands: the lowest 16 bits of the target of its gate. */
+#define PARAVANE_CPU_CALL 0x2030ULL
+
+/* The page that SYSCALL leads to where it does not raise privilege. */
+#define PARAVANE_CPU_SYSCALL_PAGE 0x9000ULL
+
+/* Selector of code at CPL 0: the switcher's. */
+#define PARAVANE_CPU_SWITCHER_CS 0x10ULL
+
+/* Selector of data at CPL 3, the kernel's and its users'. */
+#define PARAVANE_CPU_DATA_SELECTOR 0x2bULL
+
+/* Selector of 64-bit code at CPL 3, the kernel's and its users'. */
+#define PARAVANE_CPU_CODE_SELECTOR 0x33ULL
+
 /* --- cpuid --- */
 
 /* `CpuidEntry::flags`: the registers depend on ECX, and these are those of `subleaf`. */
@@ -76,71 +114,6 @@
 
 /* The same for facility `sched`. */
 #define PARAVANE_SCHED_KVM_FEATURES 0x70b0U
-
-/* --- draft --- */
-
-/* Draft: `cpu.page(address)`: this processor's `DraftCpuPage` lies there. */
-#define PARAVANE_DRAFT_CALL_CPU_PAGE 0xe0000U
-
-/* Draft: `cpu.traps(address, limit)`: the interrupt descriptor table. */
-#define PARAVANE_DRAFT_CALL_CPU_TRAPS 0xe0001U
-
-/* Draft: `cpu.syscall(64-bit entry, 32-bit entry)`: where SYSCALL goes. */
-#define PARAVANE_DRAFT_CALL_CPU_SYSCALL 0xe0002U
-
-/* Draft: `cpu.return()`: goes on with the frame at the stack pointer; does not return. */
-#define PARAVANE_DRAFT_CALL_CPU_RETURN 0xe0003U
-
-/* Draft: `cpu.events()`: delivers what is pending. */
-#define PARAVANE_DRAFT_CALL_CPU_EVENTS 0xe0004U
-
-/* Draft: `cpu.idle()`: unmasks events and waits for one. */
-#define PARAVANE_DRAFT_CALL_CPU_IDLE 0xe0005U
-
-/* Draft: `cpu.base(which, value)`: FS, GS or user GS base: 0, 1, 2. */
-#define PARAVANE_DRAFT_CALL_CPU_BASE 0xe0006U
-
-/* Draft: `cpu.debug(number, value)`: a debug register. */
-#define PARAVANE_DRAFT_CALL_CPU_DEBUG 0xe0007U
-
-/* Draft: `cpu.read_msr(number) -> value`: a model-specific register. */
-#define PARAVANE_DRAFT_CALL_CPU_READ_MSR 0xe0008U
-
-/* Draft: `cpu.write_msr(number, value)`: the same. */
-#define PARAVANE_DRAFT_CALL_CPU_WRITE_MSR 0xe0009U
-
-/* Draft: `cpu.control(number, value)`: CR0 or CR4: 0 or 4. */
-#define PARAVANE_DRAFT_CALL_CPU_CONTROL 0xe000aU
-
-/* Draft: `cpu.descriptor(index, value)`: a thread-local-storage descriptor. */
-#define PARAVANE_DRAFT_CALL_CPU_DESCRIPTOR 0xe000bU
-
-/* Draft: `mmu.base(kernel root, user root)`: this processor's page tables. */
-#define PARAVANE_DRAFT_CALL_MMU_BASE 0xf0000U
-
-/*
- * Draft: `mmu.update(address, count) -> entries done`: a batch of entry addresses and
- * values.
- */
-#define PARAVANE_DRAFT_CALL_MMU_UPDATE 0xf0001U
-
-/* Draft: `mmu.flush_page(virtual address)`: one page, on this processor. */
-#define PARAVANE_DRAFT_CALL_MMU_FLUSH_PAGE 0xf0002U
-
-/* Draft: `mmu.flush_range(virtual address, count, stride)`: so many pages. */
-#define PARAVANE_DRAFT_CALL_MMU_FLUSH_RANGE 0xf0003U
-
-/* Draft: `mmu.flush_all()`: this root's entries. */
-#define PARAVANE_DRAFT_CALL_MMU_FLUSH_ALL 0xf0004U
-
-/* Draft: `mmu.flush_global()`: all roots' entries. */
-#define PARAVANE_DRAFT_CALL_MMU_FLUSH_GLOBAL 0xf0005U
-
-/*
- * Draft: `mmu.flush_many(address of bitmap, bits, form, virtual address, count, stride)`:
- * one of these on many processors.
- */
-#define PARAVANE_DRAFT_CALL_MMU_FLUSH_MANY 0xf0006U
 
 /* --- mem --- */
 
@@ -542,6 +515,192 @@ PARAVANE_ASSERT(offsetof(struct paravane_console_page, reserved2) == 132);
 PARAVANE_ASSERT(offsetof(struct paravane_console_page, in_tail) == 192);
 PARAVANE_ASSERT(offsetof(struct paravane_console_page, reserved3) == 196);
 
+/* What IRETQ takes from the stack, and an event puts there. */
+struct paravane_cpu_frame {
+	/* Instruction. */
+	uint64_t rip;
+	/* Code segment. */
+	uint64_t cs;
+	/* Flags. */
+	uint64_t rflags;
+	/* Stack. */
+	uint64_t rsp;
+	/* Stack segment. */
+	uint64_t ss;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_cpu_frame) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_frame, rip) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_frame, cs) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_frame, rflags) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_frame, rsp) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_frame, ss) == 32);
+
+/*
+ * The switcher's routines, as addresses whose lower 16 bits are stored at `CPU_CALL`. Each
+ * returns to the instruction after INT3, but for `leave` and `halt`.
+ */
+struct paravane_cpu_routines {
+	/* To user mode: RAX = the user's root, `CpuArea::leave` = its frame, `CpuArea::user_rax`. */
+	uint64_t leave;
+	/*
+	 * Hands the breakpoint to the kernel, at `CpuArea::breakpoint`. `CPU_CALL` has this
+	 * whenever nothing else is asked for.
+	 */
+	uint64_t breakpoint;
+	/* Waits for an interrupt, which enters the kernel at `CpuArea::halted`. */
+	uint64_t halt;
+	/* Loads the root in RDI. */
+	uint64_t load_root;
+	/* Flushes the page at RDI. */
+	uint64_t flush_page;
+	/* `RDMSR`: ECX, to EDX and EAX. */
+	uint64_t read_msr;
+	/* `WRMSR`: ECX, EDX and EAX. */
+	uint64_t write_msr;
+	/* `out dx, eax`, for a call of transport T0. */
+	uint64_t doorbell;
+	/* `out dx, al`. */
+	uint64_t output_byte;
+	/* Loads debug register 7 from RDI. */
+	uint64_t debug_control;
+	/* Loads debug registers 0 to 3 from RDI, RSI, RDX, RCX. */
+	uint64_t debug_addresses;
+	/* Reads debug register 6 into RAX, and writes RDI to it. */
+	uint64_t debug_status;
+	/* `CPUID`, which CPL 3 may get from somebody else. */
+	uint64_t cpuid;
+	/* Zero. */
+	uint64_t reserved[3];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_cpu_routines) == 128);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, leave) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, breakpoint) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, halt) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, load_root) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, flush_page) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, read_msr) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, write_msr) == 48);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, doorbell) == 56);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, output_byte) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, debug_control) == 72);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, debug_addresses) == 80);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, debug_status) == 88);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, cpuid) == 96);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, reserved) == 104);
+
+/* What the kernel counts of its way through the switcher; the host adds it up. */
+struct paravane_cpu_crossings {
+	/* SYSCALL in user mode. */
+	uint64_t system_call;
+	/* Page fault in user mode. */
+	uint64_t page_fault;
+	/* Another exception in user mode. */
+	uint64_t exception;
+	/* Interrupt in user mode. */
+	uint64_t interrupt;
+	/* Page fault in the kernel. */
+	uint64_t kernel_page_fault;
+	/* Zero. */
+	uint64_t reserved[3];
+	/* Calls of each routine, in the order of `CpuRoutines`; `leave` is not counted. */
+	uint64_t calls[16];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_cpu_crossings) == 192);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_crossings, system_call) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_crossings, page_fault) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_crossings, exception) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_crossings, interrupt) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_crossings, kernel_page_fault) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_crossings, reserved) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_crossings, calls) == 64);
+
+/* The first page of a region. Writer: kernel and switcher, as the fields say. */
+struct paravane_cpu_area {
+	/*
+	 * The kernel's root; after an event in user mode the user's RAX, until the kernel has put
+	 * its root back. Writers: both.
+	 */
+	uint64_t swap;
+	/* The user's RAX, for `leave`. Writer: kernel. */
+	uint64_t user_rax;
+	/* RAX of a page fault or breakpoint in the kernel. Writer: switcher. */
+	uint64_t kernel_rax;
+	/* Entry of the regions in the kernel's root page tables. Writer: host. */
+	uint64_t kernel_slot;
+	/* Entry of the regions in the users' root page tables. Writer: host. */
+	uint64_t user_slot;
+	/*
+	 * Where the processor is in `CPU_SYSCALL_PAGE` when the kernel is entered at
+	 * `CpuArea::user_breakpoint` by SYSCALL. Writer: host.
+	 */
+	uint64_t syscall_rip;
+	/* Limit and base of the interrupt descriptor table at `CPU_IDT`, from byte 6. Writer: host. */
+	uint64_t idtr[2];
+	/* The same of that at `CPU_HALT_IDT`. Writer: host. */
+	uint64_t halt_idtr[2];
+	/* Where the kernel is entered by SYSCALL that raises privilege. Writer: kernel. */
+	struct paravane_cpu_frame syscall;
+	/* Where the kernel is entered by a breakpoint in user mode. Writer: kernel. */
+	struct paravane_cpu_frame user_breakpoint;
+	/* Where the kernel is entered by a page fault in user mode; RAX = CR2. Writer: kernel. */
+	struct paravane_cpu_frame user_fault;
+	/*
+	 * Where the kernel is entered by any other event in user mode; RAX = vector. Writer:
+	 * kernel.
+	 */
+	struct paravane_cpu_frame event;
+	/*
+	 * Where the kernel is entered by an interrupt that ends `halt`; RAX = vector. Writer:
+	 * kernel.
+	 */
+	struct paravane_cpu_frame halted;
+	/* Where the kernel is entered by a page fault of its own; RAX = CR2. Writer: kernel. */
+	struct paravane_cpu_frame fault;
+	/* Where the kernel is entered by a breakpoint of its own. Writer: kernel. */
+	struct paravane_cpu_frame breakpoint;
+	/* The frame of `leave`. Writer: kernel. */
+	struct paravane_cpu_frame leave;
+	/* The routines. Writer: host. */
+	struct paravane_cpu_routines routines;
+	/* Stack of events in user mode. */
+	uint64_t user_stack[11];
+	/* Their frame; `CpuArea::user_error` is the error code. */
+	struct paravane_cpu_frame user_frame;
+	/* Stack of page faults and breakpoints in the kernel. */
+	uint64_t kernel_stack[11];
+	/* Their frame, after the error code of a page fault. */
+	struct paravane_cpu_frame kernel_frame;
+	/* What has crossed. Writer: kernel. */
+	struct paravane_cpu_crossings crossings;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_cpu_area) == 976);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, swap) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_rax) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_rax) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_slot) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_slot) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, syscall_rip) == 40);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, idtr) == 48);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, halt_idtr) == 64);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, syscall) == 80);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_breakpoint) == 120);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_fault) == 160);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, event) == 200);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, halted) == 240);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, fault) == 280);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, breakpoint) == 320);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, leave) == 360);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, routines) == 400);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_stack) == 528);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_frame) == 616);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_stack) == 656);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_frame) == 744);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, crossings) == 784);
+
 /* The CPUID part of the boot-info page. Writer: host. Spec: PV-CPUID-1 */
 struct paravane_cpuid_info {
 	/* Guest physical address of the first `CpuidEntry`, page-aligned. */
@@ -652,51 +811,6 @@ PARAVANE_ASSERT(sizeof(struct paravane_delegate_info) == 16);
 PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, kvm_base) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, kvm_features) == 4);
 PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, reserved) == 8);
-
-/*
- * Draft: what a processor of a deprivileged guest shares with the switcher. Writers: see
- * the fields.
- */
-struct paravane_draft_cpu_page {
-	/* Not zero while events are masked: the virtual interrupt flag, inverted. Writers: both. */
-	uint8_t masked;
-	/* Not zero while an event waits. Writer: switcher. */
-	uint8_t pending;
-	/* Zero. */
-	uint8_t reserved0[6];
-	/* The address of the last page fault. Writer: switcher. */
-	uint64_t fault_address;
-	/* What DR6 is on hardware. Writer: switcher. */
-	uint64_t debug_status;
-	/* The GS base of user code; what SWAPGS swaps. Writers: both. */
-	uint64_t user_gs_base;
-	/* Page-table root of kernel code. Writer: guest. */
-	uint64_t kernel_root;
-	/* Page-table root of user code. Writer: guest. */
-	uint64_t user_root;
-	/* Stack for events that interrupt user code. Writer: guest. */
-	uint64_t stack;
-	/* Zero. */
-	uint64_t reserved1;
-	/* A bit for each interrupt vector that waits. Writer: switcher. */
-	uint64_t vectors[4];
-	/* Zero. */
-	uint64_t reserved2[4];
-};
-
-PARAVANE_ASSERT(sizeof(struct paravane_draft_cpu_page) == 128);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, masked) == 0);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, pending) == 1);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, reserved0) == 2);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, fault_address) == 8);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, debug_status) == 16);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, user_gs_base) == 24);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, kernel_root) == 32);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, user_root) == 40);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, stack) == 48);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, reserved1) == 56);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, vectors) == 64);
-PARAVANE_ASSERT(offsetof(struct paravane_draft_cpu_page, reserved2) == 96);
 
 /* A range of guest memory. */
 struct paravane_mem_range {

@@ -54,21 +54,19 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
                 "clock",
                 "crash",
                 "console",
+                "cpu",
                 "cpuid",
                 "delegate",
                 "mem",
                 "ring",
                 "rng",
                 "smp",
-                "draft",
             ];
             !elsewhere.iter().any(|prefix| c.name.starts_with(prefix))
                 && !own_chapter.contains(&c.module.as_str())
         }),
-        "boot_info" | "clock" | "console" | "cpuid" | "crash" | "delegate" | "mem" | "rng"
-        | "smp" | "ring" => module(name) + &structs(model, name),
-        "draft_cpu" => constants("DRAFT_CALL_CPU_") + &structs(model, "draft"),
-        "draft_mmu" => constants("DRAFT_CALL_MMU_"),
+        "boot_info" | "clock" | "console" | "cpu" | "cpuid" | "crash" | "delegate" | "mem"
+        | "rng" | "smp" | "ring" => module(name) + &structs(model, name),
         "checklist" => checklist(clauses),
         other => bail!("SPEC.md asks for gen:{other}, which is not known"),
     };

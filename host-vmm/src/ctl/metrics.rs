@@ -102,6 +102,13 @@ pub(super) fn text(stats: &Stats, status: &Status) -> String {
     for (call, count) in &stats.hypercalls {
         text.sample("paravane_calls_total", &[("call", call)], count);
     }
+    if !stats.crossings.is_empty() {
+        let what = "What has crossed a direct guest's switcher, as the guest counts.";
+        text.family("paravane_crossings", "counter", what);
+        for (kind, count) in &stats.crossings {
+            text.sample("paravane_crossings_total", &[("kind", kind)], count);
+        }
+    }
     text.family(
         "paravane_console_bytes",
         "counter",

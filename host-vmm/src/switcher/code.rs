@@ -5,23 +5,26 @@
 //!
 //! | path | instructions |
 //! |---|---|
-//! | SYSCALL, as far as the kernel's first instruction | 6 |
-//! | another event in user mode | 7; a page fault 9 |
-//! | `leave`, as far as the user's first instruction | 6 |
-//! | a page fault in the kernel | 5 |
-//! | another routine | 3, `debug_*` more |
+//! | SYSCALL, as far as the kernel's first instruction | 4 |
+//! | another event in user mode | 5 |
+//! | `leave`, as far as the user's first instruction | 4 |
+//! | a page fault in the kernel | 4 |
+//! | `halt`, and its end | 3 and 4 |
+//! | another routine | 2, `debug_*` more |
 
 use core::arch::global_asm;
 use core::mem::offset_of;
 
-use super::area::{Area, Frame, KERNEL_IDT_OFFSET, Routines, SYSCALL_PAGE};
+use super::area::{Area, Frame, Routines, SYSCALL_PAGE};
 
 /// The page of code that follows the tables.
 pub(super) const CODE_OFFSET: u64 = 0x4000;
 /// Handlers of events in user mode, [`HANDLER_STRIDE`] bytes each, in the order of vectors.
 pub(super) const HANDLERS_OFFSET: u64 = 0x5000;
+/// The same of events that end `halt`.
+pub(super) const HALT_HANDLERS_OFFSET: u64 = HANDLERS_OFFSET + 256 * HANDLER_STRIDE;
 /// Bytes of a handler.
-pub(super) const HANDLER_STRIDE: u64 = 0x40;
+pub(super) const HANDLER_STRIDE: u64 = 0x20;
 
 /// Where the pieces of the code page lie, as distances from the region's begin; the image has them
 /// at the place of the area's routines, before the host makes addresses of them.
@@ -29,7 +32,6 @@ pub(super) const HANDLER_STRIDE: u64 = 0x40;
 #[repr(C)]
 pub(super) struct Pieces {
     pub(super) routines: Routines,
-    pub(super) kernel_breakpoint: u64,
     pub(super) kernel_page_fault: u64,
     pub(super) syscall: u64,
 }
@@ -72,25 +74,21 @@ global_asm!(
     ".quad output_byte - AREA",
     ".quad debug_control - AREA, debug_addresses - AREA, debug_status - AREA",
     ".quad cpuid - AREA, 0, 0, 0",
-    ".quad kernel_breakpoint - AREA, kernel_page_fault - AREA, syscall - AREA",
-    ".org paravane_switcher + {kernel_idt}",
+    ".quad kernel_page_fault - AREA, syscall - AREA",
     ".org paravane_switcher + {code}",
-    // A breakpoint in the kernel is a call.
-    "kernel_breakpoint:",
-    "jmp [rip + AREA + {call}]",
+    // The routines: each is what the gate of INT3 leads to.
     "leave:",
     "mov cr3, rax",
     "mov rax, [rip + AREA + {user_rax}]",
-    "lidt [rip + AREA + {user_idtr}]",
     "lea rsp, [rip + AREA + {leave}]",
     "iretq",
     "breakpoint:",
     "mov [rip + AREA + {kernel_rax}], rax",
     "lea rsp, [rip + AREA + {breakpoint}]",
     "iretq",
-    // The interrupt comes by the users' table, and its handler goes to the kernel.
+    // In the kernel's table an interrupt at CPL 0 would lead to CPL 3.
     "halt:",
-    "lidt [rip + AREA + {user_idtr}]",
+    "lidt [rip + AREA + {halt_idtr}]",
     "sti",
     "1: hlt",
     "jmp 1b",
@@ -131,42 +129,40 @@ global_asm!(
     "kernel_page_fault:",
     "mov [rip + AREA + {kernel_rax}], rax",
     "mov rax, cr2",
-    "mov [rip + AREA + {fault_address}], rax",
     "lea rsp, [rip + AREA + {fault}]",
     "iretq",
     // SYSCALL where it raises privilege: RCX and R11 have the user's RIP and flags.
     "syscall:",
     "mov [rip + AREA + {user_frame_rsp}], rsp",
-    "mov [rip + AREA + {user_rax}], rax",
-    "mov rax, [rip + syscall_rip]",
-    "mov [rip + AREA + {user_frame}], rax",
-    "mov rax, [rip + AREA + {kernel_root}]",
+    "xchg rax, [rip + AREA + {swap}]",
     "mov cr3, rax",
-    "lidt [rip + AREA + {kernel_idtr}]",
     "lea rsp, [rip + AREA + {syscall}]",
     "iretq",
-    ".set syscall_rip, AREA + {syscall_rip}",
     // Events in user mode.
-    ".org paravane_switcher + {handlers}",
     ".set vector, 0",
     ".rept 256",
     ".org paravane_switcher + {handlers} + vector * {stride}",
-    ".if vector != 3",
-    "mov dword ptr [rip + AREA + {vector}], offset vector",
-    ".endif",
-    "mov [rip + AREA + {user_rax}], rax",
-    ".if vector == 14",
-    "mov rax, cr2",
-    "mov [rip + AREA + {fault_address}], rax",
-    ".endif",
-    "mov rax, [rip + AREA + {kernel_root}]",
+    "xchg rax, [rip + AREA + {swap}]",
     "mov cr3, rax",
-    "lidt [rip + AREA + {kernel_idtr}]",
     ".if vector == 3",
-    "lea rsp, [rip + AREA + {syscall}]",
+    "lea rsp, [rip + AREA + {user_breakpoint}]",
+    ".elseif vector == 14",
+    "mov rax, cr2",
+    "lea rsp, [rip + AREA + {user_fault}]",
     ".else",
+    "mov eax, offset vector",
     "lea rsp, [rip + AREA + {event}]",
     ".endif",
+    "iretq",
+    ".set vector, vector + 1",
+    ".endr",
+    // Events that end a halt.
+    ".set vector, 0",
+    ".rept 256",
+    ".org paravane_switcher + {halt_handlers} + vector * {stride}",
+    "mov eax, offset vector",
+    "lidt [rip + AREA + {idtr}]",
+    "lea rsp, [rip + AREA + {halted}]",
     "iretq",
     ".set vector, vector + 1",
     ".endr",
@@ -177,25 +173,23 @@ global_asm!(
     "paravane_switcher_end:",
     ".popsection",
     routines = const offset_of!(Area, routines),
-    kernel_idt = const KERNEL_IDT_OFFSET,
     code = const CODE_OFFSET,
     handlers = const HANDLERS_OFFSET,
+    halt_handlers = const HALT_HANDLERS_OFFSET,
     stride = const HANDLER_STRIDE,
     syscall_page = const SYSCALL_PAGE,
-    call = const offset_of!(Area, call),
+    swap = const offset_of!(Area, swap),
     user_rax = const offset_of!(Area, user_rax),
-    kernel_root = const offset_of!(Area, kernel_root),
-    vector = const offset_of!(Area, vector),
-    fault_address = const offset_of!(Area, fault_address),
     kernel_rax = const offset_of!(Area, kernel_rax),
-    kernel_idtr = const offset_of!(Area, kernel_idtr) + 6,
-    user_idtr = const offset_of!(Area, user_idtr) + 6,
+    idtr = const offset_of!(Area, idtr) + 6,
+    halt_idtr = const offset_of!(Area, halt_idtr) + 6,
     syscall = const offset_of!(Area, syscall),
+    user_breakpoint = const offset_of!(Area, user_breakpoint),
+    user_fault = const offset_of!(Area, user_fault),
     event = const offset_of!(Area, event),
+    halted = const offset_of!(Area, halted),
     fault = const offset_of!(Area, fault),
     breakpoint = const offset_of!(Area, breakpoint),
     leave = const offset_of!(Area, leave),
-    syscall_rip = const offset_of!(Area, syscall_rip),
-    user_frame = const offset_of!(Area, user_frame),
     user_frame_rsp = const offset_of!(Area, user_frame) + offset_of!(Frame, rsp),
 );

@@ -21,10 +21,10 @@ use kvm_ioctls::VcpuFd;
 use paravane_abi::registry as reg;
 
 use self::area::{
-    Area, CODE_SELECTOR, DATA_SELECTOR, Frame, GDT_OFFSET, KERNEL_IDT_OFFSET, REGION_STRIDE,
-    REGIONS_SLOT, Routines, SWITCHER_CS, SYSCALL_PAGE, USER_IDT_OFFSET, region,
+    Area, CODE_SELECTOR, Crossings, DATA_SELECTOR, Frame, GDT_OFFSET, HALT_IDT_OFFSET, IDT_OFFSET,
+    REGION_STRIDE, REGIONS_SLOT, Routines, SWITCHER_CS, SYSCALL_PAGE, region,
 };
-use self::code::{CODE_OFFSET, HANDLER_STRIDE, HANDLERS_OFFSET, pieces};
+use self::code::{CODE_OFFSET, HALT_HANDLERS_OFFSET, HANDLER_STRIDE, HANDLERS_OFFSET, pieces};
 use crate::boot::regs::segment;
 use crate::config::FacilitySet;
 use crate::doctor::host::{Host, HostClass};
@@ -37,10 +37,13 @@ pub const MEMORY: u64 = 0x9_0000;
 pub const MEMORY_END: u64 = 0xe_0000;
 /// The code, which all regions share: each instruction finds the area relative to itself.
 const CODE: u64 = MEMORY + 6 * PAGE;
-/// What a processor has of its own: area and tables, [`CODE_OFFSET`] bytes each.
+/// What a processor has of its own: the pages of its region before the code, where the page of
+/// interrupt descriptors is the kernel's; then that of users.
 const AREAS: u64 = CODE + REGION_SIZE - CODE_OFFSET;
+const AREA_SIZE: u64 = CODE_OFFSET + PAGE;
+const USER_IDT: u64 = CODE_OFFSET;
 /// The most processors of a direct guest.
-pub const MAX_VCPUS: u8 = 16;
+pub const MAX_VCPUS: u8 = 12;
 /// Bytes of a region.
 const REGION_SIZE: u64 = SYSCALL_PAGE + PAGE;
 /// A root page table with the tables below it, for the boot processor's first instruction.
@@ -142,7 +145,16 @@ fn write_words(memory: &Memory, at: u64, words: &[u64]) -> Result<(), MemoryErro
 /// Guest physical address of a processor's area.
 #[must_use]
 pub const fn area_address(vcpu: u8) -> u64 {
-    AREAS + CODE_OFFSET * vcpu as u64
+    AREAS + AREA_SIZE * vcpu as u64
+}
+
+/// What a processor has counted of its crossings.
+///
+/// # Errors
+///
+/// [`MemoryError::Range`] where there is no switcher.
+pub fn crossings(memory: &Memory, vcpu: u8) -> Result<Crossings, MemoryError> {
+    memory.read_obj(area_address(vcpu) + core::mem::offset_of!(Area, crossings) as u64)
 }
 
 /// Puts the regions of `vcpus` processors into guest memory, with their page tables.
@@ -166,6 +178,11 @@ pub fn install(memory: &Memory, vcpus: u8) -> Result<(), MemoryError> {
             } else {
                 area_address(vcpu) + offset
             };
+            let user_page = if offset == IDT_OFFSET {
+                area_address(vcpu) + USER_IDT
+            } else {
+                page
+            };
             let kernel_flags = if is_code { USER & !WRITABLE } else { USER };
             let user_flags = if offset == SYSCALL_PAGE {
                 USER & !WRITABLE
@@ -173,8 +190,11 @@ pub fn install(memory: &Memory, vcpus: u8) -> Result<(), MemoryError> {
                 SUPERVISOR
             };
             let entry = (u64::from(vcpu) * REGION_STRIDE + offset) / PAGE * 8;
-            for (tree, flags) in [(KERNEL_TREE, kernel_flags), (USER_TREE, user_flags)] {
-                write_words(memory, tree + 2 * PAGE + entry, &[page | flags])?;
+            for (tree, value) in [
+                (KERNEL_TREE, page | kernel_flags),
+                (USER_TREE, user_page | user_flags),
+            ] {
+                write_words(memory, tree + 2 * PAGE + entry, &[value])?;
             }
         }
     }
@@ -206,10 +226,9 @@ fn install_area(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
     };
     let idtr = |offset: u64| [limit << 48, base + offset];
     let area = Area {
-        call: routines.breakpoint,
-        kernel_root: BOOT_ROOT,
-        kernel_idtr: idtr(KERNEL_IDT_OFFSET),
-        user_idtr: idtr(USER_IDT_OFFSET),
+        swap: BOOT_ROOT,
+        idtr: idtr(IDT_OFFSET),
+        halt_idtr: idtr(HALT_IDT_OFFSET),
         kernel_slot: KERNEL_TREE | USER,
         user_slot: USER_TREE | USER,
         syscall_rip: base + SYSCALL_PAGE + 1,
@@ -241,15 +260,19 @@ fn install_area(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
         } else {
             0
         };
-        let entry = at + USER_IDT_OFFSET + 16 * vector as u64;
-        write_words(memory, entry, &gate(handler, USER_STACK, dpl))?;
+        let entry = 16 * vector as u64;
+        let user = gate(handler, USER_STACK, dpl);
+        write_words(memory, at + USER_IDT + entry, &user)?;
+        let handler = base + HALT_HANDLERS_OFFSET + HANDLER_STRIDE * vector as u64;
+        let halt = gate(handler, USER_STACK, 0);
+        write_words(memory, at + HALT_IDT_OFFSET + entry, &halt)?;
     }
     for (vector, target, dpl) in [
-        (VECTOR_BREAKPOINT, pieces.kernel_breakpoint, 3),
-        (VECTOR_PAGE_FAULT, pieces.kernel_page_fault, 0),
+        (VECTOR_BREAKPOINT, routines.breakpoint, 3),
+        (VECTOR_PAGE_FAULT, base + pieces.kernel_page_fault, 0),
     ] {
-        let entry = at + KERNEL_IDT_OFFSET + 16 * vector as u64;
-        write_words(memory, entry, &gate(base + target, KERNEL_STACK, dpl))?;
+        let entry = at + IDT_OFFSET + 16 * vector as u64;
+        write_words(memory, entry, &gate(target, KERNEL_STACK, dpl))?;
     }
     Ok(())
 }
@@ -265,7 +288,7 @@ pub fn boot_tables(memory: &Memory) -> Result<(), MemoryError> {
     let directory = |n: u64| pdpt + PAGE * (n + 1);
     let high = directory(4);
     write_words(memory, BOOT_ROOT, &[pdpt | USER])?;
-    write_words(memory, BOOT_ROOT + 8 * REGIONS_SLOT as u64, &[KERNEL_TREE | USER])?;
+    write_words(memory, BOOT_ROOT + 8 * REGIONS_SLOT, &[KERNEL_TREE | USER])?;
     write_words(memory, BOOT_ROOT + 8 * 511, &[high | USER])?;
     for gib in 0..4 {
         write_words(memory, pdpt + 8 * gib, &[directory(gib) | USER])?;
@@ -303,7 +326,7 @@ pub fn special(sregs: &mut kvm_sregs, vcpu: u8, root: u64) {
     };
     sregs.ldt = null;
     sregs.gdt = table(GDT_OFFSET, 128 - 1);
-    sregs.idt = table(KERNEL_IDT_OFFSET, 4095);
+    sregs.idt = table(IDT_OFFSET, 4095);
     sregs.cr0 = CR0;
     sregs.cr3 = root;
     sregs.cr4 = CR4;

@@ -20,9 +20,10 @@ const SINGLE: [(&str, &str); 3] = [
 ];
 
 /// Groups of counters: what stands before the counter's own name, and the place in the statistics.
-const GROUPS: [(&str, &str); 3] = [
+const GROUPS: [(&str, &str); 4] = [
     ("to the VMM: ", "/user_exits"),
     ("call: ", "/hypercalls"),
+    ("switcher: ", "/crossings"),
     ("KVM counts: ", "/kvm_stats"),
 ];
 

@@ -34,8 +34,8 @@ struct Launch {
     stats: Value,
 }
 
-/// Boots a guest with these arguments for init, more files in its initramfs, and this input.
-fn launch(name: &str, init: &str, files: &[u8], input: &str) -> Option<Launch> {
+/// Boots a guest with so many processors, these arguments for init, more files in its initramfs, and this input.
+fn launch(name: &str, cpus: u8, init: &str, files: &[u8], input: &str) -> Option<Launch> {
     let (kernel, initramfs) = match built() {
         Ok(both) => both,
         Err(reason) => {
@@ -44,7 +44,7 @@ fn launch(name: &str, init: &str, files: &[u8], input: &str) -> Option<Launch> {
         }
     };
     let place = |suffix: &str| {
-        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("direct-{name}.{suffix}"))
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("direct-{name}-{cpus}.{suffix}"))
     };
     let initrd = place("cpio");
     let both = [fs::read(initramfs).unwrap(), files.to_vec()].concat();
@@ -58,6 +58,7 @@ fn launch(name: &str, init: &str, files: &[u8], input: &str) -> Option<Launch> {
         .arg(kernel)
         .arg("--initrd")
         .arg(initrd)
+        .arg(format!("--cpus={cpus}"))
         .arg(format!("--cmdline=-- {init}"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -110,9 +111,8 @@ fn archive(name: &str, content: &[u8]) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn it_boots_on_paravane_and_powers_off() {
-    let Some(launch) = launch("boot", "end=poweroff", &[], "") else {
+fn boots_and_powers_off(cpus: u8) {
+    let Some(launch) = launch("boot", cpus, "end=poweroff", &[], "") else {
         return;
     };
     assert_eq!(
@@ -124,17 +124,78 @@ fn it_boots_on_paravane_and_powers_off() {
     );
     assert_eq!(launch.stats["outcome"], "power-off");
     assert!(launch.console.contains("Hypervisor detected: Paravane"));
+    let on = if cpus == 1 {
+        "0"
+    } else {
+        &format!("0-{}", cpus - 1)
+    };
+    let on = format!("\"cpus_online\":\"{on}\"");
+    assert!(launch.console.contains(&on), "{on}\n{}", launch.console);
     for warning in ["WARNING:", "BUG:", "Call Trace"] {
         assert!(!launch.console.contains(warning), "{}", launch.console);
     }
     for device in ["uart_in", "uart_out", "mmio", "io_in"] {
         assert_eq!(launch.stats["user_exits"][device], 0, "{device}");
     }
+    for kind in ["system_call", "page_fault", "load_root", "write_msr"] {
+        let crossings = &launch.stats["crossings"];
+        assert!(crossings[kind].as_u64() > Some(0), "{kind}: {crossings}");
+    }
+}
+
+#[test]
+fn it_boots_on_paravane_and_powers_off() {
+    boots_and_powers_off(1);
+}
+
+#[test]
+fn it_boots_with_several_processors() {
+    for cpus in [2, 8] {
+        boots_and_powers_off(cpus);
+    }
+}
+
+#[test]
+fn its_processors_work_together() {
+    let jobs = "job=message:50:4 job=futex:200 job=shootdown:20:2 job=lock:500:4 end=poweroff";
+    let Some(launch) = launch("jobs", 2, jobs, &[], "") else {
+        return;
+    };
+    assert_eq!(launch.code, Some(0), "{}", launch.errors);
+    for job in ["message 50", "futex 200", "shootdown 20", "lock 500"] {
+        let line = format!("PARAVANE-JOB {job} ");
+        assert!(launch.console.contains(&line), "{job}\n{}", launch.console);
+    }
+}
+
+#[test]
+fn a_processor_goes_and_comes_back() {
+    let cpu = "/sys/devices/system/cpu/cpu1/online";
+    let script = format!(
+        "i=0; while [ $i -lt 5 ]; do echo 0 > {cpu}; read on < {cpu}; echo then $on; echo 1 > {cpu}; \
+         read on < {cpu}; echo then $on; i=$((i+1)); done; poweroff -f\n"
+    );
+    let Some(launch) = launch("hotplug", 2, "shell", &[], &script) else {
+        return;
+    };
+    assert_eq!(
+        launch.code,
+        Some(0),
+        "{}\n{}",
+        launch.errors,
+        launch.console
+    );
+    let told: Vec<&str> = launch
+        .console
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("then "))
+        .collect();
+    assert_eq!(told, ["0", "1"].repeat(5), "{}", launch.console);
 }
 
 #[test]
 fn a_panic_leaves_a_record() {
-    let Some(launch) = launch("panic", "panic", &[], "") else {
+    let Some(launch) = launch("panic", 1, "panic", &[], "") else {
         return;
     };
     assert_eq!(launch.stats["outcome"], "crash", "{}", launch.errors);
@@ -168,7 +229,7 @@ fn its_users_do_what_users_do() {
     let script = "i=0; while [ $i -lt 50 ]; do busybox true; i=$((i+1)); done; echo ran $i\n\
                   dd if=/dev/zero bs=1k count=1000 | wc -c\n\
                   sleep 1; poweroff -f\n";
-    let Some(launch) = launch("shell", "shell", &[], script) else {
+    let Some(launch) = launch("shell", 1, "shell", &[], script) else {
         return;
     };
     assert_eq!(
@@ -195,9 +256,11 @@ fn its_users_reach_neither_kernel_nor_switcher() {
         .expect("gcc (ci/setup installs it)");
     assert!(status.success());
     let files = archive("user", &fs::read(program).unwrap());
-    let Some(launch) = launch("user", "shell", &files, "/user; poweroff -f\n") else {
-        return;
-    };
-    let done = launch.console.contains("user: 0 went wrong");
-    assert!(done, "{}\n{}", launch.errors, launch.console);
+    for cpus in [1, 2] {
+        let Some(launch) = launch("user", cpus, "shell", &files, "/user; poweroff -f\n") else {
+            return;
+        };
+        let done = launch.console.contains("user: 0 went wrong");
+        assert!(done, "{}\n{}", launch.errors, launch.console);
+    }
 }
