@@ -44,6 +44,8 @@ pub(crate) enum Work {
     Fault,
     /// A MiB is used, given up and, some seconds later, used once more; was it zero?
     Memory,
+    /// A MiB is read from `/dev/zero`: memory that the kernel clears.
+    Zero,
     /// Sixteen pages are mapped and unmapped untouched.
     Map,
     /// A signal to this process, handled.
@@ -66,7 +68,7 @@ pub(crate) enum Work {
     Lock,
 }
 
-const WORKS: [(&[u8], Work); 23] = [
+const WORKS: [(&[u8], Work); 24] = [
     (b"console", Work::Console),
     (b"null", Work::Null),
     (b"clock", Work::Clock),
@@ -77,6 +79,7 @@ const WORKS: [(&[u8], Work); 23] = [
     (b"exec", Work::Exec),
     (b"fault", Work::Fault),
     (b"memory", Work::Memory),
+    (b"zero", Work::Zero),
     (b"map", Work::Map),
     (b"signal", Work::Signal),
     (b"sleep", Work::Sleep),
@@ -186,6 +189,7 @@ impl Job {
             }),
             Work::Fault => fault(watch, rounds),
             Work::Memory => memory::use_twice(watch, rounds, console),
+            Work::Zero => zero(watch, rounds),
             Work::Map => watch.each(rounds, || Mapping::private(16 * PAGE)?.unmap()),
             Work::Signal => {
                 task::handle_signals()?;
@@ -320,4 +324,16 @@ fn fault(watch: &mut Watch<'_>, pages: usize) -> Result<(), Errno> {
         }
         Ok(())
     })
+}
+
+fn zero(watch: &mut Watch<'_>, rounds: usize) -> Result<(), Errno> {
+    const BYTES: usize = 1024 * 1024;
+    let zeros = sys::open(c"/dev/zero", sys::O_RDONLY)?;
+    let buffer = Mapping::private(BYTES)?;
+    // Once before, so that its pages are there.
+    buffer.read_from(zeros)?;
+    let result = watch.each(rounds, || buffer.read_from(zeros).map(drop));
+    zeros.close();
+    buffer.unmap()?;
+    result
 }
