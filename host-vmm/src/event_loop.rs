@@ -3,8 +3,9 @@
 //! One thread for all that is not a vCPU. It sleeps without a timeout unless something is under way.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -221,7 +222,9 @@ impl<'a> EventLoop<'a> {
 
     fn input(&mut self) {
         let mut buffer = [0; 256];
-        let count = match io::stdin().lock().read(&mut buffer) {
+        // Not by `Stdin`, which reads more than it is asked for: nobody would be woken for the rest.
+        let file = io::stdin().as_fd().try_clone_to_owned().map(File::from);
+        let count = match file.and_then(|mut file| file.read(&mut buffer)) {
             Ok(count) if count > 0 => count,
             _ => {
                 // End of input: stop watching, or epoll would report it for ever.
