@@ -255,7 +255,7 @@ impl Launcher {
             ("initrd", text(&self.initrd)),
             (
                 "cmdline",
-                format!("console=ttyS0 reboot=k panic=-1 {cmdline}"),
+                format!("console=ttyS0 reboot={} panic=-1 {cmdline}", peer.reboot),
             ),
             ("console", text(console)),
             ("config", text(&config)),

@@ -25,6 +25,9 @@ pub struct Peer {
     /// The most launches that are worth their time.
     #[serde(default)]
     pub launches: Option<u32>,
+    /// How the guest restarts itself, which ends the program: the kernel's `reboot=`. `k` is the keyboard controller.
+    #[serde(default = "keyboard")]
+    pub reboot: String,
     /// Classes of host where it would say nothing, and why.
     #[serde(default)]
     pub absent_on: BTreeMap<String, String>,
@@ -39,6 +42,10 @@ pub struct Peer {
     /// A file that the program wants, `{config}` in its arguments.
     #[serde(default)]
     pub config: Option<String>,
+}
+
+fn keyboard() -> String {
+    "k".to_owned()
 }
 
 /// Where a peer's guest's console goes.

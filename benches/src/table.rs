@@ -291,12 +291,11 @@ fn job_table(rows: &[Row], samples: &Samples, job: &str, heading: &Heading, look
         }
         table.add_row(cells);
     }
-    let main = rows.first();
     let mut cells = vec!["launches".to_owned()];
     for (index, arm) in heading.arms.iter().enumerate() {
-        let count = main
-            .and_then(|row| row.numbers.get(arm))
-            .map_or(0, BTreeMap::len);
+        // A peer has not every number, but each launch gives some.
+        let counts = rows.iter().filter_map(|row| row.numbers.get(arm));
+        let count = counts.map(BTreeMap::len).max().unwrap_or(0);
         cells.push(count.to_string());
         if index > 0 {
             cells.extend([String::new(), String::new()]);
