@@ -25,6 +25,8 @@ pub enum Direction {
 pub enum Counts {
     /// The exits between its marks.
     Exits,
+    /// How late its sleeps ended, nine of ten.
+    Late,
 }
 
 /// One job.
@@ -94,6 +96,7 @@ impl Job {
             (None, _) => "boot_to_init_ns",
             (Some(_), None) => "time_ns",
             (Some(_), Some(Counts::Exits)) => "exits",
+            (Some(_), Some(Counts::Late)) => "late_p90_ns",
         }
     }
 
@@ -101,7 +104,7 @@ impl Job {
     #[must_use]
     pub(crate) const fn number(&self) -> Number {
         match self.counts {
-            None => Number::Time,
+            None | Some(Counts::Late) => Number::Time,
             Some(Counts::Exits) => Number::Count,
         }
     }
@@ -168,6 +171,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("os", "map", include_str!("../jobs/os/map.toml")),
     ("os", "signal", include_str!("../jobs/os/signal.toml")),
     ("os", "sleep", include_str!("../jobs/os/sleep.toml")),
+    ("os", "nap", include_str!("../jobs/os/nap.toml")),
     ("os", "idle", include_str!("../jobs/os/idle.toml")),
     (
         "sched",

@@ -1,6 +1,8 @@
 //! The numbers of one launch.
 
-use crate::job::{Job, Kind};
+use serde::Deserialize;
+
+use crate::job::{Counts, Job, Kind};
 use crate::launch::{Ended, LaunchError, Mark, RunStats};
 
 /// One number of a launch.
@@ -15,6 +17,9 @@ pub struct Metric {
     /// The number.
     pub value: u64,
 }
+
+/// How many sleeps were less than 2^n µs late: the metric's name, and n.
+pub(crate) const LATE_BUCKET: &str = "late_bucket_";
 
 /// The marks of the guest's init: its start, and the begin and the end of each job.
 const INIT_STARTED: u8 = 1;
@@ -87,9 +92,57 @@ pub(crate) fn metrics(kind: &Kind, ended: &Ended) -> Result<Vec<Metric>, LaunchE
             push("user_exits", "exits", |mark| mark.user_exits);
             push("out_bytes", "bytes", |mark| mark.console_out_bytes);
         }
+        if job.counts == Some(Counts::Late) {
+            naps(&mut numbers, &ended.console)?;
+        }
         index += 1;
     }
     Ok(metrics)
+}
+
+/// What the guest says of its sleeps: `PARAVANE-NAPS {JSON}`.
+#[derive(Deserialize)]
+struct Naps {
+    early: u64,
+    /// Less than 1 µs late, less than 2, less than 4, …
+    late_us_log2: Vec<u64>,
+}
+
+impl Naps {
+    /// The end of the bucket that has the last of so many in a hundred, nanoseconds.
+    fn quantile(&self, percent: u64) -> u64 {
+        let all: u64 = self.late_us_log2.iter().sum();
+        let wanted = (all * percent).div_ceil(100);
+        let mut seen = 0;
+        let mut end = 1000;
+        for count in &self.late_us_log2 {
+            seen += count;
+            if seen >= wanted {
+                break;
+            }
+            end *= 2;
+        }
+        end
+    }
+}
+
+fn naps(numbers: &mut Numbers<'_>, console: &str) -> Result<(), LaunchError> {
+    let told = console
+        .lines()
+        .find_map(|line| line.split_once("PARAVANE-NAPS ")?.1.trim().into());
+    let naps: Option<Naps> = told.and_then(|json: &str| serde_json::from_str(json).ok());
+    let Some(naps) = naps else {
+        let why = "the guest did not tell how late its sleeps were";
+        return Err(LaunchError::Failed(why.to_owned()));
+    };
+    numbers.push("early", "count", naps.early);
+    for percent in [50, 90, 99] {
+        numbers.push(format!("late_p{percent}_ns"), "ns", naps.quantile(percent));
+    }
+    for (bucket, count) in naps.late_us_log2.iter().enumerate() {
+        numbers.push(format!("{LATE_BUCKET}{bucket}"), "count", *count);
+    }
+    Ok(())
 }
 
 /// What the guest's own clock says of each job: `PARAVANE-JOB NAME ROUNDS NANOSECONDS`.
@@ -196,6 +249,28 @@ mod tests {
     fn value(metrics: &[Metric], job: &str, name: &str) -> Option<u64> {
         let found = metrics.iter().find(|m| m.job == job && m.name == name);
         found.map(|metric| metric.value)
+    }
+
+    #[test]
+    fn the_lateness_of_sleeps_is_a_histogram_and_its_quantiles() {
+        let naps = Naps {
+            early: 0,
+            late_us_log2: vec![0, 0, 0, 0, 40, 40, 18, 0, 2],
+        };
+        let told = [50, 90, 99].map(|percent| naps.quantile(percent));
+        assert_eq!(told, [32_000, 64_000, 256_000]);
+        let job = suite("os").find(|job| job.name == "nap").unwrap();
+        let mut metrics = Vec::new();
+        let mut numbers = Numbers {
+            job,
+            metrics: &mut metrics,
+        };
+        assert!(super::naps(&mut numbers, "nothing").is_err());
+        let line = "[0.3] xPARAVANE-NAPS {\"early\":1,\"late_us_log2\":[3,0,5]}\n";
+        super::naps(&mut numbers, line).unwrap();
+        assert_eq!(value(&metrics, "nap", job.metric()), Some(4_000));
+        assert_eq!(value(&metrics, "nap", "early"), Some(1));
+        assert_eq!(value(&metrics, "nap", "late_bucket_2"), Some(5));
     }
 
     #[test]

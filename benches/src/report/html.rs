@@ -5,7 +5,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 use super::claims::claims;
 use super::markdown::{METHOD, each, interval, machine_line};
 use super::model::{ArmFigures, Figures, Operations, Part, Report, Verdict};
-use super::plot::{Scale, axis, launches, ratio};
+use super::plot::{Scale, axis, lateness, launches, ratio};
 use crate::table::{Kind, write};
 
 const STYLE: &str = include_str!("style.css");
@@ -241,6 +241,10 @@ fn raw(part: &Part, figures: &Figures) -> Markup {
             p id=(part.anchor(&figures.job)) {
                 (figures.job.what) " Facility under test: " (figures.job.facility) ". "
                 @if figures.job.work.is_some() { (write(crate::statistics::float(figures.job.rounds), Kind::Count)) " rounds a launch." }
+            }
+            @if figures.arms.iter().any(|arm| !arm.late.is_empty()) {
+                p { "How late, in microseconds; a bar is the share of an arm's sleeps." }
+                (lateness(figures))
             }
             (launches(figures))
             div.wide {

@@ -6,8 +6,9 @@ use serde_json::Value;
 
 use crate::arm::{Arm, twin_of};
 use crate::experiment::Saved;
-use crate::job::{Direction, Job};
+use crate::job::{Counts, Direction, Job};
 use crate::machine;
+use crate::metrics::LATE_BUCKET;
 use crate::ops_results::Results;
 use crate::ops_table::{Section, origin, sections};
 use crate::sample::Samples;
@@ -75,6 +76,8 @@ pub(super) struct ArmFigures {
     pub(super) verdict: Verdict,
     pub(super) exits: Option<f64>,
     pub(super) user_exits: Option<f64>,
+    /// Of a job of sleeps: how many were less than 2^n µs late, all launches together.
+    pub(super) late: Vec<u64>,
 }
 
 /// What may be said about an arm.
@@ -203,6 +206,18 @@ impl Part {
     }
 }
 
+/// The histogram of a job of sleeps; empty for the others.
+fn late(job: &Job, arm: &str, samples: &Samples) -> Vec<u64> {
+    if job.counts != Some(Counts::Late) {
+        return Vec::new();
+    }
+    let bucket = |n: u32| {
+        let values = samples.values(&job.name, &format!("{LATE_BUCKET}{n}"))?;
+        Some(values.get(arm)?.values().sum())
+    };
+    (0..).map_while(bucket).collect()
+}
+
 fn figures(job: &Job, arms: &[Arm], samples: &Samples, seed: u64) -> Figures {
     let base = arms.first().map_or("", |arm| &arm.name);
     let (ours, peers): (Vec<&Arm>, Vec<&Arm>) = arms.iter().partition(|arm| arm.peer.is_none());
@@ -255,6 +270,7 @@ fn figures(job: &Job, arms: &[Arm], samples: &Samples, seed: u64) -> Figures {
                 verdict,
                 exits: count(exits),
                 user_exits: count(user_exits),
+                late: late(job, &arm.name, samples),
             })
         });
         (figures.collect(), twin)

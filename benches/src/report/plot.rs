@@ -121,6 +121,40 @@ pub(super) fn launches(figures: &Figures) -> Markup {
     }
 }
 
+/// How late sleeps ended, an arm a row: the darker, the more of them.
+pub(super) fn lateness(figures: &Figures) -> Markup {
+    const LANE: f64 = 26.0;
+    const LEFT: f64 = 86.0;
+    const CELL: f64 = 24.0;
+    let lanes = crate::statistics::float(u64::try_from(figures.arms.len()).unwrap_or(0));
+    let height = lanes * LANE + 20.0;
+    let name = |n: u32| match 1_u64 << n {
+        us if us < 1000 => us.to_string(),
+        us => format!("{}k", us / 1000),
+    };
+    html! {
+        svg.launches viewBox=(format!("0 0 480 {height}")) role="img"
+            aria-label=(format!("{}: how many were less than so many microseconds late", figures.job.title)) {
+            @for (lane, arm) in (0_u32..).zip(&figures.arms) {
+                @let y = f64::from(lane) * LANE;
+                @let all = crate::statistics::float(arm.late.iter().sum::<u64>().max(1));
+                text.label x="0" y=(y + 16.0) { (arm.name) }
+                @for (n, count) in (0_u32..).zip(&arm.late) {
+                    @let share = crate::statistics::float(*count) / all;
+                    rect.dot x=(px(LEFT + f64::from(n) * CELL)) y=(y + 2.0 + (LANE - 4.0) * (1.0 - share))
+                        width=(CELL - 2.0) height=((LANE - 4.0) * share) {
+                        title { (arm.name) ": " (count) " less than " (name(n)) " µs late" }
+                    }
+                }
+                line.grid x1=(LEFT) x2="470" y1=(y + LANE - 1.0) y2=(y + LANE - 1.0) {}
+            }
+            @for n in (0..16).step_by(2) {
+                text.tick x=(px(LEFT + f64::from(n) * CELL + CELL / 2.0)) y=(height - 4.0) text-anchor="middle" { "<" (name(n)) }
+            }
+        }
+    }
+}
+
 /// A coordinate with a tenth of a pixel.
 fn px(value: f64) -> String {
     format!("{value:.1}")
