@@ -253,7 +253,8 @@ pub(crate) struct RunArgs {
     ///
     /// Threads are vCPUs. Software and hardware breakpoints, watchpoints, steps, Ctrl-C, registers (control registers too) and
     /// memory by virtual address work; kill ends the run, detach lets it go on. A guest that dies can be looked at before the run
-    /// ends. The watchdog goes on: see --watchdog.
+    /// ends. The watchdog goes on: see --watchdog. Where KVM is software or emulated there are no watchpoints, and where it is software a
+    /// direct guest has neither breakpoints nor steps.
     #[arg(long, value_name = "PORT|unix:PATH")]
     pub(crate) gdb: Option<gdb::Address>,
     /// Let the guest run at once; gdb can come at any time.

@@ -12,8 +12,9 @@
 //!
 //! # What a host must be able to do
 //!
-//! All of it works on VMX and SVM. On a software KVM a software breakpoint at CPL 0 is an instruction that KVM cannot emulate, and
-//! is recognised as that; hardware breakpoints and steps work as well there, and watchpoints do not.
+//! All of it works on VMX and SVM. On the reference host, whose emulated SVM intercepts neither INT3 nor debug registers, a
+//! breakpoint of either kind is an OUT in memory, and there are no watchpoints. The same on a software KVM; a direct guest
+//! has no breakpoints and no steps there, since its INT3 and its ports lead to the switcher: it can be interrupted, looked at and changed.
 //!
 //! # Whom it trusts
 //!

@@ -55,8 +55,8 @@ enum Then {
     Stop(Outcome, Option<String>),
     Mark(u8),
     Debug(kvm_debug_exit_arch),
-    /// KVM could not go on at the instruction that the vCPU is at.
-    NotEmulated,
+    /// A byte to the doorbell: nothing, or a breakpoint.
+    DoorbellByte,
     /// The vCPU's own registers belong into the message.
     Die(Outcome, String),
 }
@@ -213,8 +213,7 @@ impl Vcpu {
                 Then::Stop(outcome, message) => machine.stop(outcome, message),
                 Then::Mark(code) => machine.mark(code),
                 Then::Debug(exit) => self.debug(&fd, &exit),
-                Then::NotEmulated if self.is_at_breakpoint(&fd) => {}
-                Then::NotEmulated => fd = self.die(machine, fd, Outcome::Error, NOT_EMULATED),
+                Then::DoorbellByte => self.look_for_breakpoint(&mut fd),
                 Then::Die(outcome, message) => fd = self.die(machine, fd, outcome, &message),
             }
         }
@@ -233,13 +232,25 @@ impl Vcpu {
         }
     }
 
-    /// Whether a breakpoint of the debugger's is at the instruction, which wants a pause then.
-    fn is_at_breakpoint(&self, fd: &VcpuFd) -> bool {
-        let (debugger, registers) = (self.machine.debugger(), fd.get_regs());
-        let (Some(debugger), Ok(registers)) = (debugger, registers) else {
-            return false;
+    /// A byte has been put out to the doorbell. Where that was a breakpoint, the vCPU goes back to it, and a pause is wanted.
+    fn look_for_breakpoint(&self, fd: &mut VcpuFd) {
+        let Some(debugger) = self.machine.debugger() else {
+            return;
         };
-        debugger.has_stopped_at(self.id, registers.rip, self.machine.pause())
+        // Completes the OUT, if KVM has not yet.
+        fd.set_kvm_immediate_exit(1);
+        let _ = fd.run();
+        let Ok(mut registers) = fd.get_regs() else {
+            return;
+        };
+        let pause = self.machine.pause();
+        if let Some(address) = debugger.has_stopped_behind(self.id, registers.rip, pause) {
+            registers.rip = address;
+            if let Err(e) = fd.set_regs(&registers) {
+                let message = format!("KVM refused to set a vCPU back to its breakpoint: {e}");
+                self.machine.stop(Outcome::Error, Some(message));
+            }
+        }
     }
 
     /// The guest cannot go on: the run ends, once a debugger has had its look.
@@ -292,7 +303,7 @@ impl Vcpu {
             }
             VcpuExit::InternalError => {
                 counts.exit(Exit::Other);
-                Then::NotEmulated
+                Then::Die(Outcome::Error, NOT_EMULATED.to_owned())
             }
             VcpuExit::Debug(exit) => {
                 counts.exit(Exit::Other);
@@ -333,6 +344,10 @@ impl Vcpu {
         {
             counts.exit(Exit::Hypercall);
             return Then::Call(CallId(u32::from_le_bytes(id)));
+        }
+        if port == DOORBELL_PORT && data.len() == 1 && machine.debugger().is_some() {
+            counts.exit(Exit::IoOut);
+            return Then::DoorbellByte;
         }
         let is_uart = (uart::FIRST..=uart::LAST).contains(&port);
         let action = machine.ports().write(port, data);

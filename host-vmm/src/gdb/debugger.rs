@@ -2,6 +2,9 @@
 //!
 //! A vCPU comes out of KVM with a debug exit. Either something of the debugger's has stopped it, then it is noted here and the whole
 //! machine is to stand still; or the exception is the guest's own (Linux executes INT3 on purpose), and goes to the guest.
+//!
+//! Where KVM does not get to see INT3, a breakpoint is an OUT to the doorbell's port: a byte wide, so that it is no call, and
+//! always an exit to the VMM. It has two bytes, and so hides the beginning of the next instruction where its own has but one.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -16,10 +19,17 @@ use kvm_bindings::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::config::Profile;
+use crate::doctor::host::HostClass;
 use crate::pause::{Holder, Pause};
+use crate::pv::DOORBELL_PORT;
 
-/// The instruction of a software breakpoint, INT3.
-pub(super) const BREAKPOINT: u8 = 0xcc;
+/// INT3.
+const INT3: &[u8] = &[0xcc];
+/// OUT of AL to the doorbell's port, on which nobody in KVM listens.
+const OUT: &[u8] = &[0xe6, DOORBELL];
+/// The doorbell's port, which the instruction has a byte for.
+const DOORBELL: u8 = DOORBELL_PORT.to_le_bytes()[0];
 /// Debug registers that hold an address.
 const SLOTS: usize = 4;
 /// Exception #BP.
@@ -75,12 +85,8 @@ pub(super) enum Why {
 /// Which vCPU, and why.
 pub(super) type Stop = (usize, Why);
 
-/// A byte of the guest's that a breakpoint has replaced, and where it is.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Replaced {
-    pub(super) physical: u64,
-    pub(super) byte: u8,
-}
+/// The guest's bytes that a breakpoint has replaced, and where each is.
+pub(super) type Replaced = Vec<(u64, u8)>;
 
 #[derive(Debug, Default)]
 struct State {
@@ -97,22 +103,45 @@ struct State {
 pub struct Debugger {
     state: Mutex<State>,
     stopped: EventFd,
-    /// Steps can leave interrupts out.
+    /// The instruction of a software breakpoint.
+    code: &'static [u8],
+    /// What the host can do: stop this guest at an instruction, have debug registers, leave interrupts out of a step.
+    can_stop: bool,
+    has_registers: bool,
     blocks_irq: bool,
 }
 
 impl Debugger {
-    /// One that is not there yet; `flags`: what `KVM_SET_GUEST_DEBUG` knows on this host.
+    /// One that is not there yet, of a guest of this profile; `flags`: what `KVM_SET_GUEST_DEBUG` knows on this host.
     ///
     /// # Errors
     ///
     /// No descriptor left.
-    pub fn new(flags: u32) -> io::Result<Self> {
+    pub fn new(host: HostClass, profile: Profile, flags: u32) -> io::Result<Self> {
+        let is_faithful = matches!(host, HostClass::Hardware | HostClass::Nested);
         Ok(Self {
             state: Mutex::default(),
             stopped: EventFd::new(libc::EFD_NONBLOCK)?,
+            code: if is_faithful { INT3 } else { OUT },
+            has_registers: is_faithful,
+            can_stop: !(host == HostClass::Software && profile == Profile::Direct),
             blocks_irq: flags & KVM_GUESTDBG_BLOCKIRQ != 0,
         })
+    }
+
+    /// The instruction of a software breakpoint on this host.
+    pub(super) fn code(&self) -> &'static [u8] {
+        self.code
+    }
+
+    /// Whether debug registers work on this host.
+    pub(super) fn has_registers(&self) -> bool {
+        self.has_registers
+    }
+
+    /// Whether breakpoints and steps work on this host, for this guest.
+    pub(super) fn can_stop(&self) -> bool {
+        self.can_stop
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -145,17 +174,19 @@ impl Debugger {
         None
     }
 
-    /// Whether a software breakpoint is what KVM could not emulate at `pc`: a software KVM does not know INT3 at CPL 0.
+    /// vCPU `id` has executed OUT of a byte to the doorbell, and is at `pc` now. Where that was a breakpoint: its address, which the
+    /// vCPU is to be set back to.
     #[must_use]
-    pub fn has_stopped_at(&self, id: usize, pc: u64, pause: &Pause) -> bool {
+    pub fn has_stopped_behind(&self, id: usize, pc: u64, pause: &Pause) -> Option<u64> {
+        let address = pc.wrapping_sub(OUT.len() as u64);
         let mut state = self.lock();
-        if !state.software.contains_key(&pc) {
-            return false;
+        if self.code != OUT || !state.software.contains_key(&address) {
+            return None;
         }
         state.stops.push_back((id, Why::Software));
         drop(state);
         self.stand(pause);
-        true
+        Some(address)
     }
 
     /// vCPU `id` cannot go on. Whether somebody wants to look at it before the run ends.
@@ -237,6 +268,11 @@ impl Debugger {
             .retain(|(_, why)| matches!(why, Why::Watch { .. } | Why::Dying));
     }
 
+    /// These have stopped, or rather have not gone on.
+    pub(super) fn stop_again(&self, stops: impl IntoIterator<Item = Stop>) {
+        self.lock().stops.extend(stops);
+    }
+
     /// Whether a stop is still to be told.
     pub(super) fn has_stops(&self) -> bool {
         !self.lock().stops.is_empty()
@@ -312,17 +348,20 @@ mod tests {
         }
     }
 
-    const REPLACED: Replaced = Replaced {
-        physical: 0x1000,
-        byte: 0x90,
-    };
+    fn debugger(flags: u32) -> Debugger {
+        Debugger::new(HostClass::Hardware, Profile::Para, flags).unwrap()
+    }
+
+    fn replaced() -> Replaced {
+        vec![(0x1000, 0x90)]
+    }
 
     #[test]
     fn the_guests_own_breakpoints_go_to_the_guest() {
-        let (debugger, pause) = (Debugger::new(0).unwrap(), Pause::new(1));
+        let (debugger, pause) = (debugger(0), Pause::new(1));
         debugger.attach();
-        assert!(debugger.add_software(0x1000, REPLACED));
-        assert!(!debugger.add_software(0x1000, REPLACED));
+        assert!(debugger.add_software(0x1000, replaced()));
+        assert!(!debugger.add_software(0x1000, replaced()));
         let other = debugger.has_stopped(0, &exit(3, 0x2000, 0), &pause);
         assert_eq!(other, Some(KVM_GUESTDBG_INJECT_BP));
         let step = debugger.has_stopped(0, &exit(1, 0x2000, DR6_STEP), &pause);
@@ -336,11 +375,25 @@ mod tests {
     }
 
     #[test]
+    fn a_breakpoint_by_out_is_behind_its_address() {
+        let debugger = Debugger::new(HostClass::Reference, Profile::Full, 0).unwrap();
+        let pause = Pause::new(1);
+        debugger.attach();
+        debugger.add_software(0x1000, replaced());
+        for pc in [0x1000, 0x1001, 1] {
+            assert_eq!(debugger.has_stopped_behind(0, pc, &pause), None);
+        }
+        let back = debugger.has_stopped_behind(0, 0x1002, &pause);
+        assert_eq!(back, Some(0x1000));
+        assert_eq!(debugger.next_stop(), Some((0, Why::Software)));
+    }
+
+    #[test]
     fn a_watchpoint_that_has_been_passed_is_told_later() {
-        let (debugger, pause) = (Debugger::new(0).unwrap(), Pause::new(2));
+        let (debugger, pause) = (debugger(0), Pause::new(2));
         debugger.attach();
         let watched = pieces(0x1000, 4, WatchKind::Write);
-        assert!(debugger.add_software(0x2000, REPLACED) && debugger.add_hardware(&watched));
+        assert!(debugger.add_software(0x2000, replaced()) && debugger.add_hardware(&watched));
         assert_eq!(debugger.has_stopped(0, &exit(3, 0x2000, 0), &pause), None);
         assert_eq!(debugger.has_stopped(1, &exit(1, 0x3000, 1), &pause), None);
         debugger.go_on(BTreeSet::new());
@@ -354,7 +407,7 @@ mod tests {
 
     #[test]
     fn debug_registers_are_set_as_the_manual_says() {
-        let debugger = Debugger::new(KVM_GUESTDBG_BLOCKIRQ).unwrap();
+        let debugger = debugger(KVM_GUESTDBG_BLOCKIRQ);
         debugger.attach();
         let code = Watched {
             address: 0x4000,
@@ -381,7 +434,7 @@ mod tests {
         };
         assert_eq!(sizes(0x1001, 7), [(0x1001, 1), (0x1002, 2), (0x1004, 4)]);
         assert_eq!(sizes(0x1000, 16), [(0x1000, 8), (0x1008, 8)]);
-        let debugger = Debugger::new(0).unwrap();
+        let debugger = debugger(0);
         assert!(!debugger.add_hardware(&pieces(0x1000, 4096, WatchKind::Write)));
         assert!(!debugger.add_hardware(&pieces(0x1000, 0, WatchKind::Write)));
     }

@@ -20,13 +20,15 @@ use gdbstub::target::ext::thread_extra_info::{ThreadExtraInfo, ThreadExtraInfoOp
 use gdbstub::target::{Target, TargetError, TargetResult};
 use kvm_ioctls::VcpuFd;
 
-use super::debugger::{BREAKPOINT, Debugger, Replaced, Stop, Watched, Why, pieces};
+use super::debugger::{Debugger, Replaced, Stop, Watched, Why, pieces};
 use super::registers::{Amd64, VcpuRegisters};
 use crate::pause::{Holder, Pause};
 use crate::vm::Machine;
 
 /// How long vCPUs get to stand still.
 const STAND_LIMIT: Duration = Duration::from_secs(5);
+
+const CANNOT_STEP: &str = "this host's KVM cannot step a direct guest, which stays where it is";
 
 /// Why the machine cannot be debugged any more.
 #[derive(Debug, thiserror::Error)]
@@ -116,7 +118,7 @@ impl<'a> Debugged<'a> {
     pub(super) fn leave(&self) -> Result<(), TargetFailure> {
         self.stand_still()?;
         for replaced in self.debugger.detach() {
-            self.restore(replaced);
+            self.restore(&replaced);
         }
         self.tell_kvm()?;
         self.machine.pause().resume(Holder::Debugger);
@@ -142,19 +144,53 @@ impl<'a> Debugged<'a> {
         there.then_some(id).ok_or(TargetError::NonFatal)
     }
 
-    /// Puts the guest's byte back, unless the guest has put another one there itself (Linux patches its code).
-    fn restore(&self, replaced: Replaced) {
-        let mut now = [0];
-        let is_ours = self
-            .machine
-            .read_memory(replaced.physical, &mut now)
-            .is_ok();
-        if is_ours && now == [BREAKPOINT] {
-            // It has just been read there.
-            let _ = self
-                .machine
-                .write_memory(replaced.physical, &[replaced.byte]);
+    /// Puts the guest's bytes back, unless the guest has put others there itself (Linux patches its code).
+    fn restore(&self, replaced: &Replaced) {
+        let code = self.debugger.code();
+        let is_ours = replaced.iter().zip(code).all(|((physical, _), byte)| {
+            let mut now = [0];
+            self.machine.read_memory(*physical, &mut now).is_ok() && now == [*byte]
+        });
+        if is_ours {
+            for (physical, byte) in replaced {
+                // It has just been read there.
+                let _ = self.machine.write_memory(*physical, &[*byte]);
+            }
         }
+    }
+
+    /// Puts a software breakpoint into memory; whether it could, and there was none.
+    fn insert(&self, address: u64) -> bool {
+        let code = self.debugger.code();
+        let bytes = (0..code.len() as u64).map(|offset| {
+            let at = address.wrapping_add(offset);
+            let physical = self.with(0, |fd| self.machine.translate(fd, at))?;
+            let mut byte = [0];
+            self.machine.read_memory(physical, &mut byte).ok()?;
+            Some((physical, byte[0]))
+        });
+        let Some(replaced) = bytes.collect::<Option<Replaced>>() else {
+            return false;
+        };
+        if !self.debugger.can_stop() {
+            return false;
+        }
+        if !self.debugger.add_software(address, replaced.clone()) {
+            return false;
+        }
+        replaced
+            .iter()
+            .zip(code)
+            .all(|((physical, _), byte)| self.machine.write_memory(*physical, &[*byte]).is_ok())
+    }
+
+    /// Takes a software breakpoint out of memory; whether there was one.
+    fn remove(&self, address: u64) -> bool {
+        let removed = self.debugger.remove_software(address);
+        removed.is_some_and(|replaced| {
+            self.restore(&replaced);
+            true
+        })
     }
 }
 
@@ -233,6 +269,12 @@ impl ThreadExtraInfo for Debugged<'_> {
 impl MultiThreadResume for Debugged<'_> {
     fn resume(&mut self) -> Result<(), TargetFailure> {
         let wanted = std::mem::take(&mut self.wanted);
+        if !wanted.stepped.is_empty() && !self.debugger.can_stop() {
+            eprintln!("paravane: {CANNOT_STEP}");
+            let stopped = wanted.stepped.into_iter().map(|id| (id, Why::Step));
+            self.debugger.stop_again(stopped);
+            return Ok(());
+        }
         let only = wanted.stepped.union(&wanted.continued).next().copied();
         self.debugger.go_on(wanted.stepped);
         if self.debugger.has_stops() {
@@ -305,24 +347,11 @@ impl Breakpoints for Debugged<'_> {
 
 impl SwBreakpoint for Debugged<'_> {
     fn add_sw_breakpoint(&mut self, address: u64, _kind: usize) -> TargetResult<bool, Self> {
-        let Some(physical) = self.with(0, |fd| self.machine.translate(fd, address)) else {
-            return Ok(false);
-        };
-        let mut byte = [0];
-        if self.machine.read_memory(physical, &mut byte).is_err() {
-            return Ok(false);
-        }
-        let [byte] = byte;
-        let is_new = self
-            .debugger
-            .add_software(address, Replaced { physical, byte });
-        let written = self.machine.write_memory(physical, &[BREAKPOINT]);
-        Ok(is_new && written.is_ok())
+        Ok(self.insert(address))
     }
 
     fn remove_sw_breakpoint(&mut self, address: u64, _kind: usize) -> TargetResult<bool, Self> {
-        let removed = self.debugger.remove_software(address);
-        Ok(removed.map(|replaced| self.restore(replaced)).is_some())
+        Ok(self.remove(address))
     }
 }
 
@@ -337,10 +366,17 @@ fn execution(address: u64) -> [Watched; 1] {
 
 impl HwBreakpoint for Debugged<'_> {
     fn add_hw_breakpoint(&mut self, address: u64, _kind: usize) -> TargetResult<bool, Self> {
+        // Where there are none, one in memory does.
+        if !self.debugger.has_registers() {
+            return Ok(self.insert(address));
+        }
         Ok(self.debugger.add_hardware(&execution(address)))
     }
 
     fn remove_hw_breakpoint(&mut self, address: u64, _kind: usize) -> TargetResult<bool, Self> {
+        if !self.debugger.has_registers() {
+            return Ok(self.remove(address));
+        }
         Ok(self.debugger.remove_hardware(&execution(address)))
     }
 }
@@ -352,7 +388,8 @@ impl HwWatchpoint for Debugged<'_> {
         length: u64,
         kind: WatchKind,
     ) -> TargetResult<bool, Self> {
-        Ok(self.debugger.add_hardware(&pieces(address, length, kind)))
+        let pieces = pieces(address, length, kind);
+        Ok(self.debugger.has_registers() && self.debugger.add_hardware(&pieces))
     }
 
     fn remove_hw_watchpoint(

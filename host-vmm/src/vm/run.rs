@@ -10,6 +10,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::{Machine, Started, Vm, VmError, host, lock, nanoseconds};
 use crate::ctl::server::Server;
+use crate::doctor::host::Host;
 use crate::event_loop::{EventLoop, Signals};
 use crate::gdb::debugger::Debugger;
 use crate::pause::Holder;
@@ -135,8 +136,10 @@ fn debug(machine: &Arc<Machine>, server: Arc<gdb::Server>) -> Result<JoinHandle<
     let flags = machine
         .vm
         .check_extension_raw(KVM_CAP_SET_GUEST_DEBUG2.into());
-    let debugger = Debugger::new(u32::try_from(flags).unwrap_or_default())
-        .map_err(host("event descriptor"))?;
+    let flags = u32::try_from(flags).unwrap_or_default();
+    let class = Host::examine(true).class;
+    let debugger =
+        Debugger::new(class, machine.config.profile, flags).map_err(host("event descriptor"))?;
     let _ = machine.debugger.set(debugger);
     if server.waits() {
         machine.pause.want(Holder::Debugger);

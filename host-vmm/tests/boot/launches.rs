@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::inside;
+use crate::{debug, inside};
 
 /// What the console workload writes: enough that 1/100 of it is more than the few exits of any launch.
 pub(crate) const CONSOLE_BYTES: usize = 32 * 1024;
@@ -276,6 +276,7 @@ pub(crate) struct Launches {
     launches: BTreeMap<&'static str, Launch>,
     cpuid: BTreeMap<&'static str, Value>,
     hotplug: Vec<Value>,
+    gdb: BTreeMap<&'static str, String>,
     conformance: Value,
     inside: String,
 }
@@ -300,6 +301,11 @@ impl Launches {
     /// What the test inside prints.
     pub(crate) fn inside(&self) -> &str {
         &self.inside
+    }
+
+    /// What gdb printed of a guest.
+    pub(crate) fn gdb(&self, guest: &str) -> &str {
+        &self.gdb[guest]
     }
 
     /// What `paravane cpuid` prints for a guest.
@@ -348,7 +354,7 @@ fn run_all() -> Result<Launches, String> {
 
     let names = LAUNCHES.iter().map(|(name, ..)| *name);
     let launches = names
-        .chain(["para-hotplug"])
+        .chain(["para-hotplug", "full-gdb", "para-gdb"])
         .map(|name| (name, Launch::read(&folder, name)))
         .collect();
     let answers = fs::read_to_string(folder.join("para-hotplug.answers")).unwrap_or_default();
@@ -356,8 +362,13 @@ fn run_all() -> Result<Launches, String> {
         let table = fs::read(folder.join(format!("{guest}.cpuid"))).unwrap_or_default();
         (guest, serde_json::from_slice(&table).unwrap_or_default())
     };
+    let gdb = |guest: &'static str| {
+        let said = fs::read_to_string(folder.join(format!("{guest}-gdb.gdb")));
+        (guest, said.unwrap_or_default())
+    };
     Ok(Launches {
         launches,
+        gdb: ["full", "para"].map(gdb).into(),
         cpuid: ["full", "kvm-pv", "para"].map(cpuid).into(),
         hotplug: answers
             .lines()
@@ -433,6 +444,9 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
             script,
             "'{program}' cpuid --guest {guest} --json >{guest}.cpuid"
         );
+    }
+    for (guest, kernel) in [("full", kernel_full), ("para", kernel_para)] {
+        script += &debug::script(guest, kernel, initrd);
     }
     let _ = writeln!(script, "'{program}' abi check --json >conformance");
     let test = std::env::current_exe().expect("a test has a file");

@@ -7,6 +7,7 @@
 //! Where the kernels, the initramfs or the reference host are not built, each test prints `skipped: reason`;
 //! `cargo ci test` builds them first.
 
+mod debug;
 mod golden;
 mod inside;
 mod launches;
