@@ -16,7 +16,7 @@ use crate::{
         registry::*,
     },
     call::Doorbell,
-    clock, console, cpuid, mem,
+    clock, console, cpuid, dev, mem,
     once::Once,
     shared_page::SharedRange,
     smp,
@@ -125,6 +125,7 @@ extern "C" fn paravane_detect() -> u32 {
         console::init(&info);
         smp::init(&info);
         mem::init(&info);
+        dev::init(&info);
     }
     block.base
 }

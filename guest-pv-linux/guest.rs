@@ -16,8 +16,7 @@
 //! # Reading order
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
-//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `mem`, `rng`, `smp`,
-//! `timer`. `info` serves the modules: `paravane.ko`, which is `paravane.rs`, and `pvbench.ko`,
+//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `dev`, `mem`, `rng`, `smp`, `timer`. `info` serves the modules: `paravane.ko`, which is `paravane.rs`, and `pvbench.ko`,
 //! which is `bench.rs`.
 
 pub mod abi;
@@ -30,6 +29,7 @@ mod cpuid;
 mod crash;
 mod delegate;
 mod detect;
+mod dev;
 mod info;
 mod kernel_c;
 mod mem;

@@ -102,6 +102,12 @@ u64 paravane_rdtsc(void)
 	return rdtsc_ordered();
 }
 
+/* C because outl() is an inline function. */
+void paravane_out(u16 port, u32 value)
+{
+	outl(value, port);
+}
+
 /* C because struct timespec64 has no binding. */
 void paravane_set_wall(u64 wall_ns)
 {
@@ -225,6 +231,7 @@ DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_event)
 	inc_irq_stat(irq_hv_callback_count);
 	if (hp && hvc_poll(hp))
 		hvc_kick();
+	paravane_virtio_event();
 	paravane_smp_event();
 	paravane_memory_event();
 	if (paravane_clock_has_jumped())

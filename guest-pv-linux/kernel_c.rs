@@ -10,6 +10,8 @@ extern "C" {
     pub(crate) fn paravane_cpuid(leaf: u32, registers: *mut u32);
     /// The time stamp counter.
     pub(crate) fn paravane_rdtsc() -> u64;
+    /// The instruction OUT of a doubleword to a port.
+    pub(crate) fn paravane_out(port: u16, value: u32);
     /// Kernel virtual address of a guest physical address below 1 MiB.
     pub(crate) fn paravane_va(address: u64) -> *mut c_void;
     /// Guest physical address of a static object of the kernel.

@@ -17,6 +17,37 @@ struct paravane_range {
 	u64 size;
 };
 
+/* DEV_MAX and DEV_QUEUES_MAX of the ABI. */
+#define PARAVANE_DEVS		16
+#define PARAVANE_DEV_QUEUES	4
+/* "PVNE": devices have a vendor, and nobody asks. */
+#define PARAVANE_DEV_VENDOR	0x454e5650
+
+/* What the table of devices says of one. */
+struct paravane_dev {
+	u32 kind;
+	u32 queues;
+	u32 queue_max;
+	u64 features;
+};
+
+/* DevQueue of the ABI. */
+struct paravane_dev_queue {
+	u64 descriptors;
+	u64 available;
+	u64 used;
+	u32 size;
+	u32 reserved;
+};
+
+/* DevStart of the ABI. */
+struct paravane_dev_start {
+	u64 features;
+	u32 vector;
+	u32 apic_id;
+	struct paravane_dev_queue queues[PARAVANE_DEV_QUEUES];
+};
+
 /* Implemented in Rust. */
 
 u32 paravane_detect(void);
@@ -38,6 +69,15 @@ void paravane_memory_kept(u32 pages);
 void paravane_memory_needed(u32 pages);
 bool paravane_memory_listen(u32 vector, u32 apic_id);
 bool paravane_cpuid_find(u32 leaf, u32 subleaf, u32 registers[4]);
+
+u32 paravane_dev_count(void);
+bool paravane_dev_describe(u32 number, struct paravane_dev *about);
+void paravane_dev_config(u32 number, u32 offset, u8 *buffer, u32 length);
+u32 paravane_dev_generation(u32 number);
+bool paravane_dev_needs_reset(u32 number);
+bool paravane_dev_start(u32 number, u64 start);
+void paravane_dev_stop(u32 number);
+void paravane_dev_ring(u32 number, u32 queue);
 
 void paravane_seed_rng(void);
 
@@ -68,6 +108,7 @@ s64 paravane_rust_call(u32 id, const u64 arguments[6], u64 *value);
 
 void paravane_cpuid(u32 leaf, u32 registers[4]);
 u64 paravane_rdtsc(void);
+void paravane_out(u16 port, u32 value);
 void paravane_set_wall(u64 wall_ns);
 void *paravane_va(u64 address);
 u64 paravane_pa(const void *pointer);
@@ -108,6 +149,14 @@ static inline void paravane_smp_event(void) { }
 
 void paravane_init_memory(void);
 void paravane_memory_event(void);
+
+/* Implemented in virtio.c. */
+
+#ifdef CONFIG_PARAVANE_VIRTIO
+void paravane_virtio_event(void);
+#else
+static inline void paravane_virtio_event(void) { }
+#endif
 
 /* Implemented in cpu.c. */
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use paravane_abi::dev::DEV_MAX;
 use paravane_abi::registry as reg;
 
 use crate::device::ide::DISKS_MAX;
@@ -67,7 +68,8 @@ impl Profile {
         match self {
             Self::Full => DISKS_MAX,
             Self::KvmPv => mmio::DEVICES_MAX,
-            Self::Para | Self::Direct => 0,
+            Self::Para => DEV_MAX,
+            Self::Direct => 0,
         }
     }
 
@@ -109,6 +111,7 @@ pub const FACILITIES: &[(&str, u32)] = &[
     ("mem", reg::FACILITY_MEM),
     ("ring", reg::FACILITY_RING),
     ("rng", reg::FACILITY_RNG),
+    ("dev", reg::FACILITY_DEV),
 ];
 
 /// Experiments that there is room for.
@@ -347,6 +350,9 @@ pub enum ConfigError {
         /// The guest.
         profile: Profile,
     },
+    /// `--pv=-dev --disk`.
+    #[error("a para guest finds its disks by facility dev; leave it on (--pv), or give no disk")]
+    NoDev,
     /// More disks than a guest has places for.
     #[error("{disks} disks cannot be: a {profile} guest takes {most} (--disk)")]
     TooManyDisks {
@@ -437,6 +443,10 @@ impl Config {
         if self.net.is_some() && !self.profile.has_net() {
             let profile = self.profile;
             return Err(ConfigError::NoNet { profile });
+        }
+        let has_dev = self.facilities.has(reg::FACILITY_DEV);
+        if !self.disks.is_empty() && self.profile == Profile::Para && !has_dev {
+            return Err(ConfigError::NoDev);
         }
         let (disks, most) = (self.disks.len(), self.profile.disks_max());
         if disks > most {

@@ -33,6 +33,7 @@ use crate::pause::Pause;
 use crate::pv::clock::Clock;
 use crate::pv::console::RingConsole;
 use crate::pv::crash::LastWords;
+use crate::pv::dev::Dev;
 use crate::pv::event::EventTarget;
 use crate::pv::mem::Mem;
 use crate::pv::ring::Rings;
@@ -41,6 +42,7 @@ use crate::pv::{self, Paravirt};
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
 use crate::virtio::mmio::MmioBus;
+use crate::virtio::unit::UnitStats;
 
 /// The data word of a message that is a non-maskable interrupt.
 const MSI_NMI: u32 = 4 << 8;
@@ -77,7 +79,7 @@ fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
 /// What all threads of a machine share.
 #[derive(Debug)]
 pub struct Machine {
-    vm: VmFd,
+    vm: Arc<VmFd>,
     /// Each is locked by its thread while that works: who has paused the machine can have them all.
     vcpus: Vec<Mutex<VcpuFd>>,
     memory: Memory,
@@ -86,6 +88,7 @@ pub struct Machine {
     console_before: u64,
     ports: Ports,
     virtio: MmioBus,
+    dev: Option<Arc<Dev>>,
     pv: Paravirt,
     rings: Option<Arc<RingConsole>>,
     clock: Option<Arc<Clock>>,
@@ -114,6 +117,17 @@ struct Started {
     setup_ns: u64,
     /// Class of the host.
     host: String,
+}
+
+/// Sends a processor of the guest an interrupt vector.
+pub(crate) fn raise(vm: &VmFd, target: EventTarget) {
+    let msi = kvm_msi {
+        address_lo: 0xfee0_0000 | u32::from(target.apic_id) << 12,
+        data: u32::from(target.vector),
+        ..Default::default()
+    };
+    // A guest that has switched its LAPIC off does not get the event: as on hardware.
+    let _ = vm.signal_msi(msi);
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -293,13 +307,21 @@ impl Machine {
 
     /// Raises an event of the guest.
     fn raise(&self, target: EventTarget) {
-        let msi = kvm_msi {
-            address_lo: 0xfee0_0000 | u32::from(target.apic_id) << 12,
-            data: u32::from(target.vector),
-            ..Default::default()
-        };
-        // A guest that has switched its LAPIC off does not get the event: as on hardware.
-        let _ = self.vm.signal_msi(msi);
+        raise(&self.vm, target);
+    }
+
+    /// What the virtio devices have done.
+    fn unit_stats(&self) -> Vec<UnitStats> {
+        let dev = self.dev.iter().flat_map(|dev| dev.stats());
+        self.virtio.stats().chain(dev).collect()
+    }
+
+    /// Ends the virtio devices' work: guest memory stays as it is.
+    fn stop_devices(&self) {
+        self.virtio.stop();
+        if let Some(dev) = &self.dev {
+            dev.stop_all();
+        }
     }
 
     /// Asks the guest to have `count` processors on; whether it has facility smp.
@@ -350,7 +372,7 @@ impl Machine {
                 in_bytes: self.rings.as_ref().map_or(0, |rings| rings.in_bytes()),
             },
             marks: lock(&self.marks).clone(),
-            devices: self.virtio.stats().collect(),
+            devices: self.unit_stats(),
         };
         self.counts.iter().for_each(|counts| stats.add_vcpu(counts));
         // A call is a call, whichever way it came.

@@ -115,6 +115,29 @@
 /* The same for facility `sched`. */
 #define PARAVANE_SCHED_KVM_FEATURES 0x70b0U
 
+/* --- dev --- */
+
+/* Most devices. Spec: PV-DEV-1 */
+#define PARAVANE_DEV_MAX 16UL
+
+/* Most queues of a device. Spec: PV-DEV-2 */
+#define PARAVANE_DEV_QUEUES_MAX 4UL
+
+/* Bytes of a device's configuration. */
+#define PARAVANE_DEV_CONFIG_BYTES 64UL
+
+/*
+ * `DevEntry::state`: the driver has broken virtio's rules, and has to stop the device.
+ * Spec: PV-DEV-12
+ */
+#define PARAVANE_DEV_NEEDS_RESET 1U
+
+/*
+ * Where the queue's number begins in what is written to the doorbell; the device's number
+ * is below. Spec: PV-DEV-8
+ */
+#define PARAVANE_DEV_DOORBELL_QUEUE_SHIFT 16U
+
 /* --- mem --- */
 
 /* Most ranges in `MemInfo::fresh`. */
@@ -212,7 +235,7 @@
 /* Facility `rng`: random numbers of the host. */
 #define PARAVANE_FACILITY_RNG 11U
 
-/* Facility `dev`. Reserved. */
+/* Facility `dev`: virtio devices without a bus. */
 #define PARAVANE_FACILITY_DEV 12U
 
 /* Facility `crash`: the panic record. */
@@ -301,6 +324,15 @@
 
 /* `rng.fill(address, length) -> bytes written`: random ones. Spec: PV-RNG-2 */
 #define PARAVANE_CALL_RNG_FILL 0xb0000U
+
+/*
+ * `dev.start(device, address)`: a `DevStart` lies there, and the device begins. Spec:
+ * PV-DEV-3
+ */
+#define PARAVANE_CALL_DEV_START 0xc0000U
+
+/* `dev.stop(device)`: the queues' memory is the guest's again. Spec: PV-DEV-11 */
+#define PARAVANE_CALL_DEV_STOP 0xc0001U
 
 /* `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1 */
 #define PARAVANE_CALL_CRASH_REPORT 0xd0000U
@@ -812,6 +844,90 @@ PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, kvm_base) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, kvm_features) == 4);
 PARAVANE_ASSERT(offsetof(struct paravane_delegate_info, reserved) == 8);
 
+/* The device part of the boot-info page. Writer: host. Spec: PV-DEV-1 */
+struct paravane_dev_info {
+	/* Guest physical address of the table, page-aligned; nothing else is in that page. */
+	uint64_t address;
+	/* Entries of the table. */
+	uint32_t count;
+	/* Port of the doorbell, 0 to 0xffff. */
+	uint32_t doorbell_port;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_dev_info) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_info, address) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_info, count) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_info, doorbell_port) == 12);
+
+/* A device. Writer: host. Spec: PV-DEV-2 */
+struct paravane_dev_entry {
+	/* Virtio's number for this type of device. */
+	uint32_t kind;
+	/* Its queues. */
+	uint32_t queues;
+	/* The most entries of a queue. */
+	uint32_t queue_max;
+	/* `DEV_NEEDS_RESET`, or zero. */
+	uint32_t state;
+	/* Virtio's feature bits that the device offers. */
+	uint64_t features;
+	/* Changes whenever `config` does. */
+	uint32_t generation;
+	/* Zero. */
+	uint32_t reserved[9];
+	/* Its configuration, as virtio's chapter of the device type has it; the rest is zero. */
+	uint8_t config[PARAVANE_DEV_CONFIG_BYTES];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_dev_entry) == 128);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_entry, kind) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_entry, queues) == 4);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_entry, queue_max) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_entry, state) == 12);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_entry, features) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_entry, generation) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_entry, reserved) == 28);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_entry, config) == 64);
+
+/* A queue: where its three parts are. Spec: PV-DEV-6 */
+struct paravane_dev_queue {
+	/* Guest physical address of the descriptor table. */
+	uint64_t descriptors;
+	/* Guest physical address of the available ring. */
+	uint64_t available;
+	/* Guest physical address of the used ring. */
+	uint64_t used;
+	/* Entries. */
+	uint32_t size;
+	/* Zero. */
+	uint32_t reserved;
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_dev_queue) == 32);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_queue, descriptors) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_queue, available) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_queue, used) == 16);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_queue, size) == 24);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_queue, reserved) == 28);
+
+/* What a device has to know before it begins. Writer: guest. Spec: PV-DEV-3 */
+struct paravane_dev_start {
+	/* The features that the driver has chosen. */
+	uint64_t features;
+	/* Interrupt vector of the device's notifications; zero: none. */
+	uint32_t vector;
+	/* APIC id of the processor that takes them. */
+	uint32_t apic_id;
+	/* Its queues; those that it does not have are zero. */
+	struct paravane_dev_queue queues[PARAVANE_DEV_QUEUES_MAX];
+};
+
+PARAVANE_ASSERT(sizeof(struct paravane_dev_start) == 144);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_start, features) == 0);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_start, vector) == 8);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_start, apic_id) == 12);
+PARAVANE_ASSERT(offsetof(struct paravane_dev_start, queues) == 16);
+
 /* A range of guest memory. */
 struct paravane_mem_range {
 	/* Guest physical address of the first byte, page-aligned. */
@@ -975,9 +1091,11 @@ struct paravane_boot_info {
 	struct paravane_mem_info mem;
 	/* Facility `rng`; zero without it. */
 	struct paravane_rng_info rng;
+	/* Facility `dev`; zero without it. */
+	struct paravane_dev_info dev;
 };
 
-PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 288);
+PARAVANE_ASSERT(sizeof(struct paravane_boot_info) == 304);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, magic) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, version) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, size) == 12);
@@ -994,5 +1112,6 @@ PARAVANE_ASSERT(offsetof(struct paravane_boot_info, delegate) == 144);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, smp) == 160);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, mem) == 176);
 PARAVANE_ASSERT(offsetof(struct paravane_boot_info, rng) == 272);
+PARAVANE_ASSERT(offsetof(struct paravane_boot_info, dev) == 288);
 
 #endif /* PARAVANE_ABI_H */

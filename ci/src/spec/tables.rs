@@ -57,6 +57,7 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
                 "cpu",
                 "cpuid",
                 "delegate",
+                "dev",
                 "mem",
                 "ring",
                 "rng",
@@ -65,8 +66,8 @@ fn part(name: &str, model: &Model, clauses: &[Clause]) -> Result<String> {
             !elsewhere.iter().any(|prefix| c.name.starts_with(prefix))
                 && !own_chapter.contains(&c.module.as_str())
         }),
-        "boot_info" | "clock" | "console" | "cpu" | "cpuid" | "crash" | "delegate" | "mem"
-        | "rng" | "smp" | "ring" => module(name) + &structs(model, name),
+        "boot_info" | "clock" | "console" | "cpu" | "cpuid" | "crash" | "delegate" | "dev"
+        | "mem" | "rng" | "smp" | "ring" => module(name) + &structs(model, name),
         "checklist" => checklist(clauses),
         other => bail!("SPEC.md asks for gen:{other}, which is not known"),
     };

@@ -141,6 +141,7 @@ pub(super) fn pv_conf_2_a_facility_that_is_off_is_not_supported() -> Verdict {
         ("-crash", FACILITY_CRASH),
         ("-ring", FACILITY_RING),
         ("-rng", FACILITY_RNG),
+        ("-dev", FACILITY_DEV),
     ] {
         let guest = Guest {
             facilities: off,

@@ -149,7 +149,8 @@ pub(super) fn pv_boot_4_shared_pages_are_reserved_memory() -> Verdict {
         + u64::from(info.console.in_size);
     let end = console
         .max(info.clock.page + 4096)
-        .max(info.rng.address + 4096);
+        .max(info.rng.address + 4096)
+        .max(info.dev.address + 4096);
     // The map: entries of 20 bytes at 0x2d0 of the zero page, their number at 0x1e8.
     let zero_page = crate::memory::ZERO_PAGE;
     let entries = ran.bytes(zero_page + 0x1e8, 1)?[0];

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{Config, Entry, FacilitySet, Profile};
 use crate::console::Console;
+use crate::disk::DiskSpec;
 use crate::doctor::image::{self, Image, layout};
 use crate::kvm::cpuid::delegable;
 use crate::memory::{self, Memory};
@@ -129,6 +130,8 @@ pub struct Guest {
     pub facilities: &'static str,
     /// Number of vCPUs.
     pub vcpus: u8,
+    /// Whether it has a disk: eight sectors, each full of its own number.
+    pub disk: bool,
     /// Memory contents before the first instruction.
     pub contents: Vec<(u64, Vec<u8>)>,
 }
@@ -139,6 +142,7 @@ impl Default for Guest {
             mode: Mode::Cpl0,
             facilities: "",
             vcpus: 1,
+            disk: false,
             contents: Vec::new(),
         }
     }
@@ -238,6 +242,7 @@ pub(super) fn boot(
     elf: &[u8],
     vcpus: u8,
     facilities: FacilitySet,
+    disks: Vec<DiskSpec>,
 ) -> Result<(Vm, Console, TempFile), Failure> {
     if let Err(error) = crate::kvm::open() {
         return Err(Failure::Skipped(error.to_string()));
@@ -258,7 +263,7 @@ pub(super) fn boot(
         entry: Entry::Linux64,
         watchdog: Some(Duration::from_secs(60)),
         awkward: None,
-        disks: Vec::new(),
+        disks,
         net: None,
     };
     let console = Console::memory()?;
@@ -275,7 +280,16 @@ impl Guest {
     /// [`Failure::Skipped`] where there is no KVM.
     pub fn run(&self, calls: &[Call]) -> Result<Ran, Failure> {
         let facilities = FacilitySet::parse(self.facilities)?;
-        let (vm, console, _file) = boot(image::ELF, self.vcpus, facilities)?;
+        let disk = TempFile::new()?;
+        for sector in 0..8 {
+            disk.as_file().write_all(&[sector; 512])?;
+        }
+        let disks = self.disk.then(|| DiskSpec {
+            path: disk.as_path().to_owned(),
+            read_only: false,
+        });
+        let disks = disks.into_iter().collect();
+        let (vm, console, _file) = boot(image::ELF, self.vcpus, facilities, disks)?;
         let memory = vm.memory().clone();
         let table = self.fill(&memory, calls)?;
         let mut before = vec![0; usize::try_from(MEMORY_END)?];

@@ -119,13 +119,12 @@ fn takes(id: CallId) -> usize {
         CALL_BASE_VERSION | CALL_BASE_FACILITIES | CALL_CONSOLE_NOTIFY | CALL_CLOCK_WALL
         | CALL_SMP_STOP => 0,
         CALL_BASE_PROBE | CALL_BASE_NOP | CALL_RING_UNREGISTER | CALL_RING_SUBMIT
-        | CALL_SMP_STATE => 1,
+        | CALL_SMP_STATE | CALL_DEV_STOP => 1,
         CALL_RING_REGISTER => 4,
         CALL_SMP_START => 5,
         CALL_BASE_POWER | CALL_CONSOLE_WRITE | CALL_CONSOLE_EVENT | CALL_CLOCK_EVENT
-        | CALL_RNG_FILL | CALL_CRASH_REPORT | CALL_SMP_EVENT | CALL_MEM_REPORT | CALL_MEM_EVENT => {
-            2
-        }
+        | CALL_RNG_FILL | CALL_CRASH_REPORT | CALL_SMP_EVENT | CALL_MEM_REPORT | CALL_MEM_EVENT
+        | CALL_DEV_START => 2,
         _ => 6,
     }
 }
@@ -176,6 +175,8 @@ fn expected(call: &Call) -> Option<CallResult> {
                 Err(Status::InvalidParam)
             }
         }
+        // This guest has no devices.
+        CALL_DEV_START | CALL_DEV_STOP => Err(Status::InvalidParam),
         CALL_RNG_FILL if second > RNG_FILL_MAX => Err(Status::InvalidParam),
         CALL_RNG_FILL if !in_memory(first, second) => Err(Status::BadAddress),
         CALL_RNG_FILL => Ok(second),

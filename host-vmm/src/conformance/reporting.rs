@@ -9,7 +9,12 @@ use super::{Failure, Verdict};
 
 /// Boots the guest of `paravane abi guest`; what it has printed.
 fn report() -> Result<String, Failure> {
-    let (vm, console, _file) = boot(image::CONFORMANCE_ELF, 1, FacilitySet::default())?;
+    let (vm, console, _file) = boot(
+        image::CONFORMANCE_ELF,
+        1,
+        FacilitySet::default(),
+        Vec::new(),
+    )?;
     vm.run(RunOptions::default())?;
     Ok(String::from_utf8_lossy(&console.contents()).into_owned())
 }

@@ -25,7 +25,8 @@ impl Event {
     ///
     /// # Errors
     ///
-    /// [`Status::InvalidParam`]. Spec: PV-CONSOLE-11, PV-CLOCK-13, PV-SMP-12, PV-MEM-11
+    /// [`Status::InvalidParam`]. Spec: PV-CONSOLE-11, PV-CLOCK-13, PV-SMP-12, PV-MEM-11,
+    /// PV-DEV-5
     pub fn name(&self, args: &Args, vcpus: u8) -> CallResult {
         let [vector, apic_id] = take(args)?;
         let known =
@@ -35,6 +36,12 @@ impl Event {
         }
         self.0.store(vector | apic_id << 8, Ordering::SeqCst);
         Ok(0)
+    }
+
+    /// The same target as `other` has.
+    pub fn copy(&self, other: &Self) {
+        self.0
+            .store(other.0.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     /// What the guest has named.

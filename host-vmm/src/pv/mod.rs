@@ -11,6 +11,7 @@ pub mod console;
 pub mod cpuid;
 pub mod crash;
 pub mod delegate;
+pub mod dev;
 pub mod event;
 pub mod looks;
 pub mod mem;
@@ -52,6 +53,8 @@ pub const RNG_SEED: u64 = PV_AREA + 0x1_7000;
 /// The page with the host's wish for processors.
 pub const SMP_PAGE: u64 = PV_AREA + 0x1_a000;
 
+/// The table of devices.
+pub const DEV_TABLE: u64 = PV_AREA + 0x1_b000;
 /// The page of facility mem.
 pub const MEM_PAGE: u64 = PV_AREA + 0x1_8000;
 

@@ -218,6 +218,12 @@ impl Unit {
         Ok(())
     }
 
+    /// Whether it has been started, and not stopped since.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        matches!(*self.lock(), State::Works(_))
+    }
+
     /// Begins to work on the driver's queues.
     ///
     /// # Errors

@@ -31,6 +31,7 @@ use crate::pv::console::RingConsole;
 use crate::pv::cpuid::Cpuid;
 use crate::pv::crash::{Crash, LastWords};
 use crate::pv::delegate::Delegate;
+use crate::pv::dev::Dev;
 use crate::pv::mem::Mem;
 use crate::pv::rng::Rng;
 use crate::pv::smp::{Processors, Smp};
@@ -88,7 +89,15 @@ impl Vm {
         let last_words = LastWords::default();
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
         let pause = Arc::new(Pause::new(config.vcpus));
-        let virtio = MmioBus::new(&vm, &memory, &pause, create_virtio(&config)?)?;
+        let vm = Arc::new(vm);
+        let devices = create_virtio(&config)?;
+        let (registers, table) = if config.profile == Profile::Para {
+            (Vec::new(), devices)
+        } else {
+            (devices, Vec::new())
+        };
+        let virtio = MmioBus::new(&vm, &memory, &pause, registers)?;
+        let dev = Arc::new(Dev::new(&vm, &memory, config.vcpus, &pause, table)?);
         let processors = Arc::new(Processors::new(config.vcpus));
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
         let rings = Arc::new(RingConsole::new(
@@ -114,6 +123,7 @@ impl Vm {
                 Box::new(Rng::new(memory.clone())),
                 Box::new(Smp::new(Arc::clone(&processors), memory.clone())),
                 Box::new(Arc::clone(&mem)),
+                Box::new(Arc::clone(&dev)),
             ];
             facilities.extend(Delegate::of(set));
             if let Some(awkward) = &awkward {
@@ -128,6 +138,7 @@ impl Vm {
             console,
             ports,
             virtio,
+            dev: set.has(reg::FACILITY_DEV).then_some(dev),
             pv,
             rings: set.has(reg::FACILITY_CONSOLE).then_some(rings),
             clock: set.has(reg::FACILITY_CLOCK).then_some(clock),

@@ -97,7 +97,7 @@ impl Vm {
             processors.end();
         }
         let stuck = join(threads);
-        machine.virtio.stop();
+        machine.stop_devices();
         // The sockets' threads see the end as well.
         for thread in ctl.into_iter().chain(gdb) {
             let _ = thread.join();

@@ -98,6 +98,18 @@ tests! {
     pv_rng_3_every_fill_is_another
     pv_rng_4_too_long_is_invalid
     pv_rng_5_outside_memory_is_a_bad_address
+    pv_dev_1_the_table_has_as_many_as_are_counted
+    pv_dev_2_an_entry_is_a_virtio_device
+    pv_dev_8_what_a_doorbell_is_rung_for_is_served
+    pv_dev_3_all_that_works_is_between_start_and_stop
+    pv_dev_11_a_stopped_device_starts_anew
+    pv_dev_4_a_device_has_a_number
+    pv_dev_5_a_start_that_cannot_be_is_invalid
+    pv_dev_6_queues_lie_in_memory
+    pv_dev_7_a_started_device_is_not_started
+    pv_dev_9_a_doorbell_of_nobody_is_silent
+    pv_dev_12_a_broken_driver_is_told
+    pv_dev_13_a_guest_that_spoils_the_table_deceives_itself
     pv_crash_1_the_record_is_reported
     pv_crash_2_a_wrong_length_is_invalid
     pv_crash_2_a_wrong_record_is_invalid

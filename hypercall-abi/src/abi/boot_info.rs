@@ -15,6 +15,7 @@ use super::clock::ClockInfo;
 use super::console::ConsoleInfo;
 use super::cpuid::CpuidInfo;
 use super::delegate::DelegateInfo;
+use super::dev::DevInfo;
 use super::mem::MemInfo;
 use super::rng::RngInfo;
 use super::smp::SmpInfo;
@@ -67,10 +68,12 @@ pub struct BootInfo {
     pub mem: MemInfo,
     /// Facility `rng`; zero without it.
     pub rng: RngInfo,
+    /// Facility `dev`; zero without it.
+    pub dev: DevInfo,
 }
 
 const _: () = {
-    assert!(core::mem::size_of::<BootInfo>() == 288);
+    assert!(core::mem::size_of::<BootInfo>() == 304);
     assert!(core::mem::offset_of!(BootInfo, facilities) == 16);
     assert!(core::mem::offset_of!(BootInfo, generation) == 32);
     assert!(core::mem::offset_of!(BootInfo, clock) == 48);
@@ -80,6 +83,7 @@ const _: () = {
     assert!(core::mem::offset_of!(BootInfo, smp) == 160);
     assert!(core::mem::offset_of!(BootInfo, mem) == 176);
     assert!(core::mem::offset_of!(BootInfo, rng) == 272);
+    assert!(core::mem::offset_of!(BootInfo, dev) == 288);
 };
 
 impl BootInfo {

@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod cpuid;
 pub mod crash;
 pub mod delegate;
+pub mod dev;
 pub mod mem;
 pub mod registry;
 pub mod ring;

@@ -69,7 +69,7 @@ pub const FACILITY_SMP: u32 = 9;
 pub const FACILITY_MEM: u32 = 10;
 /// Facility `rng`: random numbers of the host.
 pub const FACILITY_RNG: u32 = 11;
-/// Facility `dev`. Reserved.
+/// Facility `dev`: virtio devices without a bus.
 pub const FACILITY_DEV: u32 = 12;
 /// Facility `crash`: the panic record.
 pub const FACILITY_CRASH: u32 = 13;
@@ -130,6 +130,11 @@ pub const CALL_MEM_EVENT: u32 = 0x000a_0001;
 
 /// `rng.fill(address, length) -> bytes written`: random ones. Spec: PV-RNG-2
 pub const CALL_RNG_FILL: u32 = 0x000b_0000;
+
+/// `dev.start(device, address)`: a `DevStart` lies there, and the device begins. Spec: PV-DEV-3
+pub const CALL_DEV_START: u32 = 0x000c_0000;
+/// `dev.stop(device)`: the queues' memory is the guest's again. Spec: PV-DEV-11
+pub const CALL_DEV_STOP: u32 = 0x000c_0001;
 
 /// `crash.report(address, length)`: a `CrashRecord` lies there. Spec: PV-CRASH-1
 pub const CALL_CRASH_REPORT: u32 = 0x000d_0000;

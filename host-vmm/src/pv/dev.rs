@@ -1,0 +1,254 @@
+//! Facility `dev`, host side: virtio devices without a bus. ABI: `hypercall-abi/src/abi/dev.rs`.
+//!
+//! The devices are those of [`crate::virtio`]; here is how a para guest finds and starts them. KVM rings their doorbells itself, and a
+//! notification is a message to a local APIC, so that neither comes through a vCPU's thread.
+
+use std::mem::{offset_of, size_of};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use paravane_abi::boot_info::BootInfo;
+use paravane_abi::call::{CallResult, Status};
+use paravane_abi::dev::{
+    DEV_DOORBELL_QUEUE_SHIFT, DEV_MAX, DEV_NEEDS_RESET, DEV_QUEUES_MAX, DevEntry, DevInfo,
+    DevQueue, DevStart,
+};
+use paravane_abi::registry as reg;
+
+use super::event::Event;
+use super::{Args, DEV_TABLE, Facility, Reply, take};
+use crate::kvm::refused;
+use crate::memory::{Memory, MemoryError};
+use crate::pause::Pause;
+use crate::virtio::queue::{QUEUE_MAX, QueueError, QueueSetup};
+use crate::virtio::unit::{Interrupt, Unit, UnitStats};
+use crate::virtio::{CONFIG_MAX, Device, QUEUES_MAX};
+use crate::vm::{VmError, raise};
+
+/// The doorbell of all devices. No PC has a device there.
+pub const DOORBELL_PORT: u16 = 0x78;
+
+const _: () = assert!(CONFIG_MAX == paravane_abi::dev::DEV_CONFIG_BYTES);
+const _: () = assert!(QUEUES_MAX <= DEV_QUEUES_MAX);
+const _: () = assert!(DEV_MAX * size_of::<DevEntry>() <= reg::PAGE_SIZE);
+
+/// Where the table has device number `index`.
+const fn entry(index: u64) -> u64 {
+    DEV_TABLE + index * size_of::<DevEntry>() as u64
+}
+
+/// The way from a device to its driver.
+#[derive(Clone, Debug)]
+struct Message {
+    vm: Arc<VmFd>,
+    memory: Memory,
+    event: Arc<Event>,
+    /// Where the device's `state` is.
+    state: u64,
+}
+
+impl Message {
+    fn raise(&self) {
+        if let Some(target) = self.event.target() {
+            raise(&self.vm, target);
+        }
+    }
+
+    fn set_state(&self, state: u32) {
+        // The table is the VMM's own: it is in guest memory.
+        let _ = self.memory.store_u32(self.state, state, Ordering::Release);
+    }
+}
+
+impl Interrupt for Message {
+    fn queue_used(&self) {
+        self.raise();
+    }
+
+    /// Spec: PV-DEV-12
+    fn needs_reset(&self) {
+        self.set_state(DEV_NEEDS_RESET);
+        self.raise();
+    }
+}
+
+#[derive(Debug)]
+struct Slot {
+    unit: Unit,
+    message: Message,
+}
+
+/// The facility.
+#[derive(Debug)]
+pub struct Dev {
+    memory: Memory,
+    vcpus: u8,
+    slots: Vec<Slot>,
+}
+
+impl Dev {
+    /// Puts `devices`, at most [`DEV_MAX`], into the table of a guest with so many processors.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor left, or KVM has refused doorbells.
+    pub fn new(
+        vm: &Arc<VmFd>,
+        memory: &Memory,
+        vcpus: u8,
+        pause: &Arc<Pause>,
+        devices: Vec<Box<dyn Device>>,
+    ) -> Result<Self, VmError> {
+        let mut slots = Vec::new();
+        for (device, number) in devices.into_iter().take(DEV_MAX).zip(0_u32..) {
+            let message = Message {
+                vm: Arc::clone(vm),
+                memory: memory.clone(),
+                event: Arc::default(),
+                state: entry(number.into()) + offset_of!(DevEntry, state) as u64,
+            };
+            let interrupt = Box::new(message.clone());
+            let unit = Unit::new(device, memory.clone(), interrupt, Arc::clone(pause));
+            let unit = unit.map_err(|reason| VmError::Host {
+                what: "event descriptor",
+                reason,
+            })?;
+            for (queue, doorbell) in (0_u32..).zip(unit.doorbells()) {
+                let word = number | queue << DEV_DOORBELL_QUEUE_SHIFT;
+                let port = IoEventAddress::Pio(DOORBELL_PORT.into());
+                vm.register_ioevent(doorbell, &port, word)
+                    .map_err(refused("connect a device's doorbell"))?;
+            }
+            slots.push(Slot { unit, message });
+        }
+        Ok(Self {
+            memory: memory.clone(),
+            vcpus,
+            slots,
+        })
+    }
+
+    /// Ends the work of all devices.
+    pub fn stop_all(&self) {
+        self.slots.iter().for_each(|slot| slot.unit.stop());
+    }
+
+    /// Their statistics.
+    pub fn stats(&self) -> impl Iterator<Item = UnitStats> {
+        self.slots.iter().map(|slot| slot.unit.stats())
+    }
+
+    fn slot(&self, number: u64) -> Result<&Slot, Status> {
+        let index = usize::try_from(number).map_err(|_| Status::InvalidParam)?;
+        self.slots.get(index).ok_or(Status::InvalidParam)
+    }
+
+    /// Spec: PV-DEV-3 to PV-DEV-7
+    fn start(&self, args: &Args) -> CallResult {
+        let [number, address] = take(args)?;
+        let Slot { unit, message } = self.slot(number)?;
+        if !address.is_multiple_of(size_of::<u64>() as u64) {
+            return Err(Status::BadAddress);
+        }
+        let start: DevStart = self
+            .memory
+            .read_obj(address)
+            .map_err(|_| Status::BadAddress)?;
+        let (queues, others) = start.queues.split_at(unit.doorbells().len());
+        if others.iter().any(|queue| *queue != DevQueue::default()) {
+            return Err(Status::InvalidParam);
+        }
+        unit.check(start.features).map_err(|e| status(&e))?;
+        let mut setups = [QueueSetup::default(); DEV_QUEUES_MAX];
+        for (setup, queue) in setups.iter_mut().zip(queues) {
+            *setup = set_up(queue)?;
+        }
+        // A device that works keeps its vector.
+        let event = Event::default();
+        event.name(
+            &[start.vector.into(), start.apic_id.into(), 0, 0, 0, 0],
+            self.vcpus,
+        )?;
+        if unit.is_started() {
+            return Err(Status::Denied);
+        }
+        message.event.copy(&event);
+        unit.start(start.features, &setups)
+            .map_err(|e| status(&e))?;
+        Ok(0)
+    }
+
+    /// Spec: PV-DEV-11
+    fn stop(&self, args: &Args) -> CallResult {
+        let [number] = take(args)?;
+        let Slot { unit, message } = self.slot(number)?;
+        unit.stop();
+        message.set_state(0);
+        Ok(0)
+    }
+}
+
+/// Spec: PV-DEV-5
+fn set_up(queue: &DevQueue) -> Result<QueueSetup, Status> {
+    let size = u16::try_from(queue.size).map_err(|_| Status::InvalidParam)?;
+    if !size.is_power_of_two() || size > QUEUE_MAX || queue.reserved != 0 {
+        return Err(Status::InvalidParam);
+    }
+    Ok(QueueSetup {
+        size,
+        ready: true,
+        descriptors: queue.descriptors,
+        available: queue.available,
+        used: queue.used,
+    })
+}
+
+/// What a guest is told whose device has not begun.
+fn status(error: &QueueError) -> Status {
+    match error {
+        QueueError::Features { .. } => Status::InvalidParam,
+        QueueError::Busy => Status::Denied,
+        QueueError::Host(_) => Status::HostError,
+        // Sizes have been looked at.
+        _ => Status::BadAddress,
+    }
+}
+
+impl Facility for Arc<Dev> {
+    fn id(&self) -> u32 {
+        reg::FACILITY_DEV
+    }
+
+    /// Spec: PV-DEV-1, PV-DEV-2
+    fn describe(&self, memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
+        let mut count = 0;
+        for (Slot { unit, .. }, index) in self.slots.iter().zip(0..) {
+            let row = DevEntry {
+                kind: unit.kind(),
+                queues: u32::try_from(unit.doorbells().len()).unwrap_or(0),
+                queue_max: u32::from(QUEUE_MAX),
+                features: unit.features(),
+                config: *unit.config(),
+                ..DevEntry::default()
+            };
+            memory.write_obj(entry(index), &row)?;
+            count += 1;
+        }
+        info.dev = DevInfo {
+            address: DEV_TABLE,
+            count,
+            doorbell_port: u32::from(DOORBELL_PORT),
+        };
+        Ok(())
+    }
+
+    fn call(&self, function: u32, args: &Args) -> Reply {
+        const FIRST: u32 = reg::FACILITY_DEV << 16;
+        Reply::Resume(match FIRST | function {
+            reg::CALL_DEV_START => self.start(args),
+            reg::CALL_DEV_STOP => self.stop(args),
+            _ => Err(Status::NotSupported),
+        })
+    }
+}

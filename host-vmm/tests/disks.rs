@@ -1,0 +1,222 @@
+//! Booted guests with a disk, on the reference host: what they write is there, also when the VMM is killed.
+//!
+//! All is done once, by one script in one boot of the reference host. `PARAVANE_KILLS` says how often each guest's VMM is
+//! killed in the middle of its writes; by itself a few times.
+//!
+//! Where the kernels, the initramfs or the reference host are not built, each test prints `skipped: reason`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// How often a VMM is killed, by itself.
+const KILLS: u32 = 2;
+/// Seconds that a kill and the boot before it may take.
+const SECONDS_A_KILL: u64 = 30;
+
+/// Guest, kernel, and how it ends.
+const GUESTS: [(&str, &str, &str); 2] =
+    [("kvm-pv", "full", "reboot"), ("para", "para", "poweroff")];
+
+/// What the guest does with its disk, which has a file `in`. There is no init but busybox.
+const COPY: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B mount -t ext4 /dev/vda /m; $B cp /m/in /m/out; $B sync; \
+     $B umount /m; $B mount -t ext4 /dev/vda /m && $B cmp /m/in /m/out && echo copy is good; $B rm /m/in; $B fstrim /m; \
+     $B umount /m; $B END -f";
+
+/// Makes records, and says so of each once it is on the disk, until it is killed.
+const RECORDS: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B mount -t ext4 /dev/vda /m; i=0; while :; do i=$((i+1)); \
+     $B dd if=/m/in of=/m/ROUND-$i bs=4k count=1 conv=fsync 2>/dev/null && echo on disk: ROUND-$i; done";
+
+/// What the script has left.
+struct Done {
+    folder: PathBuf,
+    kills: u32,
+}
+
+fn done() -> Option<&'static Done> {
+    static DONE: LazyLock<Result<Done, String>> = LazyLock::new(run);
+    match &*DONE {
+        Ok(done) => Some(done),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn tool(program: &str, arguments: &[&str]) -> Output {
+    let output = Command::new(program).args(arguments).output();
+    output
+        .unwrap_or_else(|e| panic!("{program} cannot be run: {e}; it is in the package e2fsprogs"))
+}
+
+/// The content of the file `in`.
+fn content() -> Vec<u8> {
+    (0..100_000_u32)
+        .flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_le_bytes())
+        .collect()
+}
+
+fn run() -> Result<Done, String> {
+    let cache = paravane_reference_host::cache_folder()
+        .ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
+    let built = |path: &str, task: &str| {
+        let path = cache.join(path);
+        path.canonicalize()
+            .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
+    };
+    let initrd = built("initramfs/guest.cpio", "initramfs")?;
+    built("reference-host/current", "reference-host")?;
+    let kills =
+        std::env::var("PARAVANE_KILLS").map_or(KILLS, |n| n.parse().expect("a number of kills"));
+
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disks");
+    // Nothing of an earlier run may be mistaken for one of this run.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(folder.join("root")).unwrap();
+    fs::write(folder.join("root/in"), content()).unwrap();
+    let mut script = format!("cd '{}'\n", folder.display());
+    for (guest, kernel, end) in GUESTS {
+        let kernel = built(
+            &format!("kernel/{kernel}/vmlinux"),
+            &format!("kernel {kernel}"),
+        )?;
+        for use_of in ["copy", "records"] {
+            let image = folder.join(format!("{guest}.{use_of}.img"));
+            let (root, image) = (folder.join("root"), image.to_str().unwrap());
+            let made = tool(
+                "mkfs.ext4",
+                &["-q", "-d", root.to_str().unwrap(), image, "24M"],
+            );
+            assert!(made.status.success(), "{made:?}");
+        }
+        let run = |name: &str, image: &str, init: &str| {
+            format!(
+                "'{}' run --guest {guest} --host kvm --kernel '{}' --initrd '{}' --disk {guest}.{image}.img --watchdog 100 \
+                 --stats json --stats-file {name}.stats --console-log {name}.console \
+                 --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"' </dev/null 2>{name}.errors",
+                env!("CARGO_BIN_EXE_paravane"),
+                kernel.display(),
+                initrd.display()
+            )
+        };
+        script += &run(&format!("{guest}.copy"), "copy", &COPY.replace("END", end));
+        script += "\n";
+        for kill in 0..kills {
+            let name = format!("{guest}.{kill}");
+            let init = RECORDS.replace("ROUND", &kill.to_string());
+            script += &run(&name, "records", &init);
+            // After some records, and then anywhere in the middle of one.
+            let (records, tenths) = (3 + kill * 7 % 23, kill % 5);
+            script += &format!(
+                " &\nfor n in $(seq 600); do\n\
+                 [ $(grep -c 'on disk' {name}.console) -ge {records} ] && break; sleep 0.1; done 2>/dev/null\n\
+                 sleep 0.{tenths}3; kill -9 $!; wait $!\n\
+                 e2fsck -p {guest}.records.img >{name}.fsck 2>&1; echo \"recovery $?\" >>{name}.fsck\n\
+                 e2fsck -fn {guest}.records.img >>{name}.fsck 2>&1; echo \"check $?\" >>{name}.fsck\n"
+            );
+        }
+    }
+    script += "exit 0\n";
+    let path = folder.join("script");
+    fs::write(&path, script).unwrap();
+    let limit = 100 + SECONDS_A_KILL * u64::from(kills) * 2;
+    let finished = paravane_reference_host::Command::new([Path::new("/bin/sh"), path.as_path()])
+        .expect("the working folder is known")
+        .timeout(Duration::from_secs(limit))
+        .run()
+        .unwrap_or_else(|error| panic!("the reference host failed: {error}"));
+    assert!(
+        finished.success(),
+        "the script ended with {}",
+        finished.code
+    );
+    Ok(Done { folder, kills })
+}
+
+impl Done {
+    fn text(&self, name: &str) -> String {
+        let bytes = fs::read(self.folder.join(name)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn image(&self, guest: &str, use_of: &str) -> String {
+        let path = self.folder.join(format!("{guest}.{use_of}.img"));
+        path.to_str().unwrap().to_owned()
+    }
+
+    /// The content of a file in an image.
+    fn file(&self, image: &str, name: &str) -> Vec<u8> {
+        let copy = self.folder.join("file");
+        let request = format!("dump {name} {}", copy.display());
+        let _ = fs::remove_file(&copy);
+        let output = tool("debugfs", &["-R", &request, image]);
+        fs::read(&copy).unwrap_or_else(|e| panic!("{name} of {image}: {e}: {output:?}"))
+    }
+}
+
+#[test]
+fn pv_dev_10_a_booted_guest_writes_and_remounts_its_disk() {
+    let Some(done) = done() else { return };
+    for (guest, ..) in GUESTS {
+        let name = format!("{guest}.copy");
+        let console = done.text(&format!("{name}.console"));
+        let errors = done.text(&format!("{name}.errors"));
+        assert!(
+            console.contains("copy is good"),
+            "{guest}: {console}\n{errors}"
+        );
+        let image = done.image(guest, "copy");
+        let check = tool("e2fsck", &["-fn", &image]);
+        assert!(check.status.success(), "{guest}: {check:?}");
+        assert!(done.file(&image, "out") == content(), "{guest}: the copy");
+
+        let stats: Value = serde_json::from_str(&done.text(&format!("{name}.stats"))).unwrap();
+        let device = &stats["devices"][0];
+        let count = |what: &str| device[what].as_u64().unwrap_or(0);
+        assert!(count("requests") > 10, "{guest}: {stats}");
+        assert!(count("interrupts") <= count("requests"), "{guest}: {stats}");
+        assert_eq!(device["broken"], Value::Null, "{guest}");
+        // Requests do not come by way of the vCPU's thread.
+        let exits = &stats["user_exits"];
+        if guest == "para" {
+            assert_eq!(exits["mmio"], 0, "{stats}");
+            assert_eq!(stats["hypercalls"]["dev.start"], 1, "{stats}");
+        }
+    }
+}
+
+/// What was on the disk is on it, and the file system is whole, each time.
+#[test]
+fn what_a_guest_was_told_is_on_the_disk_is_there_after_a_kill() {
+    let Some(done) = done() else { return };
+    let expected = &content()[..4096];
+    for (guest, ..) in GUESTS {
+        let image = done.image(guest, "records");
+        let mut records = 0;
+        for kill in 0..done.kills {
+            let fsck = done.text(&format!("{guest}.{kill}.fsck"));
+            let recovered = ["recovery 0", "recovery 1"].map(|code| fsck.contains(code));
+            assert!(recovered.contains(&true), "{guest}, kill {kill}: {fsck}");
+            assert!(fsck.contains("check 0"), "{guest}, kill {kill}: {fsck}");
+            assert_eq!(
+                done.text(&format!("{guest}.{kill}.stats")),
+                "",
+                "it was not killed"
+            );
+            let console = done.text(&format!("{guest}.{kill}.console"));
+            for line in console.lines() {
+                if let Some((_, record)) = line.trim_end().split_once("on disk: ") {
+                    assert!(done.file(&image, record) == expected, "{guest}: {record}");
+                    records += 1;
+                }
+            }
+        }
+        println!("{guest}: {} kills, {records} records", done.kills);
+        assert!(records >= 3 * done.kills, "{guest}: {records} records");
+    }
+}
