@@ -44,7 +44,7 @@ pub(crate) enum Work {
     Fault,
     /// A MiB is used, given up and, some seconds later, used once more; was it zero?
     Memory,
-    /// A MiB is read from `/dev/zero`: memory that the kernel clears.
+    /// 16 MiB are read from `/dev/zero` at once: memory that the kernel clears.
     Zero,
     /// Sixteen pages are mapped and unmapped untouched.
     Map,
@@ -327,7 +327,7 @@ fn fault(watch: &mut Watch<'_>, pages: usize) -> Result<(), Errno> {
 }
 
 fn zero(watch: &mut Watch<'_>, rounds: usize) -> Result<(), Errno> {
-    const BYTES: usize = 1024 * 1024;
+    const BYTES: usize = 16 * 1024 * 1024;
     let zeros = sys::open(c"/dev/zero", sys::O_RDONLY)?;
     let buffer = Mapping::private(BYTES)?;
     // Once before, so that its pages are there.
