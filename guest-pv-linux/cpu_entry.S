@@ -25,6 +25,9 @@
 #include "../entry/calling.h"
 #include "direct.h"
 
+/* The error code of a user's write to a page that is not there. */
+#define PARAVANE_USER_WRITES	0x6
+
 #define CPU(field)	PER_CPU_VAR(paravane_cpu + field)
 
 /* Exceptions that come with an error code: 8, 10 to 14, 17, 21, 29, 30. */
@@ -333,6 +336,8 @@ SYM_CODE_START(paravane_event_entry)
 	popq	%rcx
 	ret
 2:	incq	COUNT_PAGE_FAULT(%rax)
+	cmpb	$(PARAVANE_USER_WRITES), AREA_USER_ERROR(%rax)
+	sete	CPU(CPU_FILLS)
 4:	movq	AREA_USER_RAX(%rax), %rax
 	movq	paravane_handlers(,%rcx,8), %rcx
 	xchgq	%rcx, (%rsp)

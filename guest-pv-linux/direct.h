@@ -79,12 +79,14 @@
 #define ROUTINE_DEBUG_ADDRESSES	0x1e0
 #define ROUTINE_DEBUG_STATUS	0x1e8
 #define ROUTINE_CPUID		0x1f0
+#define ROUTINE_STORE		0x1f8
 /* Where calls of a routine are counted, from the routine. */
 #define COUNT_OF_ROUTINE	(COUNT_CALLS - ROUTINE_LEAVE)
 
 /* In struct paravane_cpu. */
 #define CPU_MASKED		0
 #define CPU_PENDING		1
+#define CPU_FILLS		2
 #define CPU_VECTORS		8
 #define CPU_AREA		40
 
@@ -98,6 +100,7 @@
 struct paravane_cpu {
 	u8 masked;
 	u8 pending;
+	u8 fills;	/* A user has written to a page that is not there. */
 	u64 vectors[4];
 	void *area;
 };

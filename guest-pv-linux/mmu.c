@@ -47,6 +47,21 @@ static void paravane_set_p4d(p4d_t *p4dp, p4d_t p4d)
 	WRITE_ONCE(*p4dp, p4d);
 }
 
+/*
+ * A host without nested paging looks through a table that was written to when
+ * the next root is loaded: through all of it, for one page that a user has
+ * touched. Of what the switcher stores it knows at once.
+ */
+static void paravane_set_pte(pte_t *ptep, pte_t pte)
+{
+	if (this_cpu_read(paravane_cpu.fills)) {
+		this_cpu_write(paravane_cpu.fills, 0);
+		paravane_switch(ROUTINE_STORE, (unsigned long)ptep, native_pte_val(pte), 0, 0);
+	} else {
+		native_set_pte(ptep, pte);
+	}
+}
+
 static int paravane_pgd_alloc(struct mm_struct *mm)
 {
 	pgd_t *user = (pgd_t *)__get_free_page(GFP_PGTABLE_USER);
@@ -117,6 +132,7 @@ void __init paravane_mmu_start(void)
 	pv_ops.mmu.make_p4d = PV_CALLEE_SAVE(paravane_make_entry);
 #endif
 	pv_ops.mmu.make_pgd = PV_CALLEE_SAVE(paravane_make_entry);
+	pv_ops.mmu.set_pte = paravane_set_pte;
 	pv_ops.mmu.set_p4d = paravane_set_p4d;
 	pv_ops.mmu.pgd_alloc = paravane_pgd_alloc;
 	pv_ops.mmu.pgd_free = paravane_pgd_free;

@@ -602,8 +602,10 @@ struct paravane_cpu_routines {
 	uint64_t debug_status;
 	/* `CPUID`, which CPL 3 may get from somebody else. */
 	uint64_t cpuid;
+	/* Stores RSI at RDI: one entry of a page table, which the host then has not to look for. */
+	uint64_t store;
 	/* Zero. */
-	uint64_t reserved[3];
+	uint64_t reserved[2];
 };
 
 PARAVANE_ASSERT(sizeof(struct paravane_cpu_routines) == 128);
@@ -620,7 +622,8 @@ PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, debug_control) == 72);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, debug_addresses) == 80);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, debug_status) == 88);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, cpuid) == 96);
-PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, reserved) == 104);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, store) == 104);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_routines, reserved) == 112);
 
 /* What the kernel counts of its way through the switcher; the host adds it up. */
 struct paravane_cpu_crossings {

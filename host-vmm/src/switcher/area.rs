@@ -17,7 +17,7 @@ pub const fn region(vcpu: u32) -> u64 {
 }
 
 /// Names of the routines in accounts, in the order of [`Routines`].
-const ROUTINE_NAMES: [&str; 13] = [
+const ROUTINE_NAMES: [&str; 14] = [
     "leave",
     "breakpoint",
     "halt",
@@ -31,6 +31,7 @@ const ROUTINE_NAMES: [&str; 13] = [
     "debug_addresses",
     "debug_status",
     "cpuid",
+    "store",
 ];
 
 /// Each kind of crossing with its count.
@@ -111,6 +112,7 @@ mod tests {
             "ROUTINE_DEBUG_ADDRESSES" routines.debug_addresses;
             "ROUTINE_DEBUG_STATUS" routines.debug_status;
             "ROUTINE_CPUID" routines.cpuid;
+            "ROUTINE_STORE" routines.store;
         };
         let others = [
             ("AREA_USER_ERROR", offset_of!(Area, user_frame) as u64 - 8),

@@ -73,7 +73,7 @@ global_asm!(
     ".quad flush_page - AREA, read_msr - AREA, write_msr - AREA, doorbell - AREA",
     ".quad output_byte - AREA",
     ".quad debug_control - AREA, debug_addresses - AREA, debug_status - AREA",
-    ".quad cpuid - AREA, 0, 0, 0",
+    ".quad cpuid - AREA, store - AREA, 0, 0",
     ".quad kernel_page_fault - AREA, syscall - AREA",
     ".org paravane_switcher + {code}",
     // The routines: each is what the gate of INT3 leads to.
@@ -125,6 +125,9 @@ global_asm!(
     "iretq",
     "cpuid:",
     "cpuid",
+    "iretq",
+    "store:",
+    "mov [rdi], rsi",
     "iretq",
     "kernel_page_fault:",
     "mov [rip + AREA + {kernel_rax}], rax",

@@ -222,7 +222,8 @@ fn install_area(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
         debug_addresses: base + distances.debug_addresses,
         debug_status: base + distances.debug_status,
         cpuid: base + distances.cpuid,
-        reserved: [0; 3],
+        store: base + distances.store,
+        reserved: [0; 2],
     };
     let idtr = |offset: u64| [limit << 48, base + offset];
     let area = Area {

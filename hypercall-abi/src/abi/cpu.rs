@@ -128,8 +128,10 @@ pub struct CpuRoutines {
     pub debug_status: u64,
     /// `CPUID`, which CPL 3 may get from somebody else.
     pub cpuid: u64,
+    /// Stores RSI at RDI: one entry of a page table, which the host then has not to look for.
+    pub store: u64,
     /// Zero.
-    pub reserved: [u64; 3],
+    pub reserved: [u64; 2],
 }
 
 /// What the kernel counts of its way through the switcher; the host adds it up.
