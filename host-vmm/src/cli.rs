@@ -260,6 +260,10 @@ pub(crate) struct RunArgs {
     /// Let the guest run at once; gdb can come at any time.
     #[arg(long, requires = "gdb")]
     pub(crate) gdb_nowait: bool,
+    /// Where the guest dies (panic, triple fault, watchdog, an error), write its memory and registers here, as an ELF core
+    /// that gdb opens: gdb VMLINUX FILE. `paravane ctl SOCKET core FILE` writes one of a guest that lives.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) core: Option<PathBuf>,
     /// What to do when the guest restarts itself: a restart goes on in the same process, on the same console.
     #[arg(long, value_enum, value_name = "ACTION", default_value = "exit")]
     pub(crate) on_reboot: OnReboot,

@@ -3,8 +3,7 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use object::read::elf::{ElfFile64, ProgramHeader};
-use object::{Endianness, Object, ObjectSymbol, SymbolKind};
+use object::{Object, ObjectSymbol, SymbolKind};
 use paravane_abi::crash::CrashRecord;
 
 /// Where Linux puts modules, up to its fixed mappings.
@@ -12,20 +11,11 @@ const MODULES: std::ops::Range<u64> = 0xffff_ffff_a000_0000..0xffff_ffff_ff00_00
 /// Most frames of a stack that is walked from outside.
 const FRAMES_MAX: usize = 24;
 
-/// A part of a kernel: where it runs, and where it has been loaded.
-#[derive(Clone, Copy, Debug)]
-struct Segment {
-    virtual_start: u64,
-    physical_start: u64,
-    bytes: u64,
-}
-
-/// A kernel's functions by address, and where its parts lie.
+/// A kernel's functions, by address.
 #[derive(Debug, Default)]
 pub struct Symbols {
     /// Sorted by address.
     functions: Vec<(u64, String)>,
-    segments: Vec<Segment>,
 }
 
 impl Symbols {
@@ -52,19 +42,7 @@ impl Symbols {
             .collect();
         functions.sort_unstable();
         functions.dedup_by_key(|(address, _)| *address);
-        Self {
-            functions,
-            segments: segments(&bytes),
-        }
-    }
-
-    /// Where a kernel that has not moved itself has what it runs at a virtual address.
-    #[must_use]
-    pub fn physical(&self, address: u64) -> Option<u64> {
-        self.segments.iter().find_map(|segment| {
-            let offset = address.checked_sub(segment.virtual_start)?;
-            (offset < segment.bytes).then(|| segment.physical_start.wrapping_add(offset))
-        })
+        Self { functions }
     }
 
     /// The function that `address` lies in, and where it begins.
@@ -110,22 +88,6 @@ impl Symbols {
             _ => self.name(address),
         }
     }
-}
-
-/// What of an ELF file is loaded, and where.
-fn segments(file: &[u8]) -> Vec<Segment> {
-    let Ok(elf) = ElfFile64::<Endianness>::parse(file) else {
-        return Vec::new();
-    };
-    let headers = elf.elf_program_headers().iter();
-    let loaded = headers.filter(|header| header.p_type(elf.endian()) == object::elf::PT_LOAD);
-    loaded
-        .map(|header| Segment {
-            virtual_start: header.p_vaddr(elf.endian()),
-            physical_start: header.p_paddr(elf.endian()),
-            bytes: header.p_memsz(elf.endian()),
-        })
-        .collect()
 }
 
 /// The return addresses of a stack with frame pointers, innermost first. `read` gives the two words at a virtual
@@ -202,7 +164,6 @@ mod tests {
     fn addresses_get_the_function_that_they_lie_in() {
         let symbols = Symbols {
             functions: vec![(0x1000, "first".into()), (0x2000, "second".into())],
-            ..Symbols::default()
         };
         assert!(symbols.name(0x1fff).ends_with("first+0xfff"));
         assert!(symbols.name(0x2000).ends_with("second+0x0"));
@@ -213,7 +174,6 @@ mod tests {
     fn a_function_that_ends_with_its_call_is_still_the_caller() {
         let symbols = Symbols {
             functions: vec![(0x1000, "first".into()), (0x2000, "second".into())],
-            ..Symbols::default()
         };
         assert!(symbols.caller(0x2000).ends_with("first+0x1000"));
         assert!(symbols.caller(0x2001).ends_with("second+0x1"));
@@ -225,7 +185,6 @@ mod tests {
     fn an_address_in_a_module_is_no_function_of_the_kernel() {
         let symbols = Symbols {
             functions: vec![(MODULES.start - 0x10, "last".into())],
-            ..Symbols::default()
         };
         assert!(symbols.name(MODULES.start).contains("in a module"));
         assert!(symbols.caller(MODULES.start + 1).contains("in a module"));

@@ -17,6 +17,7 @@
 //! | `{"command": "resume"}` | [`Status`] |
 //! | `{"command": "cpus", "count": 2}` | [`Status`]; the guest is asked to have so many processors on, and does it when it can; 0: no wish |
 //! | `{"command": "memory", "mib": N}` | [`Status`]; the guest follows as far as it can, and keeps the rest from itself |
+//! | `{"command": "core"}`, with a file's descriptor (`SCM_RIGHTS`) | `{"bytes": N}`, once an ELF core of the guest is in the file; it stands still meanwhile |
 //! | `{"command": "power", "action": "off"}` | [`Status`]; the guest is not asked: the plug is pulled |
 //! | `{"command": "power", "action": "reset"}` | the same, and the machine starts again where `run` was told `--on-reboot restart` |
 //! | `{"command": "power", "action": "nmi"}` | [`Status`]; the boot processor gets a non-maskable interrupt |
@@ -31,6 +32,7 @@ pub mod command;
 mod metrics;
 pub mod server;
 
+use std::fs::File;
 use std::time::Duration;
 
 use paravane_abi::registry::PAGE_SIZE;
@@ -38,6 +40,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config::Profile;
+use crate::core;
 use crate::pause::Holder;
 use crate::pv::smp::Processors;
 use crate::stats::Outcome;
@@ -70,6 +73,8 @@ pub enum Request {
         /// With so much.
         mib: u64,
     },
+    /// Write a core into the file whose descriptor comes along.
+    Core {},
     /// Press a button.
     Power {
         /// Which.
@@ -170,6 +175,15 @@ pub enum Refusal {
         /// What was asked for.
         mib: u64,
     },
+    /// A core without a file.
+    #[error("there is no file for the core")]
+    NoFile,
+    /// A file that takes no core.
+    #[error("the core cannot be written: {reason}")]
+    File {
+        /// What the system says.
+        reason: std::io::Error,
+    },
     /// KVM has not taken it.
     #[error("KVM refused to {what}")]
     Kvm {
@@ -189,6 +203,8 @@ impl Refusal {
             Self::NoHotplug => "no-hotplug",
             Self::TooMany { .. } => "too-many",
             Self::Memory { .. } => "memory",
+            Self::NoFile => "no-file",
+            Self::File { .. } => "file",
             Self::Kvm { .. } => "kvm",
         }
     }
@@ -213,6 +229,12 @@ impl Refusal {
             Self::Memory { .. } => {
                 "ask for no more than it was started with (--memory), and start it with facility mem (--pv)"
             }
+            Self::NoFile => {
+                "send the descriptor of a file along with the request (SCM_RIGHTS), as `paravane ctl SOCKET core FILE` does"
+            }
+            Self::File { .. } => {
+                "it takes an ordinary file, and room for all of the guest's memory"
+            }
             Self::Kvm { .. } => "look at the host kernel's log",
         }
     }
@@ -234,13 +256,13 @@ pub fn answer(result: Result<Value, Refusal>) -> String {
     .to_string()
 }
 
-/// Answers one line.
+/// Answers one line; `file`: what came along.
 #[must_use]
-pub fn serve_line(machine: &Machine, line: &[u8]) -> String {
+pub fn serve_line(machine: &Machine, line: &[u8], file: Option<File>) -> String {
     let request = serde_json::from_slice(line).map_err(|e| Refusal::BadRequest {
         reason: e.to_string(),
     });
-    answer(request.and_then(|request| carry_out(machine, request)))
+    answer(request.and_then(|request| carry_out(machine, request, file)))
 }
 
 /// A structure of ours as JSON: that does not fail.
@@ -248,13 +270,17 @@ fn json(value: impl Serialize) -> Value {
     serde_json::to_value(value).unwrap_or_default()
 }
 
-fn carry_out(machine: &Machine, request: Request) -> Result<Value, Refusal> {
+fn carry_out(machine: &Machine, request: Request, file: Option<File>) -> Result<Value, Refusal> {
     match request {
         Request::Status {} => {}
         Request::Stats {} => return Ok(json(machine.stats())),
         Request::Metrics {} => {
             let text = metrics::text(&machine.stats(), &status(machine));
             return Ok(serde_json::json!({ "openmetrics": text }));
+        }
+        Request::Core {} => {
+            let file = file.ok_or(Refusal::NoFile)?;
+            return Ok(serde_json::json!({ "bytes": write_core(machine, &file)? }));
         }
         Request::Pause {} => machine
             .pause()
@@ -294,6 +320,17 @@ fn carry_out(machine: &Machine, request: Request) -> Result<Value, Refusal> {
         }
     }
     Ok(json(status(machine)))
+}
+
+/// Writes a core of the guest, which stands still for it.
+fn write_core(machine: &Machine, file: &File) -> Result<u64, Refusal> {
+    let pause = machine.pause();
+    pause
+        .pause(Holder::Core, PAUSE_LIMIT)
+        .map_err(|working| Refusal::CannotPause { working })?;
+    let written = core::write(machine, file);
+    pause.resume(Holder::Core);
+    written.map_err(|reason| Refusal::File { reason })
 }
 
 /// What of this process is in memory; zero where the host has no /proc.

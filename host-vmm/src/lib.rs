@@ -23,6 +23,7 @@ pub mod clock_watch;
 pub mod config;
 pub mod conformance;
 pub mod console;
+pub mod core;
 pub mod crash;
 pub mod ctl;
 pub mod device;

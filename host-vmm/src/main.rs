@@ -237,6 +237,7 @@ fn run_once(
         host: host_class(),
         ctl,
         gdb,
+        core: args.core.clone(),
     })?)
 }
 

@@ -202,6 +202,13 @@ impl Memory {
         self.bytes - self.low_end()
     }
 
+    /// The end of the region that `address` lies in, where it lies in RAM.
+    #[must_use]
+    pub fn end_of_region(&self, address: u64) -> Option<u64> {
+        let region = self.mmap.find_region(GuestAddress(address))?;
+        Some(region.start_addr().0 + region.len())
+    }
+
     /// Whether `length` bytes from `address` are all RAM. Zero bytes are everywhere.
     #[must_use]
     pub fn contains(&self, address: u64, length: usize) -> bool {

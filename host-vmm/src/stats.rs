@@ -127,6 +127,17 @@ pub enum Outcome {
     Interrupted,
 }
 
+impl Outcome {
+    /// Whether something is wrong with the guest, or with its host.
+    #[must_use]
+    pub const fn is_failure(self) -> bool {
+        matches!(
+            self,
+            Self::Crash | Self::TripleFault | Self::Watchdog | Self::Error
+        )
+    }
+}
+
 /// One milestone.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct Mark {

@@ -17,6 +17,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::awkward::Awkward;
+use crate::boot::image::Image;
 use crate::boot::{self, BootError, Loaded};
 use crate::config::{Config, Profile};
 use crate::console::Console;
@@ -98,6 +99,7 @@ pub struct Machine {
     /// There where the run has one.
     debugger: OnceLock<Debugger>,
     symbols: OnceLock<Symbols>,
+    image: OnceLock<Image>,
     /// What the vCPUs were doing when the watchdog came.
     hung: Mutex<BTreeMap<usize, String>>,
     config: Config,

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use object::{Object, ObjectSegment};
 use paravane::config::{Config, Entry, FacilitySet, Profile};
 use paravane::console::Console;
 use paravane::ctl::client::{Client, ClientError};
@@ -209,6 +210,39 @@ fn a_guest_that_does_not_listen_is_not_asked_for_processors() {
             other => panic!("{other:?}"),
         }
     }
+    guest.off();
+}
+
+#[test]
+fn a_core_has_memory_and_registers_and_the_guest_goes_on() {
+    let Some(guest) = start() else { return };
+    guest.counts();
+    let mut client = guest.client();
+    match client.ask(Request::Core {}) {
+        Err(ClientError::Refused { code, .. }) => assert_eq!(code, "no-file"),
+        other => panic!("{other:?}"),
+    }
+    let path = fresh_path();
+    let file = std::fs::File::create_new(&path).unwrap();
+    let answer = client.ask_with(Request::Core {}, Some(&file)).unwrap();
+    let core = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(answer["bytes"], core.len());
+    let parsed = object::File::parse(core.as_slice()).unwrap();
+    assert_eq!(parsed.kind(), object::ObjectKind::Core);
+    let segment = parsed.segments().find(|segment| segment.address() == 0);
+    let memory = segment.unwrap().data().unwrap();
+    assert_eq!(memory.len(), 32 << 20);
+    let code = usize::try_from(entry()).unwrap();
+    assert_eq!(memory[code..code + COUNTS.len()], COUNTS);
+    guest.counts();
+    // A file that takes nothing.
+    let full = std::fs::File::options().read(true).open("/dev/null");
+    match client.ask_with(Request::Core {}, Some(&full.unwrap())) {
+        Err(ClientError::Refused { code, .. }) => assert_eq!(code, "file"),
+        other => panic!("{other:?}"),
+    }
+    guest.counts();
     guest.off();
 }
 

@@ -3,6 +3,7 @@
 //! A kernel is an ELF `vmlinux` or a `bzImage`; it is entered through Linux's 64-bit boot protocol
 //! (Documentation/arch/x86/boot.rst, section 1.16) or, ELF only, through PVH.
 
+pub mod image;
 pub mod mptable;
 pub mod params;
 pub mod pvh;
@@ -15,11 +16,11 @@ use std::path::PathBuf;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::PvhBootCapability;
 use linux_loader::loader::{BzImage, Elf, KernelLoader};
-use object::Endianness;
-use object::read::elf::{ElfFile64, ProgramHeader};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::config::{Config, Entry, Profile};
+use image::Image;
+
 use crate::memory::{self, Memory, MemoryError};
 use crate::switcher;
 
@@ -170,7 +171,7 @@ fn load_kernel(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
             entry,
             mode: config.entry,
             initrd: None,
-            kernel_start: elf_start(&file).unwrap_or(memory::HIGH_RAM),
+            kernel_start: Image::of(&file).start().unwrap_or(memory::HIGH_RAM),
             kernel_end: result.kernel_end,
             header: None,
         });
@@ -201,15 +202,6 @@ fn load_kernel(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
         kernel_end: result.kernel_end.max(preferred.saturating_add(needs)),
         header: result.setup_header,
     })
-}
-
-/// Where the lowest segment of an ELF kernel is loaded.
-fn elf_start(file: &File) -> Option<u64> {
-    let file = object::ReadCache::new(file);
-    let elf = ElfFile64::<Endianness, _>::parse(&file).ok()?;
-    let loaded = elf.elf_program_headers().iter();
-    let loaded = loaded.filter(|header| header.p_type(elf.endian()) == object::elf::PT_LOAD);
-    loaded.map(|header| header.p_paddr(elf.endian())).min()
 }
 
 /// Puts the initrd as high as it goes, where no kernel has to move it.

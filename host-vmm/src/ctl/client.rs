@@ -1,11 +1,14 @@
 //! The client's side of the control socket.
 
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::Request;
 
@@ -75,12 +78,35 @@ impl Client {
     ///
     /// [`ClientError`].
     pub fn ask(&mut self, request: Request) -> Result<Value, ClientError> {
+        self.ask_with(request, None)
+    }
+
+    /// Asks, and sends a file's descriptor along.
+    ///
+    /// # Errors
+    ///
+    /// [`ClientError`].
+    pub fn ask_with(
+        &mut self,
+        request: Request,
+        file: Option<&File>,
+    ) -> Result<Value, ClientError> {
         let line = serde_json::to_string(&request).map_err(|_| ClientError::NoAnswer)?;
         let mut answer = String::new();
-        self.stream
-            .get_mut()
-            .write_all(format!("{line}\n").as_bytes())
-            .and_then(|()| self.stream.read_line(&mut answer))
+        let sent = match file {
+            None => self
+                .stream
+                .get_mut()
+                .write_all(format!("{line}\n").as_bytes()),
+            Some(file) => {
+                let stream = self.stream.get_ref();
+                // The line is short: it goes whole.
+                let sent = stream.send_with_fd(format!("{line}\n").as_bytes(), file.as_raw_fd());
+                sent.map(drop)
+                    .map_err(|e| io::Error::from_raw_os_error(e.errno()))
+            }
+        };
+        sent.and_then(|()| self.stream.read_line(&mut answer))
             .map_err(ClientError::Broken)?;
         if answer.is_empty() {
             return Err(ClientError::Broken(io::ErrorKind::UnexpectedEof.into()));

@@ -1,7 +1,8 @@
 //! `paravane ctl`: the control socket by hand.
 
+use std::fs::File;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
@@ -59,6 +60,11 @@ enum Command {
         /// MiB that it may use; as much as it was started with gives it all back.
         mib: u64,
     },
+    /// Write memory and registers into a file, as an ELF core; the guest stands still meanwhile. Then: gdb VMLINUX FILE.
+    Core {
+        /// The file; it is replaced.
+        file: PathBuf,
+    },
     /// Press a button of the machine.
     Power {
         /// Which.
@@ -83,6 +89,14 @@ pub enum CtlError {
         /// Seconds.
         wait: u64,
     },
+    /// The file of a core.
+    #[error("`{}` cannot be written: {reason}", path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        reason: io::Error,
+    },
     /// The terminal or file that the answer goes to.
     #[error("the answer cannot be written: {0}")]
     Output(#[from] io::Error),
@@ -95,17 +109,22 @@ pub enum CtlError {
 /// [`CtlError`].
 pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
     let mut client = Client::connect(&args.socket)?;
-    let request = match args.command {
+    let request = match &args.command {
         Command::Status => Request::Status {},
         Command::Stats => Request::Stats {},
         Command::Metrics => Request::Metrics {},
         Command::Pause => Request::Pause {},
         Command::Resume => Request::Resume {},
-        Command::Cpus { count, .. } => Request::Cpus { count },
-        Command::Memory { mib } => Request::Memory { mib },
-        Command::Power { action } => Request::Power { action },
+        Command::Cpus { count, .. } => Request::Cpus { count: *count },
+        Command::Memory { mib } => Request::Memory { mib: *mib },
+        Command::Core { .. } => Request::Core {},
+        Command::Power { action } => Request::Power { action: *action },
     };
-    let mut answer = client.ask(request)?;
+    let file = match &args.command {
+        Command::Core { file } => Some(create(file)?),
+        _ => None,
+    };
+    let mut answer = client.ask_with(request, file.as_ref())?;
     if let Command::Cpus { count, wait } = args.command {
         let deadline = Instant::now() + Duration::from_secs(wait);
         while !(count == 0 || wait == 0 || has_on(&answer, count)) {
@@ -125,6 +144,13 @@ pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
         rows(&mut out, "", &answer)?;
     }
     Ok(())
+}
+
+fn create(path: &Path) -> Result<File, CtlError> {
+    File::create(path).map_err(|reason| CtlError::File {
+        path: path.to_owned(),
+        reason,
+    })
 }
 
 /// Whether a status has so many processors on.

@@ -6,7 +6,8 @@
 //! place of the connection that has been silent for longest. A request that is longer, and a client that does not read its
 //! answers, lose their connection. Requests are carried out one after the other.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -15,6 +16,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::{Refusal, answer, serve_line};
 use crate::stats::Outcome;
@@ -195,6 +197,8 @@ struct Connection {
     stream: UnixStream,
     /// The beginning of a request.
     begun: Vec<u8>,
+    /// The file that came along with it.
+    file: Option<File>,
 }
 
 impl Connection {
@@ -203,21 +207,26 @@ impl Connection {
             token,
             stream,
             begun: Vec::new(),
+            file: None,
         }
     }
 
     /// Takes what has come and answers the lines that are whole. An error ends the connection.
     fn serve(&mut self, machine: &Machine) -> io::Result<()> {
         let mut buffer = [0; REQUEST_MAX];
-        let count = match self.stream.read(&mut buffer) {
-            Ok(count) => count,
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(e) => return Err(e),
+        let count = match self.stream.recv_with_fd(&mut buffer) {
+            Ok((count, file)) => {
+                self.file = file.or(self.file.take());
+                count
+            }
+            Err(e) if e.errno() == libc::EAGAIN => return Ok(()),
+            Err(e) => return Err(io::Error::from_raw_os_error(e.errno())),
         };
         self.begun.extend_from_slice(&buffer[..count]);
         while let Some(end) = self.begun.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.begun.drain(..=end).collect();
-            self.put(&serve_line(machine, &line))?;
+            let file = self.file.take();
+            self.put(&serve_line(machine, &line, file))?;
         }
         if self.begun.len() >= REQUEST_MAX {
             let _ = self.put(&answer(Err(Refusal::TooLong { most: REQUEST_MAX })));
@@ -225,7 +234,8 @@ impl Connection {
         }
         if count == 0 {
             if !self.begun.is_empty() {
-                self.put(&serve_line(machine, &self.begun))?;
+                let file = self.file.take();
+                self.put(&serve_line(machine, &self.begun, file))?;
             }
             return Err(io::ErrorKind::UnexpectedEof.into());
         }

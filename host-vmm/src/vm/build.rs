@@ -147,6 +147,7 @@ impl Vm {
             awkward,
             debugger: OnceLock::new(),
             symbols: OnceLock::new(),
+            image: OnceLock::new(),
             hung: Mutex::default(),
             config,
             wake,

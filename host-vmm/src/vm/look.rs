@@ -4,8 +4,9 @@ use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use super::Machine;
+use crate::boot::image::Image;
 use crate::crash::Symbols;
-use crate::memory::MemoryError;
+use crate::memory::{Memory, MemoryError};
 use crate::vcpu;
 
 const PAGE: u64 = 4096;
@@ -27,6 +28,17 @@ impl Machine {
             .get_or_init(|| Symbols::read(&self.config.kernel))
     }
 
+    /// Where the guest's kernel lies; read when somebody asks.
+    fn image(&self) -> &Image {
+        self.image.get_or_init(|| Image::read(&self.config.kernel))
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
     /// Registers with the instruction's symbol.
     #[must_use]
     pub fn describe_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> String {
@@ -44,7 +56,7 @@ impl Machine {
         let found = fd.translate_gva(address).ok().filter(|t| t.valid != 0);
         found
             .map(|t| t.physical_address)
-            .or_else(|| self.symbols().physical(address))
+            .or_else(|| self.image().physical(address))
     }
 
     /// Copies out what the vCPU has at a virtual address, as far as there is something; returns how many bytes.

@@ -1,6 +1,8 @@
 //! Running a machine: its threads, from the first instruction to the end.
 
+use std::fs::File;
 use std::os::unix::thread::JoinHandleExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,7 +18,7 @@ use crate::gdb::debugger::Debugger;
 use crate::pause::Holder;
 use crate::stats::{Outcome, Stats};
 use crate::vcpu::Vcpu;
-use crate::{crash, gdb};
+use crate::{core, crash, gdb};
 
 /// How long vCPU threads get to come out of KVM once the machine stops.
 const JOIN_LIMIT: Duration = Duration::from_secs(3);
@@ -34,6 +36,8 @@ pub struct RunOptions {
     pub ctl: Option<Arc<Server>>,
     /// Where a debugger may come in; it is kept from one run to the next.
     pub gdb: Option<Arc<gdb::Server>>,
+    /// Where a core goes if the guest dies.
+    pub core: Option<PathBuf>,
 }
 
 impl Vm {
@@ -120,6 +124,14 @@ impl Vm {
         }
         if stuck > 0 {
             let note = format!("{stuck} vCPU(s) did not come out of KVM and were left behind");
+            message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
+        }
+        if let Some(path) = options.core.filter(|_| outcome.is_failure()) {
+            let written = File::create(&path).and_then(|file| core::write(machine, &file));
+            let note = match written {
+                Ok(_) => format!("its core: gdb VMLINUX {}", path.display()),
+                Err(e) => format!("its core `{}` cannot be written: {e}", path.display()),
+            };
             message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
         }
         Ok(Stats {

@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::process::Command;
 
+use crate::launch_or_skip;
 use crate::launches::launches;
 
 /// What gdb is told. The first breakpoint is set while the kernel has no page tables yet, and is hit in early boot; the next
@@ -34,7 +36,7 @@ pub(crate) fn script(guest: &str, kernel: &Path, initrd: &Path) -> String {
          --stats-file {guest}-gdb.stats --console-log {guest}-gdb.console --gdb 4321 --cmdline '-- end={end}' \
          </dev/null 2>{guest}-gdb.errors &\n\
          for try in $(seq 300); do grep -q 'gdb can come' {guest}-gdb.errors && break; sleep 0.1; done\n\
-         gdb -nx -batch '{}' -ex 'target remote :4321'",
+         gdb -nx -batch '{}' -ex 'set remotetimeout 60' -ex 'target remote :4321'",
         env!("CARGO_BIN_EXE_paravane"),
         kernel.display(),
         initrd.display(),
@@ -84,5 +86,29 @@ fn linux_is_debugged_from_its_first_instruction_to_its_end() {
             rest = &rest[at + said.len()..];
         }
         assert_eq!((launch.code, launch.outcome()), (0, outcome), "{launch}");
+    }
+}
+
+#[test]
+fn gdb_opens_the_core_of_a_panic_and_shows_who_called_it() {
+    let panic = launch_or_skip!("para-panic");
+    assert!(panic.errors.contains("its core: gdb "), "{panic}");
+    let cache = paravane_reference_host::cache_folder().expect("there was one for the launches");
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot");
+    let gdb = Command::new("gdb")
+        .args(["-nx", "-batch", "-ex", "info threads", "-ex", "backtrace"])
+        .arg(cache.join("kernel/para/vmlinux"))
+        .arg(folder.join("para-panic.core"))
+        .output();
+    let output = match gdb {
+        Ok(output) => output,
+        Err(e) => {
+            println!("skipped: no gdb: {e}");
+            return;
+        }
+    };
+    let text = String::from_utf8_lossy(&output.stdout);
+    for function in ["in panic ()", "in do_exit ()"] {
+        assert!(text.contains(function), "{function}:\n{text}");
     }
 }

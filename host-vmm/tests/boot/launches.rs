@@ -88,7 +88,12 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 20] = [
         "--guest para --pv=-mem --ctl para-without-mem.ctl",
         "job=memory:64 end=poweroff",
     ),
-    ("para-panic", Kernel::Para, "--guest para", "panic"),
+    (
+        "para-panic",
+        Kernel::Para,
+        "--guest para --core para-panic.core",
+        "panic",
+    ),
     (
         "para-module",
         Kernel::Para,

@@ -1,0 +1,87 @@
+//! Where an ELF kernel lies: by its own headers, which is where it has been loaded and where it runs unless it moves itself.
+
+use std::fs::File;
+use std::path::Path;
+
+use object::Endianness;
+use object::read::elf::{ElfFile64, ProgramHeader};
+
+/// A part of a kernel: where it runs, and where it has been loaded.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    virtual_start: u64,
+    physical_start: u64,
+    bytes: u64,
+}
+
+/// The parts of a kernel that are loaded; none of a file that is no ELF file.
+#[derive(Debug, Default)]
+pub struct Image {
+    segments: Vec<Segment>,
+}
+
+impl Image {
+    /// Reads the headers of `kernel`.
+    #[must_use]
+    pub fn read(kernel: &Path) -> Self {
+        File::open(kernel).map_or_else(|_| Self::default(), |file| Self::of(&file))
+    }
+
+    /// Reads the headers of an open file.
+    #[must_use]
+    pub fn of(file: &File) -> Self {
+        let file = object::ReadCache::new(file);
+        let Ok(elf) = ElfFile64::<Endianness, _>::parse(&file) else {
+            return Self::default();
+        };
+        let headers = elf.elf_program_headers().iter();
+        let loaded = headers.filter(|header| header.p_type(elf.endian()) == object::elf::PT_LOAD);
+        let segments = loaded.map(|header| Segment {
+            virtual_start: header.p_vaddr(elf.endian()),
+            physical_start: header.p_paddr(elf.endian()),
+            bytes: header.p_memsz(elf.endian()),
+        });
+        Self {
+            segments: segments.collect(),
+        }
+    }
+
+    /// The lowest address that something is loaded at.
+    #[must_use]
+    pub fn start(&self) -> Option<u64> {
+        self.segments.iter().map(|s| s.physical_start).min()
+    }
+
+    /// Where it has what it runs at a virtual address.
+    #[must_use]
+    pub fn physical(&self, address: u64) -> Option<u64> {
+        self.segments.iter().find_map(|segment| {
+            let offset = address.checked_sub(segment.virtual_start)?;
+            (offset < segment.bytes).then(|| segment.physical_start.wrapping_add(offset))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_found_in_its_part() {
+        let segment = |virtual_start, physical_start| Segment {
+            virtual_start,
+            physical_start,
+            bytes: 0x1000,
+        };
+        let image = Image {
+            segments: vec![segment(u64::MAX - 0xfff, 0x2000), segment(0x5000, 0x1000)],
+        };
+        assert_eq!(image.start(), Some(0x1000));
+        assert_eq!(image.physical(u64::MAX), Some(0x2fff));
+        assert_eq!(image.physical(0x5fff), Some(0x1fff));
+        for address in [0, 0x4fff, 0x6000] {
+            assert_eq!(image.physical(address), None, "{address:#x}");
+        }
+        assert_eq!(Image::read(Path::new("/nonexistent")).start(), None);
+    }
+}
