@@ -56,20 +56,13 @@ impl Profile {
         matches!(self, Self::Para | Self::Direct)
     }
 
-    /// Whether there is a device that shows the guest a disk.
-    #[must_use]
-    pub const fn has_disks(self) -> bool {
-        self.disks_max() > 0
-    }
-
     /// How many disks the guest's devices can show it.
     #[must_use]
     pub const fn disks_max(self) -> usize {
         match self {
             Self::Full => DISKS_MAX,
             Self::KvmPv => mmio::DEVICES_MAX,
-            Self::Para => DEV_MAX,
-            Self::Direct => 0,
+            Self::Para | Self::Direct => DEV_MAX,
         }
     }
 
@@ -338,12 +331,6 @@ pub enum ConfigError {
     /// `--awkward` without a guest that would notice.
     #[error("an awkward host (--awkward) is awkward to calls: use --guest para")]
     Awkward,
-    /// `--disk` for a guest that has no device for it.
-    #[error("a {profile} guest has no disks so far (--disk)")]
-    NoDisks {
-        /// The guest.
-        profile: Profile,
-    },
     /// `--net` for a guest that has no device for it.
     #[error("a {profile} guest has no network so far (--net)")]
     NoNet {
@@ -351,7 +338,7 @@ pub enum ConfigError {
         profile: Profile,
     },
     /// `--pv=-dev --disk`.
-    #[error("a para guest finds its disks by facility dev; leave it on (--pv), or give no disk")]
+    #[error("this guest finds its disks by facility dev; leave it on (--pv), or give no disk")]
     NoDev,
     /// More disks than a guest has places for.
     #[error("{disks} disks cannot be: a {profile} guest takes {most} (--disk)")]
@@ -436,16 +423,12 @@ impl Config {
         if self.awkward.is_some() && self.profile != Profile::Para {
             return Err(ConfigError::Awkward);
         }
-        if !self.disks.is_empty() && !self.profile.has_disks() {
-            let profile = self.profile;
-            return Err(ConfigError::NoDisks { profile });
-        }
         if self.net.is_some() && !self.profile.has_net() {
             let profile = self.profile;
             return Err(ConfigError::NoNet { profile });
         }
         let has_dev = self.facilities.has(reg::FACILITY_DEV);
-        if !self.disks.is_empty() && self.profile == Profile::Para && !has_dev {
+        if !self.disks.is_empty() && self.profile.is_paravane() && !has_dev {
             return Err(ConfigError::NoDev);
         }
         let (disks, most) = (self.disks.len(), self.profile.disks_max());

@@ -344,6 +344,8 @@ pub fn facilities(set: FacilitySet) -> FacilitySet {
         reg::FACILITY_CPUID,
         reg::FACILITY_CRASH,
         reg::FACILITY_SMP,
+        reg::FACILITY_RNG,
+        reg::FACILITY_DEV,
     ];
     let others = (0..u64::BITS).filter(|id| !can.contains(id));
     others.fold(set, FacilitySet::without)

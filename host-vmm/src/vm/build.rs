@@ -91,7 +91,7 @@ impl Vm {
         let pause = Arc::new(Pause::new(config.vcpus));
         let vm = Arc::new(vm);
         let devices = create_virtio(&config)?;
-        let (registers, table) = if config.profile == Profile::Para {
+        let (registers, table) = if config.profile.is_paravane() {
             (Vec::new(), devices)
         } else {
             (devices, Vec::new())

@@ -36,6 +36,18 @@ struct Launch {
 
 /// Boots a guest with so many processors, these arguments for init, more files in its initramfs, and this input.
 fn launch(name: &str, cpus: u8, init: &str, files: &[u8], input: &str) -> Option<Launch> {
+    launch_with(&[], name, cpus, init, files, input)
+}
+
+/// The same with more options.
+fn launch_with(
+    options: &[String],
+    name: &str,
+    cpus: u8,
+    init: &str,
+    files: &[u8],
+    input: &str,
+) -> Option<Launch> {
     let (kernel, initramfs) = match built() {
         Ok(both) => both,
         Err(reason) => {
@@ -59,6 +71,7 @@ fn launch(name: &str, cpus: u8, init: &str, files: &[u8], input: &str) -> Option
         .arg("--initrd")
         .arg(initrd)
         .arg(format!("--cpus={cpus}"))
+        .args(options)
         .arg(format!("--cmdline=-- {init}"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -243,6 +256,25 @@ fn its_users_do_what_users_do() {
         let found = launch.console.lines().any(|l| l.trim() == line);
         assert!(found, "no {line}:\n{}", launch.console);
     }
+}
+
+#[test]
+fn it_reads_and_writes_a_disk() {
+    let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("direct-disk.img");
+    let mut content = b"before\n".to_vec();
+    content.resize(0x10_0000, 0);
+    fs::write(&disk, content).unwrap();
+    let script = "head -n 1 /dev/vda; dd if=/dev/vda bs=64k | wc -c; echo after > /dev/vda; sync; poweroff -f\n";
+    let options = [format!("--disk={}", disk.display())];
+    let Some(launch) = launch_with(&options, "disk", 2, "shell", &[], script) else {
+        return;
+    };
+    assert_eq!(launch.code, Some(0), "{}", launch.errors);
+    for line in ["before", "1048576"] {
+        let found = launch.console.lines().any(|l| l.trim() == line);
+        assert!(found, "no {line}:\n{}", launch.console);
+    }
+    assert!(fs::read(&disk).unwrap().starts_with(b"after\n"));
 }
 
 #[test]
