@@ -264,6 +264,10 @@ pub(crate) struct RunArgs {
     /// that gdb opens: gdb VMLINUX FILE. `paravane ctl SOCKET core FILE` writes one of a guest that lives.
     #[arg(long, value_name = "FILE")]
     pub(crate) core: Option<PathBuf>,
+    /// Keep inherited descriptors, and forbid the VMM no system call. Without this it cannot run programs, look into other
+    /// processes or change its rights once the guest runs; one that tries is ended, and the call is named.
+    #[arg(long)]
+    pub(crate) no_sandbox: bool,
     /// What to do when the guest restarts itself: a restart goes on in the same process, on the same console.
     #[arg(long, value_enum, value_name = "ACTION", default_value = "exit")]
     pub(crate) on_reboot: OnReboot,

@@ -21,6 +21,7 @@ pub mod awkward;
 pub mod boot;
 pub mod clock_watch;
 pub mod config;
+pub mod confine;
 pub mod conformance;
 pub mod console;
 pub mod core;

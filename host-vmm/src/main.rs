@@ -16,6 +16,7 @@ use cli::{
     DuelCommand, Host, OnReboot, RunArgs, StatsForm,
 };
 use paravane::config::{Config, FACILITIES, FacilitySet, Profile};
+use paravane::confine;
 use paravane::conformance::report::Report;
 use paravane::console::Console;
 use paravane::ctl::server::Server;
@@ -169,6 +170,9 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
             config.profile
         );
     }
+    if !args.no_sandbox {
+        confine::descriptors()?;
+    }
     let ctl = args.ctl.as_deref().map(Server::bind).transpose()?;
     let ctl = ctl.map(Arc::new);
     let gdb = args.gdb.as_ref();
@@ -231,6 +235,9 @@ fn run_once(
         eprintln!("paravane: {awkward}");
     }
     vm.boot()?;
+    if !args.no_sandbox {
+        confine::calls(config.net.is_some())?;
+    }
     Ok(vm.run(RunOptions {
         stdin: args.console_log.is_none(),
         signals: Some(signals),
