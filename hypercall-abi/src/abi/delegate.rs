@@ -18,7 +18,9 @@
 //! | `irq` | `PV_EOI` | the end-of-interrupt write, where nothing else waits |
 //! | `ipi` | `PV_SEND_IPI` | one write of the interrupt command register for each target |
 //! | `tlb` | `PV_TLB_FLUSH` | interrupts to processors that do not run |
-//! | `sched` | `STEAL_TIME`, `PV_UNHALT`, `PV_SCHED_YIELD`, `ASYNC_PF`, `ASYNC_PF_INT`, `POLL_CONTROL` | spinning for who has no CPU, standing still for memory that the host has to fetch |
+//! | `sched` | `STEAL_TIME`, `PV_UNHALT`, `PV_SCHED_YIELD` | spinning for who has no CPU |
+//! | `sched` | `ASYNC_PF`, `ASYNC_PF_INT` | standing still while the host fetches memory |
+//! | `sched` | `POLL_CONTROL` | polling twice, in the guest and in the host |
 //!
 //! Spec: PV-DELEGATE-1 to PV-DELEGATE-4
 
