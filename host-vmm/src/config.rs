@@ -61,15 +61,16 @@ impl Profile {
     pub const fn disks_max(self) -> usize {
         match self {
             Self::Full => DISKS_MAX,
-            Self::KvmPv => mmio::DEVICES_MAX,
-            Self::Para | Self::Direct => DEV_MAX,
+            // A place is left for a network.
+            Self::KvmPv => mmio::DEVICES_MAX - 1,
+            Self::Para | Self::Direct => DEV_MAX - 1,
         }
     }
 
     /// Whether there is a device that connects the guest to a network.
     #[must_use]
     pub const fn has_net(self) -> bool {
-        false
+        matches!(self, Self::KvmPv | Self::Para | Self::Direct)
     }
 }
 
@@ -338,7 +339,9 @@ pub enum ConfigError {
         profile: Profile,
     },
     /// `--pv=-dev --disk`.
-    #[error("this guest finds its disks by facility dev; leave it on (--pv), or give no disk")]
+    #[error(
+        "this guest finds its disks and network by facility dev; leave it on (--pv), or give it neither"
+    )]
     NoDev,
     /// More disks than a guest has places for.
     #[error("{disks} disks cannot be: a {profile} guest takes {most} (--disk)")]
@@ -428,7 +431,7 @@ impl Config {
             return Err(ConfigError::NoNet { profile });
         }
         let has_dev = self.facilities.has(reg::FACILITY_DEV);
-        if !self.disks.is_empty() && self.profile.is_paravane() && !has_dev {
+        if self.virtio_devices() > 0 && self.profile.is_paravane() && !has_dev {
             return Err(ConfigError::NoDev);
         }
         let (disks, most) = (self.disks.len(), self.profile.disks_max());
@@ -462,12 +465,17 @@ impl Config {
         };
         let root = self.root();
         let devices = match self.profile {
-            Profile::KvmPv => MmioBus::cmdline(self.disks.len()),
+            Profile::KvmPv => MmioBus::cmdline(self.virtio_devices()),
             _ => String::new(),
         };
         format!("{ours}{root}{devices} {}", self.cmdline)
             .trim_end()
             .to_owned()
+    }
+
+    /// How many virtio devices the guest has.
+    fn virtio_devices(&self) -> usize {
+        self.disks.len() + usize::from(self.net.is_some())
     }
 
     /// The root file system, where nobody says another: the first disk, under the name that it has in this guest. An

@@ -149,6 +149,15 @@ impl Net {
         Ok(Self { back_end, mac })
     }
 
+    /// A network whose other side is the other end of `socket`.
+    #[cfg(test)]
+    pub(crate) fn over(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
+        Ok(Self {
+            back_end: BackEnd::Stream(Stream::new(socket)?),
+            mac: NetSpec::User.mac(),
+        })
+    }
+
     /// The guest's own address.
     #[must_use]
     pub fn mac(&self) -> [u8; 6] {

@@ -30,6 +30,7 @@ use crate::gdb::debugger::Debugger;
 use crate::kvm::counters::Counters;
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
+use crate::net::NetError;
 use crate::pause::Pause;
 use crate::pv::clock::Clock;
 use crate::pv::console::RingConsole;
@@ -63,6 +64,9 @@ pub enum VmError {
     /// A disk's file.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A network.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The host's descriptors or threads.
     #[error("the host has no {what} left: {reason}")]
     Host {

@@ -243,6 +243,12 @@ impl<'m> Chain<'m> {
         Ok(status)
     }
 
+    /// That it has no room for what the device has to say.
+    #[must_use]
+    pub fn too_short(&self) -> QueueError {
+        QueueError::Short(self.head)
+    }
+
     /// Copies `bytes` to where the device may write, as far as there is room; how many.
     pub fn fill(&self, mut bytes: &[u8]) -> usize {
         let mut done = 0;
@@ -264,6 +270,8 @@ pub struct Io<'m> {
     link: &'m Link,
     /// A bit for each queue that has more requests, and had its turn.
     again: u32,
+    /// A bit for each queue with requests that [`Io::one`] has done, and the driver may not know of.
+    news: u32,
 }
 
 impl<'m> Io<'m> {
@@ -275,6 +283,7 @@ impl<'m> Io<'m> {
             queues,
             chain: Chain::new(),
             link,
+            news: 0,
         }
     }
 
@@ -323,6 +332,45 @@ impl<'m> Io<'m> {
         }
         self.again |= 1 << queue;
         self.tell(queue, news)
+    }
+
+    /// Gives the next request of `queue` to `serve`, as [`Io::each`] does. False: there is none, and the doorbell will be rung
+    /// for the next one. The driver learns of it by [`Io::flush`].
+    ///
+    /// # Errors
+    ///
+    /// The driver has not kept to the rules.
+    pub fn one(
+        &mut self,
+        queue: usize,
+        serve: impl FnOnce(&mut Chain<'m>) -> Result<u32, QueueError>,
+    ) -> Result<bool, QueueError> {
+        if !self.next(queue)? {
+            let Virtqueue(ring) = &mut self.queues[queue];
+            if !ring.enable_notification(self.memory)? || !self.next(queue)? {
+                return Ok(false);
+            }
+        }
+        let written = serve(&mut self.chain)?;
+        self.done(queue, written)?;
+        self.news |= 1 << queue;
+        Ok(true)
+    }
+
+    /// Tells the driver what [`Io::one`] has done, if it wants to know.
+    ///
+    /// # Errors
+    ///
+    /// The rings cannot be reached.
+    pub fn flush(&mut self, queue: usize) -> Result<(), QueueError> {
+        let news = self.news & 1 << queue != 0;
+        self.news &= !(1 << queue);
+        self.tell(queue, news)
+    }
+
+    /// Has the device serve `queue` once more, when the others have had their turn.
+    pub fn again(&mut self, queue: usize) {
+        self.again |= 1 << queue;
     }
 
     /// Takes the next request of `queue`, if there is one.

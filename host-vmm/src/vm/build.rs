@@ -24,6 +24,7 @@ use crate::kvm::counters::Counters;
 use crate::kvm::cpuid::{GuestCpuid, delegable};
 use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, Memory};
+use crate::net::Net;
 use crate::pause::Pause;
 use crate::pv::base::Base;
 use crate::pv::clock::{Clock, Counter};
@@ -41,6 +42,7 @@ use crate::switcher;
 use crate::virtio::Device;
 use crate::virtio::block::Block;
 use crate::virtio::mmio::MmioBus;
+use crate::virtio::net::NetDevice;
 
 const MSR_TSC: u32 = 0x10;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
@@ -215,6 +217,9 @@ fn create_virtio(config: &Config) -> Result<Vec<Box<dyn Device>>, VmError> {
     }
     for (index, spec) in config.disks.iter().enumerate() {
         devices.push(Box::new(Block::new(Disk::open(spec)?, index)));
+    }
+    if let Some(spec) = &config.net {
+        devices.push(Box::new(NetDevice::new(Net::open(spec)?)));
     }
     Ok(devices)
 }
