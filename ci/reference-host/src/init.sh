@@ -59,7 +59,10 @@ if [ "$input" = input ]; then
 fi
 
 echo ready >&7
-$b chroot /root /bin/sh "$run/command" <$stdin >/tmp/out 2>/tmp/err 4<&- 5>&- 6>&- 7>&- &
+# The outer machine's root becomes that of a mount namespace: a process that has merely changed its root may not make
+# user namespaces, which sandboxes want.
+$b unshare -m $b sh -c 'b=/bin/busybox; cd /root && $b mount --move . / && exec $b chroot . /bin/sh "$0"' "$run/command" \
+    <$stdin >/tmp/out 2>/tmp/err 4<&- 5>&- 6>&- 7>&- &
 wait $!
 code=$?
 
