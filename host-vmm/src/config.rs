@@ -70,7 +70,7 @@ impl Profile {
     /// Whether there is a device that connects the guest to a network.
     #[must_use]
     pub const fn has_net(self) -> bool {
-        matches!(self, Self::KvmPv | Self::Para | Self::Direct)
+        matches!(self, Self::Full | Self::KvmPv | Self::Para | Self::Direct)
     }
 }
 
@@ -500,7 +500,7 @@ impl Config {
     /// Whether the guest has a PCI bus: a full guest with something to put on it. Scanning a bus costs a boot exits.
     #[must_use]
     pub fn has_pci(&self) -> bool {
-        self.profile == Profile::Full && !self.disks.is_empty()
+        self.profile == Profile::Full && (!self.disks.is_empty() || self.net.is_some())
     }
 
     /// Whether the guest has a UART: a legacy PC, and a para guest without the console facility,

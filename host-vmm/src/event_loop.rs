@@ -1,4 +1,4 @@
-//! The event loop: terminal input, signals, the watchdog, steps of the clock, the looks at the console ring.
+//! The event loop: terminal input, signals, the watchdog, steps of the clock, frames for a network card, the looks at the console ring.
 //!
 //! One thread for all that is not a vCPU. It sleeps without a timeout unless something is under way.
 
@@ -33,6 +33,8 @@ const WAKE: u64 = 1;
 const STOPPED: u64 = 2;
 const SIGNAL: u64 = 3;
 const CLOCK: u64 = 4;
+const NETWORK: u64 = 5;
+const INTERRUPT_ENDED: u64 = 6;
 
 /// A descriptor that becomes readable on SIGINT, SIGTERM, SIGHUP or SIGQUIT.
 #[derive(Debug)]
@@ -84,6 +86,8 @@ pub struct EventLoop<'a> {
     clock: ClockWatch,
     /// The clock has been stepped, and the guest does not know yet.
     stepped: bool,
+    /// There are frames that the network card has not been told of.
+    frames: bool,
     stdin: Stdin,
     escaped: bool,
     looking: bool,
@@ -120,6 +124,12 @@ impl<'a> EventLoop<'a> {
         watch(&epoll, machine.stopped_fd(), STOPPED)?;
         let clock = ClockWatch::new()?;
         watch(&epoll, clock.fd(), CLOCK)?;
+        if let Some(card) = machine.ports().network() {
+            // Once for what is new: what the card has no room for stays in the descriptor, and the card comes back for it.
+            let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, NETWORK);
+            epoll.ctl(ControlOperation::Add, card.fd(), event)?;
+            watch(&epoll, card.ended_fd(), INTERRUPT_ENDED)?;
+        }
         if let Some(signals) = signals {
             watch(&epoll, signals.0.as_raw_fd(), SIGNAL)?;
         }
@@ -132,6 +142,7 @@ impl<'a> EventLoop<'a> {
             console_wake,
             clock,
             stepped: false,
+            frames: false,
             stdin: if stdin { Stdin::Watched } else { Stdin::Ended },
             escaped: false,
             looking: false,
@@ -178,6 +189,12 @@ impl<'a> EventLoop<'a> {
                         self.dirty = true;
                         next = Instant::now() + LOOK_INTERVAL;
                     }
+                    NETWORK => self.frames = true,
+                    INTERRUPT_ENDED => {
+                        if let Some(card) = self.machine.ports().network() {
+                            card.resample();
+                        }
+                    }
                     CLOCK => self.stepped |= self.clock.has_stepped(),
                     SIGNAL => self.machine.stop(Outcome::Interrupted, None),
                     _ => return,
@@ -188,6 +205,11 @@ impl<'a> EventLoop<'a> {
             if self.machine.pause().try_begin(Pause::event_loop()) {
                 if std::mem::take(&mut self.stepped) {
                     self.machine.clock_has_jumped();
+                }
+                if std::mem::take(&mut self.frames)
+                    && let Some(card) = self.machine.ports().network()
+                {
+                    card.deliver();
                 }
                 if now >= next && (self.looking || self.dirty) {
                     self.looking = self.machine.look_at_console();

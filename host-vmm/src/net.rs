@@ -183,7 +183,8 @@ impl Net {
             return Ok(());
         }
         match &self.back_end {
-            BackEnd::Stream(stream) => stream.send(frame)?,
+            // passt takes padding for payload: its usual guests' cards send none.
+            BackEnd::Stream(stream) => stream.send(without_padding(frame))?,
             BackEnd::Tap(tap) => tap.send(frame)?,
         }
         Ok(())
@@ -199,6 +200,20 @@ impl Net {
             BackEnd::Stream(stream) => stream.receive(into)?,
             BackEnd::Tap(tap) => tap.receive(into)?,
         })
+    }
+}
+
+/// A frame without what fills it up to the least length of Ethernet, where its packet says how long it is.
+fn without_padding(frame: &[u8]) -> &[u8] {
+    const HEADER: usize = 14;
+    const IPV4: [u8; 2] = [8, 0];
+    let is_ipv4 = frame.get(12..HEADER) == Some(&IPV4);
+    match frame.get(HEADER + 2..HEADER + 4) {
+        Some(&[high, low]) if is_ipv4 => {
+            let length = HEADER + usize::from(u16::from_be_bytes([high, low]));
+            frame.get(..length).unwrap_or(frame)
+        }
+        _ => frame,
     }
 }
 
@@ -235,6 +250,19 @@ mod tests {
     /// Whether the gateway answers.
     pub(super) fn is_arp_reply(frame: &[u8]) -> bool {
         frame.len() >= 42 && frame[20..22] == [0, 2] && frame[28..32] == [10, 0, 2, 2]
+    }
+
+    #[test]
+    fn padding_goes_and_nothing_else() {
+        let mut frame = [0; 60];
+        frame[12..18].copy_from_slice(&[8, 0, 0x45, 0, 0, 40]);
+        assert_eq!(without_padding(&frame).len(), 54);
+        frame[17] = 47;
+        assert_eq!(without_padding(&frame).len(), 60, "more than there is");
+        frame[13] = 6;
+        frame[17] = 40;
+        assert_eq!(without_padding(&frame).len(), 60);
+        assert_eq!(without_padding(&frame[..17]).len(), 17);
     }
 
     #[test]

@@ -19,6 +19,8 @@ use linux_loader::loader::{BzImage, Elf, KernelLoader};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use crate::config::{Config, Entry, Profile};
+use crate::device::ne2000;
+use crate::device::pci::Slot;
 use image::Image;
 
 use crate::memory::{self, Memory, MemoryError};
@@ -138,7 +140,12 @@ pub fn load(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
         regs::write_tables(memory)?;
     }
     if config.profile.has_legacy_devices() {
-        mptable::write(memory, config.vcpus)?;
+        let card = mptable::Pin {
+            device: Slot::NETWORK.device(),
+            line: ne2000::IRQ,
+        };
+        let pins = &[card][..usize::from(config.net.is_some())];
+        mptable::write(memory, config.vcpus, config.has_pci().then_some(pins))?;
     }
     Ok(loaded)
 }

@@ -1,4 +1,4 @@
-//! The MP table of a legacy PC: processors, one ISA bus, one IOAPIC, the interrupt lines.
+//! The MP table of a legacy PC: processors, one ISA bus, one IOAPIC, the interrupt lines; and the PCI bus, where there is one.
 //!
 //! Source: Intel `MultiProcessor` Specification 1.4, chapter 4. A para guest has none: the
 //! boot-info page says how many processors there are.
@@ -88,9 +88,21 @@ fn checksum(bytes: &[u8]) -> u8 {
         .wrapping_neg()
 }
 
-/// The table's bytes for `vcpus` processors; the IOAPIC's id follows the processors'.
-fn table(vcpus: u8) -> Vec<u8> {
+/// A PCI device's pin A.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pin {
+    /// The number of the device.
+    pub(super) device: u8,
+    /// The line that it leads to, and no device of the ISA bus.
+    pub(super) line: u8,
+}
+
+/// The table's bytes for `vcpus` processors; the IOAPIC's id follows the processors'. `pins`: of the PCI bus, if there
+/// is one.
+fn table(vcpus: u8, pins: Option<&[Pin]>) -> Vec<u8> {
     let ioapic_id = vcpus;
+    // The number of the PCI bus is the one that its devices have it from.
+    let isa = u8::from(pins.is_some());
     let mut body = Vec::new();
     let mut entries = 0_u16;
     let mut push = |entry: &[u8]| {
@@ -110,14 +122,11 @@ fn table(vcpus: u8) -> Vec<u8> {
         };
         push(entry.as_bytes());
     }
-    push(
-        Bus {
-            kind: 1,
-            id: 0,
-            name: *b"ISA   ",
-        }
-        .as_bytes(),
-    );
+    let names = [*b"PCI   ", *b"ISA   "];
+    for (id, name) in (0..).zip(&names[usize::from(1 - isa)..]) {
+        let name = *name;
+        push(Bus { kind: 1, id, name }.as_bytes());
+    }
     push(
         IoApic {
             kind: 2,
@@ -128,12 +137,29 @@ fn table(vcpus: u8) -> Vec<u8> {
         }
         .as_bytes(),
     );
+    let pins = pins.unwrap_or_default();
+    for pin in pins {
+        let entry = Interrupt {
+            kind: 3,
+            interrupt: 0,
+            // As the bus has it: a level, active low.
+            flags: 0,
+            bus: 0,
+            bus_irq: pin.device << 2,
+            apic: ioapic_id,
+            pin: pin.line,
+        };
+        push(entry.as_bytes());
+    }
     for irq in 0..ISA_INTERRUPTS {
+        if pins.iter().any(|pin| pin.line == irq) {
+            continue;
+        }
         let entry = Interrupt {
             kind: 3,
             interrupt: 0,
             flags: 0,
-            bus: 0,
+            bus: isa,
             bus_irq: irq,
             apic: ioapic_id,
             pin: irq,
@@ -146,7 +172,7 @@ fn table(vcpus: u8) -> Vec<u8> {
             kind: 4,
             interrupt: 3,
             flags: 0,
-            bus: 0,
+            bus: isa,
             bus_irq: 0,
             apic: 0,
             pin: 0,
@@ -158,7 +184,7 @@ fn table(vcpus: u8) -> Vec<u8> {
             kind: 4,
             interrupt: 1,
             flags: 0,
-            bus: 0,
+            bus: isa,
             bus_irq: 0,
             apic: 0xff,
             pin: 1,
@@ -180,7 +206,7 @@ fn table(vcpus: u8) -> Vec<u8> {
     [header.as_bytes(), &body].concat()
 }
 
-pub(super) fn write(memory: &Memory, vcpus: u8) -> Result<(), MemoryError> {
+pub(super) fn write(memory: &Memory, vcpus: u8, pins: Option<&[Pin]>) -> Result<(), MemoryError> {
     let at = memory::EBDA + size_of::<FloatingPointer>() as u64;
     let mut pointer = FloatingPointer {
         signature: *b"_MP_",
@@ -191,7 +217,7 @@ pub(super) fn write(memory: &Memory, vcpus: u8) -> Result<(), MemoryError> {
     };
     pointer.checksum = checksum(pointer.as_bytes());
     memory.write_obj(memory::EBDA, &pointer)?;
-    memory.write(at, &table(vcpus))
+    memory.write(at, &table(vcpus, pins))
 }
 
 #[cfg(test)]
@@ -200,8 +226,12 @@ mod tests {
 
     #[test]
     fn sums_are_zero_and_64_processors_fit() {
-        for vcpus in [1, 2, 64] {
-            let bytes = table(vcpus);
+        let pin = Pin {
+            device: 2,
+            line: 11,
+        };
+        for (vcpus, pins) in [(1, None), (2, Some(&[][..])), (64, Some(&[pin][..]))] {
+            let bytes = table(vcpus, pins);
             assert_eq!(bytes.iter().fold(0_u8, |sum, b| sum.wrapping_add(*b)), 0);
             assert!(memory::EBDA + 16 + bytes.len() as u64 <= 0xa_0000 + 0x1000);
         }

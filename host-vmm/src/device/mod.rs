@@ -6,6 +6,7 @@
 pub mod i8042;
 pub mod ide;
 pub mod mark;
+pub mod ne2000;
 pub mod pci;
 pub mod rtc;
 pub mod uart;
@@ -14,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 
 use self::i8042::I8042;
 use self::ide::Ide;
+use self::ne2000::Ne2000;
 use self::pci::Pci;
 use self::rtc::Rtc;
 use self::uart::Uart;
@@ -47,17 +49,34 @@ pub struct Ports {
 struct Cards {
     pci: Pci,
     ide: Option<Ide>,
+    network: Option<Ne2000>,
 }
 
 impl Cards {
     fn write(&self, port: u16, data: &[u8]) -> bool {
-        let ide = self.ide.as_ref();
-        self.pci.write(port, data) || ide.is_some_and(|ide| ide.write(&self.pci, port, data))
+        let pci = &self.pci;
+        pci.write(port, data)
+            || self
+                .ide
+                .as_ref()
+                .is_some_and(|ide| ide.write(pci, port, data))
+            || self
+                .network
+                .as_ref()
+                .is_some_and(|card| card.write(pci, port, data))
     }
 
     fn read(&self, port: u16, data: &mut [u8]) -> bool {
-        let ide = self.ide.as_ref();
-        self.pci.read(port, data) || ide.is_some_and(|ide| ide.read(&self.pci, port, data))
+        let pci = &self.pci;
+        pci.read(port, data)
+            || self
+                .ide
+                .as_ref()
+                .is_some_and(|ide| ide.read(pci, port, data))
+            || self
+                .network
+                .as_ref()
+                .is_some_and(|card| card.read(pci, port, data))
     }
 }
 
@@ -80,11 +99,18 @@ impl Ports {
 
     /// The same with a PCI bus and what is on it.
     #[must_use]
-    pub fn with_cards(mut self, ide: Option<Ide>) -> Self {
-        let functions = ide.iter().flat_map(Ide::functions).collect();
-        let pci = Pci::new(functions);
-        self.cards = Some(Cards { pci, ide });
+    pub fn with_cards(mut self, ide: Option<Ide>, network: Option<Ne2000>) -> Self {
+        let functions = ide.iter().flat_map(Ide::functions);
+        let functions = functions.chain(network.iter().map(Ne2000::function));
+        let pci = Pci::new(functions.collect());
+        self.cards = Some(Cards { pci, ide, network });
         self
+    }
+
+    /// The network card, whose frames come from the host.
+    #[must_use]
+    pub fn network(&self) -> Option<&Ne2000> {
+        self.cards.as_ref()?.network.as_ref()
     }
 
     /// A UART and nothing else.

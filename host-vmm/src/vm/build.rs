@@ -17,6 +17,7 @@ use crate::config::{Config, FacilitySet, Profile};
 use crate::console::Console;
 use crate::device::Ports;
 use crate::device::ide::{self, Ide};
+use crate::device::ne2000::{self, Ne2000};
 use crate::device::uart::{self, Uart};
 use crate::disk::Disk;
 use crate::end::End;
@@ -195,7 +196,7 @@ fn create_devices(
     if config.profile.has_legacy_devices() {
         let ports = Ports::legacy(create_pc(vm, console)?);
         return Ok(if config.has_pci() {
-            ports.with_cards(create_ide(vm, config, memory)?)
+            ports.with_cards(create_ide(vm, config, memory)?, create_network(vm, config)?)
         } else {
             ports
         });
@@ -288,6 +289,18 @@ fn create_ide(vm: &VmFd, config: &Config, memory: &Memory) -> Result<Option<Ide>
     let [first, second] = ide::IRQS;
     let irqs = [interrupt(vm, first)?, interrupt(vm, second)?];
     Ok(Some(Ide::new(disks, irqs, memory)))
+}
+
+/// The card of a full guest that has a network.
+fn create_network(vm: &VmFd, config: &Config) -> Result<Option<Ne2000>, VmError> {
+    let Some(spec) = &config.net else {
+        return Ok(None);
+    };
+    let event = || EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"));
+    let (irq, ended) = (event()?, event()?);
+    vm.register_irqfd_with_resample(&irq, &ended, ne2000::IRQ.into())
+        .map_err(refused("connect a device's interrupt"))?;
+    Ok(Some(Ne2000::new(Net::open(spec)?, irq, ended)))
 }
 
 /// A line of the interrupt controllers; a write to it is an edge.
