@@ -63,6 +63,17 @@ pub(crate) fn reference_host() -> Result<()> {
     Ok(())
 }
 
+/// Task `image`: the Debian image is in the cache afterwards, and a copy of it in `target`.
+pub(crate) fn image(workspace: &Workspace) -> Result<()> {
+    let mut paravane = Command::new(build_paravane(workspace)?);
+    let output = workspace.root.join("target/debian.img");
+    run::show(
+        paravane
+            .args(["image", "debian", "--force", "--output"])
+            .arg(output),
+    )
+}
+
 /// Whether this host's KVM runs the direct guest and no other.
 pub(crate) fn prefers_direct(paravane: &Path) -> Result<bool> {
     let mut doctor = Command::new(paravane);

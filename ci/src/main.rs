@@ -84,6 +84,8 @@ enum Task {
     },
     /// Build the reference host: an emulated SVM machine with a stock KVM
     ReferenceHost,
+    /// Build the Debian image that `paravane image debian` makes, for tests
+    Image,
     /// Check that every step of the patch series applies, builds, and is clean for checkpatch
     Patches {
         /// Leave out the builds (minutes become seconds)
@@ -217,6 +219,7 @@ fn start(task: Task) -> anyhow::Result<()> {
             Ok(())
         }
         Task::ReferenceHost => demo::reference_host(),
+        Task::Image => demo::image(&workspace),
         Task::Patches { no_build } => patches::check(&workspace, !no_build),
         Task::Spec { write, html, pdf } => {
             spec::run(&workspace, write, &spec::Published { html, pdf })

@@ -37,7 +37,7 @@ const ONE: Count = Count {
 const DOC_FLAGS: &str = "-D warnings -A rustdoc::private-intra-doc-links";
 
 /// Quick ones first; what boots a guest comes after what it boots.
-const STEPS: [Step; 15] = [
+const STEPS: [Step; 16] = [
     Step {
         name: "set-up",
         mend: "run ci/setup",
@@ -103,6 +103,11 @@ const STEPS: [Step; 15] = [
         name: "reference-host",
         mend: "run `cargo ci reference-host`",
         run: |_| demo::reference_host().map(|()| ONE),
+    },
+    Step {
+        name: "debian-image",
+        mend: "run `cargo ci image`",
+        run: |workspace| demo::image(workspace).map(|()| ONE),
     },
     Step {
         name: "patches",

@@ -44,9 +44,19 @@ pub(crate) enum Command {
     Trace(paravane_benches::TraceArgs),
     /// Print the CPUID table that a guest would get, without running it.
     Cpuid(CpuidArgs),
+    /// Make a root file system for guests.
+    #[command(subcommand)]
+    Image(ImageCommand),
     /// Check hosts against the ABI's specification, clause by clause.
     #[command(subcommand)]
     Abi(AbiCommand),
+}
+
+/// Of which distribution.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Debian 12, small: a disk that boots to a login, with network.
+    Debian(paravane::image::DebianArgs),
 }
 
 /// What to do about the ABI.

@@ -34,6 +34,7 @@ pub mod end;
 pub mod event_loop;
 pub mod fleet;
 pub mod gdb;
+pub mod image;
 pub mod kvm;
 pub mod memory;
 pub mod net;

@@ -13,7 +13,7 @@ use clap::{Parser, ValueEnum as _};
 
 use cli::{
     AbiCheckArgs, AbiCommand, AbiGuestArgs, BenchArgs, BenchCommand, Cli, Command, CpuidArgs,
-    DuelCommand, Host, OnReboot, RunArgs, StatsForm,
+    DuelCommand, Host, ImageCommand, OnReboot, RunArgs, StatsForm,
 };
 use paravane::config::{Config, FACILITIES, FacilitySet, Profile};
 use paravane::confine;
@@ -23,6 +23,7 @@ use paravane::ctl::server::Server;
 use paravane::event_loop::Signals;
 use paravane::fleet::{self, Fleet};
 use paravane::gdb;
+use paravane::image::{DebianArgs, ImageError};
 use paravane::kvm::cpuid::GuestCpuid;
 use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
 use paravane::stats::{Outcome, Stats};
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
         Command::Duel(args) => duel(&args),
         Command::Trace(args) => trace(&args),
         Command::Cpuid(args) => cpuid(&args),
+        Command::Image(ImageCommand::Debian(args)) => image(&args),
         Command::Abi(AbiCommand::Check(args)) => abi_check(&args),
         Command::Abi(AbiCommand::Guest(args)) => abi_guest(&args),
     };
@@ -345,6 +347,16 @@ fn abi_guest(args: &AbiGuestArgs) -> anyhow::Result<ExitCode> {
     std::fs::write(path, paravane::doctor::image::CONFORMANCE_ELF)
         .with_context(|| format!("the guest `{}` cannot be written", path.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn image(args: &DebianArgs) -> anyhow::Result<ExitCode> {
+    match paravane::image::debian(args) {
+        Err(e @ ImageError::Interrupted) => {
+            eprintln!("paravane: {e}");
+            Ok(ExitCode::from(130))
+        }
+        result => Ok(result.map(|()| ExitCode::SUCCESS)?),
+    }
 }
 
 fn cpuid(args: &CpuidArgs) -> anyhow::Result<ExitCode> {
