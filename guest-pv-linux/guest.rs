@@ -16,8 +16,9 @@
 //! # Reading order
 //!
 //! `abi/` (the interface), `call`, `shared_page`, `detect`, then a file a facility: `base`,
-//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `dev`, `mem`, `rng`, `smp`, `timer`. `info` serves the modules: `paravane.ko`, which is `paravane.rs`, and `pvbench.ko`,
-//! which is `bench.rs`.
+//! `console`, `clock`, `cpuid`, `crash`, `delegate`, `dev`, `mem`, `rng`, `smp`, `timer`. `info`
+//! serves the modules: `paravane.ko`, which is `paravane.rs`, and `pvbench.ko`, which is
+//! `bench.rs`.
 
 pub mod abi;
 

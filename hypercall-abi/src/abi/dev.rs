@@ -11,9 +11,9 @@
 //!
 //! [`DevInfo`] says where the table is. An entry has what a driver reads: kind, features,
 //! configuration. `dev.start` names a [`DevStart`], with the features that the driver has chosen
-//! and its queues. From then on the two share virtio's split queues, in guest memory. The doorbell is a
-//! port of its own, so that a host can serve it without leaving its kernel; the way back is an
-//! interrupt. `dev.stop` is virtio's reset.
+//! and its queues. From then on the two share virtio's split queues, in guest memory. The doorbell
+//! is a port of its own, so that a host can serve it without leaving its kernel; the way back is
+//! an interrupt. `dev.stop` is virtio's reset.
 //!
 //! What a request looks like, and when a side has to tell the other, is virtio's.
 //!
