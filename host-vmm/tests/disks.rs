@@ -151,7 +151,8 @@ impl Done {
 
     /// The content of a file in an image.
     fn file(&self, image: &str, name: &str) -> Vec<u8> {
-        let copy = self.folder.join("file");
+        // Of each image one, as the tests run at once.
+        let copy = PathBuf::from(format!("{image}.file"));
         let request = format!("dump {name} {}", copy.display());
         let _ = fs::remove_file(&copy);
         let output = tool("debugfs", &["-R", &request, image]);
