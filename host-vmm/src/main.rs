@@ -150,6 +150,10 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     if let Some(path) = &args.file {
         return run_fleet(path, args.host);
     }
+    // Before any thread is there that has descriptors of its own, as the probes of this host's KVM have.
+    if !args.no_sandbox {
+        confine::descriptors()?;
+    }
     let config = args.config()?;
     if let Some(why) = needs_reference(args.host, config.profile) {
         let what = format!("the {} guest", config.profile);
@@ -171,9 +175,6 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
             "paravane: warning: this host's KVM cannot run a {} guest: {why}",
             config.profile
         );
-    }
-    if !args.no_sandbox {
-        confine::descriptors()?;
     }
     let ctl = args.ctl.as_deref().map(Server::bind).transpose()?;
     let ctl = ctl.map(Arc::new);

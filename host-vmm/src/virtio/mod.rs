@@ -4,7 +4,7 @@
 //!
 //! Driver and device share *queues*, rings of descriptors in guest memory. The driver makes requests available there and
 //! rings a doorbell, which KVM turns into a write to an eventfd: the vCPU does not come out to the VMM. The
-//! device's thread ([`unit`]) takes the requests ([`queue`]), carries them out, and raises one interrupt for
+//! device's thread ([`mod@unit`]) takes the requests ([`queue`]), carries them out, and raises one interrupt for
 //! all that the driver has not seen. With event indices, each side says from where on it wants to be told.
 //!
 //! How a driver finds a device, agrees on features and says where the queues are is its *transport*:
