@@ -188,7 +188,9 @@ mod tests {
     fn computed(model: &Model) -> String {
         let mut text = String::new();
         for constant in &model.constants {
-            let value = i64::try_from(constant.value).unwrap();
+            // As 64 bits, whatever a language takes their sign for.
+            let bits = u64::try_from(constant.value & i128::from(u64::MAX)).unwrap();
+            let value = bits.cast_signed();
             text += &format!("{} {value}\n", constant.name);
         }
         for of in &model.structs {
