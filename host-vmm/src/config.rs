@@ -66,12 +66,6 @@ impl Profile {
             Self::Para | Self::Direct => DEV_MAX - 1,
         }
     }
-
-    /// Whether there is a device that connects the guest to a network.
-    #[must_use]
-    pub const fn has_net(self) -> bool {
-        matches!(self, Self::Full | Self::KvmPv | Self::Para | Self::Direct)
-    }
 }
 
 impl fmt::Display for Profile {
@@ -332,12 +326,6 @@ pub enum ConfigError {
     /// `--awkward` without a guest that would notice.
     #[error("an awkward host (--awkward) is awkward to calls: use --guest para")]
     Awkward,
-    /// `--net` for a guest that has no device for it.
-    #[error("a {profile} guest has no network so far (--net)")]
-    NoNet {
-        /// The guest.
-        profile: Profile,
-    },
     /// `--pv=-dev --disk`.
     #[error(
         "this guest finds its disks and network by facility dev; leave it on (--pv), or give it neither"
@@ -425,10 +413,6 @@ impl Config {
         }
         if self.awkward.is_some() && self.profile != Profile::Para {
             return Err(ConfigError::Awkward);
-        }
-        if self.net.is_some() && !self.profile.has_net() {
-            let profile = self.profile;
-            return Err(ConfigError::NoNet { profile });
         }
         let has_dev = self.facilities.has(reg::FACILITY_DEV);
         if self.virtio_devices() > 0 && self.profile.is_paravane() && !has_dev {
