@@ -20,7 +20,6 @@
 #include <linux/scatterlist.h>
 #include <linux/workqueue.h>
 
-#include <asm/init.h>
 #include <asm/irq_vectors.h>
 #include <asm/setup.h>
 #include <asm/smp.h>
@@ -60,7 +59,6 @@ void __init paravane_init_memory(void)
 {
 	if (!paravane_has_mem())
 		return;
-	init_poison = -1;
 	paravane_init_fresh();
 }
 
