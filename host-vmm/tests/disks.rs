@@ -62,15 +62,8 @@ fn content() -> Vec<u8> {
 }
 
 fn run() -> Result<Done, String> {
-    let cache = paravane_reference_host::cache_folder()
-        .ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
-    let built = |path: &str, task: &str| {
-        let path = cache.join(path);
-        path.canonicalize()
-            .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
-    };
-    let initrd = built("initramfs/guest.cpio", "initramfs")?;
-    built("reference-host/current", "reference-host")?;
+    let initrd = paravane_reference_host::built("initramfs/guest.cpio", "initramfs")?;
+    paravane_reference_host::built("reference-host/current", "reference-host")?;
     let kills =
         std::env::var("PARAVANE_KILLS").map_or(KILLS, |n| n.parse().expect("a number of kills"));
 
@@ -81,7 +74,7 @@ fn run() -> Result<Done, String> {
     fs::write(folder.join("root/in"), content()).unwrap();
     let mut script = format!("cd '{}'\n", folder.display());
     for (guest, kernel, end) in GUESTS {
-        let kernel = built(
+        let kernel = paravane_reference_host::built(
             &format!("kernel/{kernel}/vmlinux"),
             &format!("kernel {kernel}"),
         )?;

@@ -16,16 +16,9 @@ fn built() -> Result<(PathBuf, PathBuf, Profile), String> {
         .into_iter()
         .find(|profile| paravane::doctor::can_run(*profile).is_ok())
         .ok_or("this KVM runs neither a para nor a direct guest")?;
-    let cache = paravane_reference_host::cache_folder()
-        .ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
-    let find = |path: &str, task: &str| {
-        let path = cache.join(path);
-        path.canonicalize()
-            .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
-    };
     Ok((
-        find("kernel/para/vmlinux", "kernel para")?,
-        find("initramfs/guest.cpio", "initramfs")?,
+        paravane_reference_host::built("kernel/para/vmlinux", "kernel para")?,
+        paravane_reference_host::built("initramfs/guest.cpio", "initramfs")?,
         profile,
     ))
 }

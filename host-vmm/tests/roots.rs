@@ -96,17 +96,10 @@ fn md5(file: &Path) -> String {
 }
 
 fn run() -> Result<Results, String> {
-    let cache = paravane_reference_host::cache_folder()
-        .ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
-    let built = |path: &str, task: &str| {
-        let path = cache.join(path);
-        path.canonicalize()
-            .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
-    };
-    let kernel = built("kernel/full/vmlinux", "kernel full")?;
-    let patched = built("kernel/para/vmlinux", "kernel para")?;
-    built("reference-host/current", "reference-host")?;
-    let debian = built("image/debian.img", "image")?;
+    let kernel = paravane_reference_host::built("kernel/full/vmlinux", "kernel full")?;
+    let patched = paravane_reference_host::built("kernel/para/vmlinux", "kernel para")?;
+    paravane_reference_host::built("reference-host/current", "reference-host")?;
+    let debian = paravane_reference_host::built("image/debian.img", "image")?;
 
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("roots");
     // Nothing of an earlier run may be mistaken for one of this run.

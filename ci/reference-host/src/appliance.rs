@@ -133,6 +133,19 @@ pub fn cache_folder() -> Option<PathBuf> {
         .or_else(|| set("HOME").map(|folder| folder.join(".cache/paravane")))
 }
 
+/// What the task `cargo ci {task}` has put into the cache under that name; the very file, also where the name is a link.
+///
+/// # Errors
+///
+/// That there is no cache, or that it is not built, and by which task it is; in words.
+pub fn built(name: &str, task: &str) -> Result<PathBuf, String> {
+    let cache =
+        cache_folder().ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
+    let path = cache.join(name);
+    path.canonicalize()
+        .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
+}
+
 /// The cache's folder of appliances.
 fn cache() -> Result<PathBuf, ApplianceError> {
     let cache = cache_folder().ok_or(ApplianceError::NoCache)?;

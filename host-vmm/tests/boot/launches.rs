@@ -326,17 +326,10 @@ pub(crate) fn launches() -> Result<&'static Launches, &'static str> {
 }
 
 fn run_all() -> Result<Launches, String> {
-    let cache = paravane_reference_host::cache_folder()
-        .ok_or("there is no place for the cache; set HOME or PARAVANE_CACHE")?;
-    let built = |path: &str, task: &str| {
-        let path = cache.join(path);
-        path.canonicalize()
-            .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
-    };
-    let kernel_full = built("kernel/full/vmlinux", "kernel full")?;
-    let kernel_para = built("kernel/para/vmlinux", "kernel para")?;
-    let initrd = built("initramfs/guest.cpio", "initramfs")?;
-    built("reference-host/current", "reference-host")?;
+    let kernel_full = paravane_reference_host::built("kernel/full/vmlinux", "kernel full")?;
+    let kernel_para = paravane_reference_host::built("kernel/para/vmlinux", "kernel para")?;
+    let initrd = paravane_reference_host::built("initramfs/guest.cpio", "initramfs")?;
+    paravane_reference_host::built("reference-host/current", "reference-host")?;
 
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("boot");
     // Nothing of an earlier run may be mistaken for one of this run.
