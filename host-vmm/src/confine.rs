@@ -5,7 +5,7 @@
 //! [`descriptors`] closes what the process has inherited beside its standard streams, and sees to it that a VMM that dies leaves no core with a
 //! guest's memory in it. [`calls`] forbids, for good and to all threads, the system calls that a VMM has no use for once its machine
 //! is built (seccomp): to run programs, to look into other processes, to change what it may, to mount, to load code into
-//! the kernel, and without a network to make sockets. A call that is forbidden ends the process, and its name is told.
+//! the kernel, and to make sockets; where a network is to be made again after a restart, what that takes stays allowed. A call that is forbidden ends the process, and its name is told.
 //!
 //! # What it does not do
 //!
@@ -75,7 +75,18 @@ const FORBIDDEN: &[Sysno] = &[
     Sysno::userfaultfd,
 ];
 
-/// What only a guest's network needs, which is made anew where the machine starts again.
+/// What passt does to confine itself, for a network that is made anew where the machine starts again.
+const PASST: &[Sysno] = &[
+    Sysno::mount,
+    Sysno::pivot_root,
+    Sysno::setgid,
+    Sysno::setgroups,
+    Sysno::setuid,
+    Sysno::umount2,
+    Sysno::unshare,
+];
+
+/// What only starting a guest's network needs.
 const NETWORK: &[Sysno] = &[
     Sysno::bind,
     Sysno::connect,
@@ -136,7 +147,8 @@ pub fn descriptors() -> Result<(), ConfineError> {
     checked("descriptors", closed)
 }
 
-/// Forbids what a machine that is built does not need, to all threads, and tells whoever breaks it. `network`: the guest has one.
+/// Forbids what a machine that is built does not need, to all threads, and tells whoever breaks it. `network`: another one
+/// is made when the machine starts again, and what makes it is a program that confines itself.
 /// What has been forbidden stays so: a second time nothing is to be done.
 ///
 /// # Errors
@@ -159,10 +171,10 @@ pub fn calls(network: bool) -> Result<(), ConfineError> {
 }
 
 fn filter(network: bool) -> Result<BpfProgram, ConfineError> {
-    let network = NETWORK.iter().filter(|_| !network);
     let rules: BTreeMap<i64, Vec<_>> = FORBIDDEN
         .iter()
-        .chain(network)
+        .chain(NETWORK)
+        .filter(|call| !network || !(NETWORK.contains(call) || PASST.contains(call)))
         .map(|call| (i64::from(call.id()), Vec::new()))
         .collect();
     let filter = SeccompFilter::new(

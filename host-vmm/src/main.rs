@@ -239,7 +239,7 @@ fn run_once(
     }
     vm.boot()?;
     if !args.no_sandbox {
-        confine::calls(config.net.is_some())?;
+        confine::calls(config.net.is_some() && args.on_reboot == OnReboot::Restart)?;
     }
     Ok(vm.run(RunOptions {
         stdin: args.console_log.is_none(),

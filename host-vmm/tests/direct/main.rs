@@ -289,3 +289,34 @@ fn its_users_reach_neither_kernel_nor_switcher() {
         assert!(done, "{}\n{}", launch.errors, launch.console);
     }
 }
+
+#[test]
+fn a_network_comes_again_with_a_restart() {
+    let (kernel, initramfs) = match built() {
+        Ok(both) => both,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return;
+        }
+    };
+    // The guest restarts for ever, and the watchdog ends it.
+    let output = Command::new(env!("CARGO_BIN_EXE_paravane"))
+        .args(
+            "run --guest direct --host kvm --net user --on-reboot restart --watchdog 5".split(' '),
+        )
+        .arg("--kernel")
+        .arg(kernel)
+        .arg("--initrd")
+        .arg(initramfs)
+        .arg("--cmdline=quiet -- end=restart")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (console, errors) = (
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr),
+    );
+    assert_eq!(output.status.code(), Some(3), "{errors}");
+    let boots = console.matches("PARAVANE-REPORT").count();
+    assert!(boots > 1, "{boots} boots: {console}{errors}");
+}
