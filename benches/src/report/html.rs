@@ -29,7 +29,7 @@ pub(super) fn page(report: &Report) -> String {
                         "One Linux kernel tree, booted on one small VMM: "
                         b { "full" } " is the unmodified kernel on a legacy PC, "
                         b { "kvm-pv" } " the same kernel with KVM's own paravirtual features, "
-                        b { "para" } " the patched kernel on Paravane's ABI."
+                        b { "para" } " the patched kernel on Paravane's ABI, " b { "direct" } " that kernel without any privilege."
                     }
                     nav {
                         a href="#claims" { "Claims" }
