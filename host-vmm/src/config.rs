@@ -385,6 +385,27 @@ fn check_file(what: &'static str, path: &Path, mend: &'static str) -> Result<(),
 }
 
 impl Config {
+    /// The run of a kernel with nothing else: one vCPU, 32 MiB, no device that is asked for, and no limit of time.
+    #[must_use]
+    pub fn of(profile: Profile, kernel: PathBuf) -> Self {
+        Self {
+            profile,
+            kernel,
+            initrd: None,
+            cmdline: String::new(),
+            memory_mib: 32,
+            prealloc: false,
+            vcpus: 1,
+            dedicated: false,
+            facilities: FacilitySet::default(),
+            entry: Entry::Linux64,
+            disks: Vec::new(),
+            net: None,
+            watchdog: None,
+            awkward: None,
+        }
+    }
+
     /// Checks what can be checked without KVM.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use object::{Object, ObjectSegment};
-use paravane::config::{Config, Entry, FacilitySet, Profile};
+use paravane::config::{Config, Profile};
 use paravane::console::Console;
 use paravane::ctl::client::{Client, ClientError};
 use paravane::ctl::server::{Server, ServerError};
@@ -62,20 +62,9 @@ fn start_with(server: &Arc<Server>) -> Option<Running> {
     let file = TempFile::new().unwrap();
     file.as_file().write_all(image::ELF).unwrap();
     let config = Config {
-        profile: Profile::Para,
-        kernel: file.as_path().to_owned(),
-        initrd: None,
-        cmdline: String::new(),
-        memory_mib: 32,
-        prealloc: false,
-        dedicated: false,
         vcpus: 2,
-        facilities: FacilitySet::default(),
-        entry: Entry::Linux64,
         watchdog: Some(Duration::from_secs(120)),
-        awkward: None,
-        disks: Vec::new(),
-        net: None,
+        ..Config::of(Profile::Para, file.as_path().to_owned())
     };
     let mut vm = Vm::new(config, Console::memory().unwrap(), Instant::now()).unwrap();
     let memory = vm.memory().clone();

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use paravane::config::{Config, Entry, FacilitySet, Profile};
+use paravane::config::{Config, Profile};
 use paravane::console::Console;
 use paravane::pv::BOOT_INFO;
 use paravane::vm::{RunOptions, Vm};
@@ -229,21 +229,10 @@ fn a_guest_that_hangs_is_explained() {
 /// A machine with the guest, and its console.
 fn machine(vcpus: u8) -> (Vm, Console) {
     let config = Config {
-        profile: Profile::Para,
-        kernel: build("gcc", "guest"),
-        initrd: None,
-        cmdline: String::new(),
-        memory_mib: 32,
-        prealloc: false,
-        dedicated: false,
         vcpus,
-        facilities: FacilitySet::default(),
-        entry: Entry::Linux64,
         // A guest that finds no host halts.
         watchdog: Some(Duration::from_secs(3)),
-        awkward: None,
-        disks: Vec::new(),
-        net: None,
+        ..Config::of(Profile::Para, build("gcc", "guest"))
     };
     let console = Console::memory().unwrap();
     let vm = Vm::new(config, console.clone(), Instant::now()).unwrap();

@@ -121,7 +121,7 @@ pub(super) fn launches(figures: &Figures) -> Markup {
     }
 }
 
-/// How late sleeps ended, an arm a row: the darker, the more of them.
+/// How late sleeps ended, an arm a row: the higher a bar, the more of them.
 pub(super) fn lateness(figures: &Figures) -> Markup {
     const LANE: f64 = 26.0;
     const LEFT: f64 = 86.0;

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use crate::config::{Config, Entry, FacilitySet, Profile};
+use crate::config::{Config, FacilitySet, Profile};
 use crate::console::Console;
 use crate::disk::DiskSpec;
 use crate::doctor::image::{self, Image, layout};
@@ -251,20 +251,12 @@ pub(super) fn boot(
     let file = TempFile::new()?;
     file.as_file().write_all(elf)?;
     let config = Config {
-        profile: Profile::Para,
-        kernel: file.as_path().to_owned(),
-        initrd: None,
-        cmdline: String::new(),
         memory_mib: MEMORY_MIB,
-        prealloc: false,
-        dedicated: false,
         vcpus,
         facilities,
-        entry: Entry::Linux64,
         watchdog: Some(Duration::from_secs(60)),
-        awkward: None,
         disks,
-        net: None,
+        ..Config::of(Profile::Para, file.as_path().to_owned())
     };
     let console = Console::memory()?;
     let mut vm = Vm::new(config, console.clone(), Instant::now())?;

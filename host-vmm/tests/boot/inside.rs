@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use paravane::config::{Config, Entry, FacilitySet, Profile};
+use paravane::config::{Config, Profile};
 use paravane::console::Console;
 use paravane::memory::Memory;
 use paravane::pv::RNG_SEED;
@@ -39,20 +39,11 @@ impl Guest {
     fn boot() -> Self {
         let file = |name| PathBuf::from(std::env::var_os(name).expect("the script names the file"));
         let config = Config {
-            profile: Profile::Para,
-            kernel: file(KERNEL),
             initrd: Some(file(INITRD)),
             cmdline: "-- shell quietly end=poweroff".to_owned(),
             memory_mib: 128,
-            prealloc: false,
-            dedicated: false,
-            vcpus: 1,
-            facilities: FacilitySet::default(),
-            entry: Entry::Linux64,
             watchdog: Some(Duration::from_secs(120)),
-            awkward: None,
-            disks: Vec::new(),
-            net: None,
+            ..Config::of(Profile::Para, file(KERNEL))
         };
         let console = Console::memory().unwrap();
         let mut vm = Vm::new(config, console.clone(), Instant::now()).unwrap();
