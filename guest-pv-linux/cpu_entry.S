@@ -11,6 +11,7 @@
  * the code between paravane_critical and its end. Code that looks at what is
  * noted and then goes where nobody would look again is started anew.
  */
+#include <linux/elfnote.h>
 #include <linux/init.h>
 #include <linux/linkage.h>
 #include <asm/asm.h>
@@ -32,6 +33,8 @@
 
 /* Exceptions that come with an error code: 8, 10 to 14, 17, 21, 29, 30. */
 #define HAS_ERROR	0x60227d00
+
+	ELFNOTE(Paravane, PARAVANE_NOTE_LAYOUT, .long PARAVANE_LAYOUT)
 
 	/* Where a kernel that has run out of stack says so. */
 	.bss

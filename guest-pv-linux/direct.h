@@ -6,6 +6,11 @@
 #ifndef PARAVANE_DIRECT_H
 #define PARAVANE_DIRECT_H
 
+/* Of all of this; the switcher has to have the same. */
+#define PARAVANE_LAYOUT		1
+/* The type of the ELF note that tells the host. */
+#define PARAVANE_NOTE_LAYOUT	1
+
 /* Regions. */
 #define PARAVANE_REGIONS	0xfffffc8000000000
 #define PARAVANE_REGION_STRIDE	0x10000
@@ -46,6 +51,7 @@
 #define COUNT_INTERRUPT		0x328
 #define COUNT_KERNEL_PAGE_FAULT	0x330
 #define COUNT_CALLS		0x350
+#define AREA_LAYOUT		0x3d0
 /* From here on, the area's page is the kernel's own. */
 #define AREA_USER_ROOT		0x400
 #define AREA_USER_GS		0x408

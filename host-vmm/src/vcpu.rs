@@ -295,10 +295,7 @@ impl Vcpu {
             }
             VcpuExit::Shutdown => {
                 counts.exit(Exit::Other);
-                let mut message = "the guest's processor shut down (triple fault)".to_owned();
-                if machine.config().profile == Profile::Direct {
-                    message += "; --guest direct takes a kernel with CONFIG_PARAVANE_DIRECT, as `cargo ci kernel para` builds it";
-                }
+                let message = "the guest's processor shut down (triple fault)".to_owned();
                 Then::Die(Outcome::TripleFault, message)
             }
             VcpuExit::InternalError => {

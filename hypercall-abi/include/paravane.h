@@ -37,6 +37,15 @@
 
 /* --- cpu --- */
 
+/* The number of all that is said here. It is raised with each change. */
+#define PARAVANE_CPU_LAYOUT 1U
+
+/*
+ * The type of the ELF note, with the name `Paravane`, whose content is a kernel's
+ * `CPU_LAYOUT` as four bytes.
+ */
+#define PARAVANE_CPU_NOTE_LAYOUT 1U
+
 /*
  * Linear address of the first processor's region; the 64-bit kernel must keep this slot of
  * its root free for it.
@@ -710,9 +719,11 @@ struct paravane_cpu_area {
 	struct paravane_cpu_frame kernel_frame;
 	/* What has crossed. Writer: kernel. */
 	struct paravane_cpu_crossings crossings;
+	/* `CPU_LAYOUT`, here in each layout. Writer: host. */
+	uint64_t layout;
 };
 
-PARAVANE_ASSERT(sizeof(struct paravane_cpu_area) == 976);
+PARAVANE_ASSERT(sizeof(struct paravane_cpu_area) == 984);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, swap) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_rax) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_rax) == 16);
@@ -735,6 +746,7 @@ PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_frame) == 616);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_stack) == 656);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_frame) == 744);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, crossings) == 784);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, layout) == 976);
 
 /* The CPUID part of the boot-info page. Writer: host. Spec: PV-CPUID-1 */
 struct paravane_cpuid_info {

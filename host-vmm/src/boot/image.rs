@@ -1,10 +1,14 @@
-//! Where an ELF kernel lies: by its own headers, which is where it has been loaded and where it runs unless it moves itself.
+//! What an ELF kernel says of itself: where it lies, by its own headers, which is where it has been loaded and where it runs
+//! unless it moves itself; and for which switcher it was built, by a note.
 
 use std::fs::File;
 use std::path::Path;
 
 use object::Endianness;
+use object::read::ReadRef;
 use object::read::elf::{ElfFile64, ProgramHeader};
+
+use crate::switcher::area;
 
 /// A part of a kernel: where it runs, and where it has been loaded.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +22,7 @@ struct Segment {
 #[derive(Debug, Default)]
 pub struct Image {
     segments: Vec<Segment>,
+    switcher_layout: Option<u32>,
 }
 
 impl Image {
@@ -43,7 +48,14 @@ impl Image {
         });
         Self {
             segments: segments.collect(),
+            switcher_layout: switcher_layout(&elf),
         }
+    }
+
+    /// The [`LAYOUT`](crate::switcher::area::LAYOUT) that it was built for; none of a kernel that cannot run without privilege.
+    #[must_use]
+    pub fn switcher_layout(&self) -> Option<u32> {
+        self.switcher_layout
     }
 
     /// The lowest address that something is loaded at.
@@ -62,6 +74,21 @@ impl Image {
     }
 }
 
+/// What the note says of the switcher.
+fn switcher_layout<'data>(elf: &ElfFile64<'data, Endianness, impl ReadRef<'data>>) -> Option<u32> {
+    let (endian, data) = (elf.endian(), elf.data());
+    let headers = elf.elf_program_headers().iter();
+    let mut notes = headers.filter_map(|header| header.notes(endian, data).ok().flatten());
+    notes.find_map(|mut notes| {
+        while let Ok(Some(note)) = notes.next() {
+            if note.name() == b"Paravane" && note.n_type(endian).0 == area::NOTE_LAYOUT {
+                return Some(u32::from_le_bytes(note.desc().try_into().ok()?));
+            }
+        }
+        None
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +102,7 @@ mod tests {
         };
         let image = Image {
             segments: vec![segment(u64::MAX - 0xfff, 0x2000), segment(0x5000, 0x1000)],
+            switcher_layout: None,
         };
         assert_eq!(image.start(), Some(0x1000));
         assert_eq!(image.physical(u64::MAX), Some(0x2fff));

@@ -25,6 +25,7 @@ use image::Image;
 
 use crate::memory::{self, Memory, MemoryError};
 use crate::switcher;
+use crate::switcher::area::LAYOUT;
 
 /// Why a kernel could not be put into memory.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,20 @@ pub enum BootError {
     Compressed {
         /// Which file.
         path: PathBuf,
+    },
+    /// A kernel for `--guest direct` that was built for another switcher, or for none.
+    #[error(
+        "`{}` cannot run without privilege: it was built {}, and this VMM's switcher has layout {}; \
+         build a kernel of this VMM's own sources (`cargo ci kernel para`), or use --guest para",
+        path.display(),
+        layout.map_or("without CONFIG_PARAVANE_DIRECT".to_owned(), |layout| format!("for a switcher of layout {layout}")),
+        LAYOUT
+    )]
+    Switcher {
+        /// Which file.
+        path: PathBuf,
+        /// The layout that it was built for.
+        layout: Option<u32>,
     },
     /// The command line is too long.
     #[error("the kernel command line has {length} bytes; at most {} fit", memory::CMDLINE_MAX - 1)]
@@ -174,11 +189,17 @@ fn load_kernel(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
             (Entry::Pvh, PvhBootCapability::PvhEntryPresent(address)) => address.raw_value(),
             (Entry::Pvh, _) => return Err(BootError::NoPvhEntry { path: path.clone() }),
         };
+        let image = Image::of(&file);
+        let layout = image.switcher_layout();
+        if config.profile == Profile::Direct && layout != Some(LAYOUT) {
+            let path = path.clone();
+            return Err(BootError::Switcher { path, layout });
+        }
         return Ok(Loaded {
             entry,
             mode: config.entry,
             initrd: None,
-            kernel_start: Image::of(&file).start().unwrap_or(memory::HIGH_RAM),
+            kernel_start: image.start().unwrap_or(memory::HIGH_RAM),
             kernel_end: result.kernel_end,
             header: None,
         });

@@ -4,10 +4,10 @@
 pub use paravane_abi::cpu::{
     CPU_CALL as CALL_OFFSET, CPU_CODE_SELECTOR as CODE_SELECTOR,
     CPU_DATA_SELECTOR as DATA_SELECTOR, CPU_GDT as GDT_OFFSET, CPU_HALT_IDT as HALT_IDT_OFFSET,
-    CPU_IDT as IDT_OFFSET, CPU_REGION_STRIDE as REGION_STRIDE, CPU_REGIONS as REGIONS,
-    CPU_REGIONS_SLOT as REGIONS_SLOT, CPU_SWITCHER_CS as SWITCHER_CS,
-    CPU_SYSCALL_PAGE as SYSCALL_PAGE, CpuArea as Area, CpuCrossings as Crossings,
-    CpuFrame as Frame, CpuRoutines as Routines,
+    CPU_IDT as IDT_OFFSET, CPU_LAYOUT as LAYOUT, CPU_NOTE_LAYOUT as NOTE_LAYOUT,
+    CPU_REGION_STRIDE as REGION_STRIDE, CPU_REGIONS as REGIONS, CPU_REGIONS_SLOT as REGIONS_SLOT,
+    CPU_SWITCHER_CS as SWITCHER_CS, CPU_SYSCALL_PAGE as SYSCALL_PAGE, CpuArea as Area,
+    CpuCrossings as Crossings, CpuFrame as Frame, CpuRoutines as Routines,
 };
 
 /// The linear address of a processor's region.
@@ -99,6 +99,7 @@ mod tests {
             "COUNT_INTERRUPT" crossings.interrupt;
             "COUNT_KERNEL_PAGE_FAULT" crossings.kernel_page_fault;
             "COUNT_CALLS" crossings.calls;
+            "AREA_LAYOUT" layout;
             "ROUTINE_LEAVE" routines.leave;
             "ROUTINE_BREAKPOINT" routines.breakpoint;
             "ROUTINE_HALT" routines.halt;
@@ -120,6 +121,8 @@ mod tests {
                 "AREA_KERNEL_ERROR",
                 offset_of!(Area, kernel_frame) as u64 - 8,
             ),
+            ("PARAVANE_LAYOUT", LAYOUT.into()),
+            ("PARAVANE_NOTE_LAYOUT", NOTE_LAYOUT.into()),
             ("PARAVANE_REGIONS", REGIONS),
             ("PARAVANE_REGIONS_39", REGIONS >> 39),
             ("PARAVANE_REGIONS_SLOT", REGIONS_SLOT),
@@ -133,5 +136,25 @@ mod tests {
             assert_eq!(defined(name), value, "{name}");
         }
         assert!(defined("AREA_USER_ROOT") >= size_of::<Area>() as u64);
+    }
+
+    /// What [`LAYOUT`] is the number of, comments left out.
+    const SOURCE: &str = include_str!("../../../hypercall-abi/src/abi/cpu.rs");
+
+    #[test]
+    fn another_layout_has_another_number() {
+        let lines = SOURCE.lines().map(str::trim);
+        let code = lines.filter(|line| !line.starts_with("//") && !line.contains("CPU_LAYOUT"));
+        // FNV-1a.
+        let hash = code
+            .flat_map(str::bytes)
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+            });
+        assert_eq!(
+            (LAYOUT, hash),
+            (1, 17_307_304_257_408_231_252),
+            "what kernel and switcher share has changed: raise CPU_LAYOUT and PARAVANE_LAYOUT"
+        );
     }
 }

@@ -22,7 +22,7 @@ use paravane_abi::registry as reg;
 
 use self::area::{
     Area, CODE_SELECTOR, Crossings, DATA_SELECTOR, Frame, GDT_OFFSET, HALT_IDT_OFFSET, IDT_OFFSET,
-    REGION_STRIDE, REGIONS_SLOT, Routines, SWITCHER_CS, SYSCALL_PAGE, region,
+    LAYOUT, REGION_STRIDE, REGIONS_SLOT, Routines, SWITCHER_CS, SYSCALL_PAGE, region,
 };
 use self::code::{CODE_OFFSET, HALT_HANDLERS_OFFSET, HANDLER_STRIDE, HANDLERS_OFFSET, pieces};
 use crate::boot::regs::segment;
@@ -234,6 +234,7 @@ fn install_area(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
         user_slot: USER_TREE | USER,
         syscall_rip: base + SYSCALL_PAGE + 1,
         routines,
+        layout: LAYOUT.into(),
         ..Area::default()
     };
     memory.write_obj(at, &area)?;

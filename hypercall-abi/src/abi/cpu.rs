@@ -33,8 +33,15 @@
 //! # State
 //!
 //! Draft: a host puts the switcher into a guest whose kernel it starts at CPL 3, and sets no
-//! facility bit for it; all of it can still change. Page tables are facility `mmu`, which needs no
-//! number.
+//! facility bit for it; all of it can still change. So that the two can find out whether they mean the
+//! same, it has a number, [`CPU_LAYOUT`]: a kernel has it in an ELF note, and a host that has another
+//! does not start it. Page tables are facility `mmu`, which needs no number.
+
+/// The number of all that is said here. It is raised with each change.
+pub const CPU_LAYOUT: u32 = 1;
+/// The type of the ELF note, with the name `Paravane`, whose content is a kernel's [`CPU_LAYOUT`] as
+/// four bytes.
+pub const CPU_NOTE_LAYOUT: u32 = 1;
 
 /// Linear address of the first processor's region; the 64-bit kernel must keep this slot of its
 /// root free for it.
@@ -222,6 +229,8 @@ pub struct CpuArea {
     pub kernel_frame: CpuFrame,
     /// What has crossed. Writer: kernel.
     pub crossings: CpuCrossings,
+    /// [`CPU_LAYOUT`], here in each layout. Writer: host.
+    pub layout: u64,
 }
 
 impl CpuArea {
@@ -246,7 +255,8 @@ const _: () = {
     assert!(offset_of!(CpuArea, routines) == 0x190);
     assert!(offset_of!(CpuArea, user_frame) == 0x268);
     assert!(offset_of!(CpuArea, crossings) == 0x310);
-    assert!(size_of::<CpuArea>() == 0x3d0);
+    assert!(offset_of!(CpuArea, layout) == 0x3d0);
+    assert!(size_of::<CpuArea>() == 0x3d8);
     // Stacks end at multiples of 16, as the processor would have it.
     assert!((offset_of!(CpuArea, user_frame) + size_of::<CpuFrame>()).is_multiple_of(16));
 };
