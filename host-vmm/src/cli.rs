@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use paravane::config::{Config, ConfigError, Entry, FacilitySet, Profile};
+use paravane::config::{Config, ConfigError, Entry, FacilitySet, Io, Profile};
 use paravane::disk::DiskSpec;
 use paravane::gdb;
 use paravane::net::NetSpec;
@@ -240,6 +240,9 @@ pub(crate) struct RunArgs {
     /// routed as you like.
     #[arg(long, value_name = "NETWORK")]
     net: Option<NetSpec>,
+    /// Where the guest's devices are served.
+    #[arg(long, value_enum, default_value = "hosted")]
+    io: Io,
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value = "linux64")]
     entry: Entry,
@@ -317,6 +320,7 @@ impl RunArgs {
             entry: self.entry,
             disks: self.disk.clone(),
             net: self.net.clone(),
+            io: self.io,
             watchdog: (seconds > 0).then(|| Duration::from_secs(seconds)),
             awkward: self.awkward,
         };

@@ -74,6 +74,16 @@ impl fmt::Display for Profile {
     }
 }
 
+/// Where a guest's devices are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Io {
+    /// In this process: a request goes from the guest to the VMM, and from there to the host's operating system.
+    #[default]
+    Hosted,
+    /// In the host's kernel, as in a hypervisor that has its drivers: the network only, over a TAP device (vhost-net).
+    Kernel,
+}
+
 /// The facilities that a para guest finds, and whether its submission rings can be exitless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FacilitySet {
@@ -270,6 +280,8 @@ pub struct Config {
     pub disks: Vec<DiskSpec>,
     /// The network that the guest is connected to.
     pub net: Option<NetSpec>,
+    /// Where the devices are served.
+    pub io: Io,
     /// Stop the guest after this long.
     pub watchdog: Option<Duration>,
     /// The seed of an awkward host, which takes all the liberties of the specification.
@@ -331,6 +343,11 @@ pub enum ConfigError {
         "this guest finds its disks and network by facility dev; leave it on (--pv), or give it neither"
     )]
     NoDev,
+    /// `--io kernel` for a guest without such a device.
+    #[error(
+        "--io kernel is for a virtio network device: use --guest kvm-pv or para with --net tap=NAME"
+    )]
+    NoKernelIo,
     /// More disks than a guest has places for.
     #[error("{disks} disks cannot be: a {profile} guest takes {most} (--disk)")]
     TooManyDisks {
@@ -401,6 +418,7 @@ impl Config {
             entry: Entry::Linux64,
             disks: Vec::new(),
             net: None,
+            io: Io::default(),
             watchdog: None,
             awkward: None,
         }
@@ -438,6 +456,10 @@ impl Config {
         let has_dev = self.facilities.has(reg::FACILITY_DEV);
         if self.virtio_devices() > 0 && self.profile.is_paravane() && !has_dev {
             return Err(ConfigError::NoDev);
+        }
+        let has_tap = matches!(self.net, Some(NetSpec::Tap { .. }));
+        if self.io == Io::Kernel && (self.profile == Profile::Full || !has_tap) {
+            return Err(ConfigError::NoKernelIo);
         }
         let (disks, most) = (self.disks.len(), self.profile.disks_max());
         if disks > most {
@@ -517,84 +539,4 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn experiments_have_a_place_and_no_bit_in_the_facility_word() {
-        let first = reg::FACILITY_EXPERIMENTAL_FIRST;
-        for id in [first, first + 63] {
-            let set = FacilitySet {
-                bits: bit(id),
-                exitless: false,
-            };
-            assert!(set.has(id) && !set.without(id).has(id));
-            assert_eq!(set.word(), 0);
-        }
-        for id in [64, first - 1, first + 64, reg::FACILITY_VENDOR_FIRST] {
-            assert_eq!((slot(id), bit(id)), (None, 0), "{id:#x}");
-        }
-    }
-
-    #[test]
-    fn the_first_disk_is_the_root_unless_somebody_says_otherwise() {
-        let mut config = Config {
-            profile: Profile::Full,
-            kernel: PathBuf::new(),
-            initrd: None,
-            cmdline: "quiet".to_owned(),
-            memory_mib: 128,
-            prealloc: false,
-            vcpus: 1,
-            dedicated: false,
-            facilities: FacilitySet::default(),
-            entry: Entry::Linux64,
-            disks: vec!["a.img".parse().unwrap()],
-            net: None,
-            watchdog: None,
-            awkward: None,
-        };
-        assert!(config.full_cmdline().ends_with(" root=/dev/sda rw quiet"));
-        config.profile = Profile::Para;
-        config.disks[0].read_only = true;
-        assert!(config.full_cmdline().ends_with(" root=/dev/vda ro quiet"));
-        config.initrd = Some("guest.cpio".into());
-        assert!(!config.full_cmdline().contains("root="));
-        config.initrd = None;
-        config.cmdline = "root=/dev/sdb".to_owned();
-        assert!(config.full_cmdline().ends_with("panic=-1 root=/dev/sdb"));
-    }
-
-    #[test]
-    fn pv_list_adds_or_removes() {
-        let all = FacilitySet::default();
-        assert_eq!(FacilitySet::parse("").unwrap(), all);
-        let no_clock = FacilitySet::parse("-clock").unwrap();
-        assert_eq!(no_clock.word(), all.word() & !(1 << reg::FACILITY_CLOCK));
-        let only_console = FacilitySet::parse("console").unwrap();
-        assert_eq!(
-            only_console.word(),
-            1 << reg::FACILITY_BASE | 1 << reg::FACILITY_CONSOLE
-        );
-        let transports = |list| FacilitySet::parse(list).unwrap().transports();
-        let (ring, exitless) = (
-            reg::TRANSPORT_DOORBELL | reg::TRANSPORT_RING,
-            all.transports(),
-        );
-        assert_eq!(exitless, ring | reg::TRANSPORT_EXITLESS);
-        assert_eq!(transports("console"), reg::TRANSPORT_DOORBELL);
-        assert_eq!(transports("ring"), ring);
-        assert_eq!(transports("exitless"), exitless);
-        assert_eq!(transports("-exitless"), ring);
-        assert_eq!(transports("-ring"), reg::TRANSPORT_DOORBELL);
-        assert_eq!(FacilitySet::NONE.transports(), reg::TRANSPORT_DOORBELL);
-        assert!(matches!(
-            FacilitySet::parse("-base"),
-            Err(ConfigError::MandatoryFacility)
-        ));
-        assert!(matches!(
-            FacilitySet::parse("konsole"),
-            Err(ConfigError::UnknownFacility { .. })
-        ));
-    }
-}
+mod tests;

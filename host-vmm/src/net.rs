@@ -23,7 +23,7 @@ use std::os::fd::RawFd;
 use std::str::FromStr;
 
 use self::stream::Stream;
-use self::tap::Tap;
+pub(crate) use self::tap::Tap;
 
 /// The most bytes of a frame: addresses, type, and the usual MTU.
 pub const FRAME_MAX: usize = 14 + MTU;
@@ -116,6 +116,12 @@ pub enum NetError {
         /// What to do about it.
         mend: String,
     },
+    /// vhost-net cannot be had.
+    #[error(
+        "the kernel's network device, /dev/vhost-net, cannot be used: {0}; it is the module vhost_net (`modprobe vhost_net`) and \
+         opens to root and the group kvm; --io hosted does without"
+    )]
+    Kernel(io::Error),
     /// The other side is gone, and frames go nowhere from now on.
     #[error("the network has gone: {0}")]
     Gone(#[from] io::Error),

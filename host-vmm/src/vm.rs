@@ -125,15 +125,19 @@ struct Started {
     host: String,
 }
 
-/// Sends a processor of the guest an interrupt vector.
-pub(crate) fn raise(vm: &VmFd, target: EventTarget) {
-    let msi = kvm_msi {
+/// The message that is an interrupt vector to a processor of the guest.
+pub(crate) fn message(target: EventTarget) -> kvm_msi {
+    kvm_msi {
         address_lo: 0xfee0_0000 | u32::from(target.apic_id) << 12,
         data: u32::from(target.vector),
         ..Default::default()
-    };
+    }
+}
+
+/// Sends a processor of the guest an interrupt vector.
+pub(crate) fn raise(vm: &VmFd, target: EventTarget) {
     // A guest that has switched its LAPIC off does not get the event: as on hardware.
-    let _ = vm.signal_msi(msi);
+    let _ = vm.signal_msi(message(target));
 }
 
 fn nanoseconds(duration: Duration) -> u64 {

@@ -16,14 +16,14 @@ use sha2::{Digest, Sha256};
 /// Debian's name for the newest cloud kernel of the series.
 const META_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
 
-/// The module that makes `/dev/kvm`; what it depends on is found out.
-const MODULE: &str = "kvm-amd";
+/// What makes `/dev/kvm`, `/dev/net/tun` and `/dev/vhost-net`; what they depend on is found out.
+const MODULES: [&str; 3] = ["kvm-amd", "tun", "vhost-net"];
 
 const BUSYBOX: &str = "/bin/busybox";
 const INIT: &str = include_str!("init.sh");
 
 /// Changed when the same inputs make a different appliance.
-const RECIPE: &str = "2";
+const RECIPE: &str = "3";
 
 /// The reference host's kernel and initramfs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -292,7 +292,7 @@ type Module = (String, Vec<u8>);
 /// The modules to load, in the order to load them in.
 fn modules(package: &str, unpacked: &Path) -> Result<Vec<Module>, ApplianceError> {
     let mut order: Vec<Module> = Vec::new();
-    let mut wanted = VecDeque::from([MODULE.to_string()]);
+    let mut wanted = VecDeque::from(MODULES.map(String::from));
     while let Some(name) = wanted.pop_front() {
         // File names have either `-` or `_`.
         let same = |file: &str| {

@@ -11,10 +11,10 @@ const DEVICE: &str = "/dev/net/tun";
 
 /// An open TAP device.
 #[derive(Debug)]
-pub(super) struct Tap(File);
+pub(crate) struct Tap(File);
 
 impl Tap {
-    pub(super) fn open(name: &str) -> Result<Self, NetError> {
+    pub(crate) fn open(name: &str) -> Result<Self, NetError> {
         let fail = |reason: io::Error| NetError::Tap {
             name: name.to_owned(),
             mend: mend(name, &reason),
@@ -42,6 +42,10 @@ impl Tap {
             return Err(fail(io::Error::last_os_error()));
         }
         Ok(Self(file))
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.0
     }
 
     pub(super) fn fd(&self) -> RawFd {

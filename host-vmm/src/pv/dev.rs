@@ -7,6 +7,7 @@ use std::mem::{offset_of, size_of};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallResult, Status};
@@ -16,15 +17,17 @@ use paravane_abi::dev::{
 };
 use paravane_abi::registry as reg;
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::event::Event;
 use super::{Args, DEV_TABLE, Facility, Reply, take};
-use crate::kvm::refused;
+use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
 use crate::virtio::queue::{QUEUE_MAX, QueueError, QueueSetup};
 use crate::virtio::unit::{Interrupt, Unit, UnitStats};
 use crate::virtio::{CONFIG_MAX, Device, QUEUES_MAX};
-use crate::vm::{VmError, raise};
+use crate::vm::{VmError, message, raise};
 
 /// The doorbell of all devices. No PC has a device there.
 pub const DOORBELL_PORT: u16 = 0x78;
@@ -46,6 +49,8 @@ struct Message {
     event: Arc<Event>,
     /// Where the device's `state` is.
     state: u64,
+    /// An interrupt that others can raise, where others serve the device.
+    line: Option<Arc<EventFd>>,
 }
 
 impl Message {
@@ -62,6 +67,10 @@ impl Message {
 }
 
 impl Interrupt for Message {
+    fn line(&self) -> Option<&EventFd> {
+        self.line.as_deref()
+    }
+
     fn queue_used(&self) {
         self.raise();
     }
@@ -82,6 +91,7 @@ struct Slot {
 /// The facility.
 #[derive(Debug)]
 pub struct Dev {
+    vm: Arc<VmFd>,
     memory: Memory,
     vcpus: u8,
     slots: Vec<Slot>,
@@ -101,19 +111,19 @@ impl Dev {
         devices: Vec<Box<dyn Device>>,
     ) -> Result<Self, VmError> {
         let mut slots = Vec::new();
-        for (device, number) in devices.into_iter().take(DEV_MAX).zip(0_u32..) {
+        for (mut device, number) in devices.into_iter().take(DEV_MAX).zip(0_u32..) {
+            let is_lent = device.server().is_some();
+            let line = is_lent.then(|| line(vm, number)).transpose()?;
             let message = Message {
                 vm: Arc::clone(vm),
                 memory: memory.clone(),
                 event: Arc::default(),
                 state: entry(number.into()) + offset_of!(DevEntry, state) as u64,
+                line: line.map(Arc::new),
             };
             let interrupt = Box::new(message.clone());
             let unit = Unit::new(device, memory.clone(), interrupt, Arc::clone(pause));
-            let unit = unit.map_err(|reason| VmError::Host {
-                what: "event descriptor",
-                reason,
-            })?;
+            let unit = unit.map_err(no_descriptor)?;
             for (queue, doorbell) in (0_u32..).zip(unit.doorbells()) {
                 let word = number | queue << DEV_DOORBELL_QUEUE_SHIFT;
                 let port = IoEventAddress::Pio(DOORBELL_PORT.into());
@@ -123,6 +133,7 @@ impl Dev {
             slots.push(Slot { unit, message });
         }
         Ok(Self {
+            vm: Arc::clone(vm),
             memory: memory.clone(),
             vcpus,
             slots,
@@ -137,6 +148,27 @@ impl Dev {
     /// Their statistics.
     pub fn stats(&self) -> impl Iterator<Item = UnitStats> {
         self.slots.iter().map(|slot| slot.unit.stats())
+    }
+
+    /// Tells KVM which message the line of each lent device is.
+    fn route(&self) -> Result<(), KvmError> {
+        let routes = (0_u32..).zip(&self.slots).filter_map(|(gsi, slot)| {
+            slot.message.line.as_ref()?;
+            let msi = message(slot.message.event.target()?);
+            let mut route = kvm_irq_routing_entry {
+                gsi,
+                type_: KVM_IRQ_ROUTING_MSI,
+                ..Default::default()
+            };
+            route.u.msi.address_lo = msi.address_lo;
+            route.u.msi.__bindgen_anon_1 = Default::default();
+            route.u.msi.data = msi.data;
+            Some(route)
+        });
+        let routes = KvmIrqRouting::from_entries(&routes.collect::<Vec<_>>())
+            .map_err(|_| KvmError::Capability("interrupt routes"))?;
+        let refusal = refused("route a device's interrupt");
+        self.vm.set_gsi_routing(&routes).map_err(refusal)
     }
 
     fn slot(&self, number: u64) -> Result<&Slot, Status> {
@@ -174,6 +206,9 @@ impl Dev {
             return Err(Status::Denied);
         }
         message.event.copy(&event);
+        if unit.is_lent() {
+            self.route().map_err(|_| Status::HostError)?;
+        }
         unit.start(start.features, &setups)
             .map_err(|e| status(&e))?;
         Ok(0)
@@ -187,6 +222,21 @@ impl Dev {
         message.set_state(0);
         Ok(0)
     }
+}
+
+fn no_descriptor(reason: std::io::Error) -> VmError {
+    VmError::Host {
+        what: "event descriptor",
+        reason,
+    }
+}
+
+/// What KVM turns into the interrupt of device `number`, once there is a route for it.
+fn line(vm: &VmFd, number: u32) -> Result<EventFd, VmError> {
+    let line = EventFd::new(libc::EFD_NONBLOCK).map_err(no_descriptor)?;
+    vm.register_irqfd(&line, number)
+        .map_err(refused("connect a device's interrupt"))?;
+    Ok(line)
 }
 
 /// Spec: PV-DEV-5

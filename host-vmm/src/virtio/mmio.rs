@@ -50,6 +50,10 @@ impl Line {
 }
 
 impl Interrupt for Line {
+    fn line(&self) -> Option<&EventFd> {
+        Some(&self.line)
+    }
+
     fn queue_used(&self) {
         self.raise(reg::VIRTIO_MMIO_INT_VRING);
     }
@@ -228,6 +232,10 @@ impl MmioDevice {
             reg::VIRTIO_MMIO_DEVICE_FEATURES => half(self.unit.features(), registers.offered_half),
             reg::VIRTIO_MMIO_QUEUE_NUM_MAX if exists => u32::from(QUEUE_MAX),
             reg::VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(|queue| queue.ready).into(),
+            // Who serves the queues elsewhere cannot say why: it is always they, too.
+            reg::VIRTIO_MMIO_INTERRUPT_STATUS if self.unit.is_lent() => {
+                self.why.load(Ordering::SeqCst) | reg::VIRTIO_MMIO_INT_VRING
+            }
             reg::VIRTIO_MMIO_INTERRUPT_STATUS => self.why.load(Ordering::SeqCst),
             reg::VIRTIO_MMIO_STATUS if self.unit.needs_reset() => {
                 registers.status | config::VIRTIO_CONFIG_S_NEEDS_RESET

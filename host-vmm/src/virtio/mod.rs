@@ -10,6 +10,9 @@
 //! How a driver finds a device, agrees on features and says where the queues are is its *transport*:
 //! [`mmio`] has registers, an exit each, for unmodified kernels; facility dev (`pv/dev`) has a table in memory and a call.
 //!
+//! A device may have a [`Server`] instead: the queues are then lent to the host's kernel ([`vhost`]), and the thread only
+//! waits to take them back.
+//!
 //! # Whom it trusts
 //!
 //! Not the driver. Each descriptor is read once, and checked as a copy. A chain that has no end, leaves guest memory or has too many
@@ -22,13 +25,17 @@ pub mod mmio;
 pub mod net;
 pub mod queue;
 pub mod unit;
+pub mod vhost;
 
 use std::fmt;
+use std::io;
 use std::os::fd::RawFd;
 
 use virtio_bindings::bindings::{virtio_config, virtio_ring};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
 
-use self::queue::{Io, QueueError};
+use self::queue::{Io, QueueError, QueueSetup};
 
 /// Room for a device's configuration, bytes.
 pub const CONFIG_MAX: usize = 64;
@@ -47,7 +54,12 @@ pub trait Device: fmt::Debug + Send {
     /// Its name in statistics.
     fn name(&self) -> &'static str;
 
-    /// Features of its own, beside [`COMMON_FEATURES`].
+    /// Which of [`COMMON_FEATURES`] whoever serves it knows.
+    fn common_features(&self) -> u64 {
+        COMMON_FEATURES
+    }
+
+    /// Features of its own, beside these.
     fn features(&self) -> u64;
 
     /// How many queues it has, at most [`QUEUES_MAX`]; a driver sets all of them up.
@@ -59,7 +71,12 @@ pub trait Device: fmt::Debug + Send {
     /// The driver has agreed to these features.
     fn begin(&mut self, _features: u64) {}
 
-    /// What becomes readable when the host has something for the guest.
+    /// Who serves its queues, where it is not the device's thread.
+    fn server(&mut self) -> Option<&mut dyn Server> {
+        None
+    }
+
+    /// What becomes readable when the host has something for the guest, or a server has found that the driver has broken the rules.
     fn backend(&self) -> Option<RawFd> {
         None
     }
@@ -79,6 +96,38 @@ pub trait Device: fmt::Debug + Send {
     fn serve_backend(&mut self, _io: &mut Io<'_>) -> Result<(), QueueError> {
         Ok(())
     }
+}
+
+/// What a server gets.
+#[derive(Debug)]
+pub struct Lent<'a> {
+    /// Guest memory.
+    pub memory: &'a GuestMemoryMmap,
+    /// What the driver has agreed to.
+    pub features: u64,
+    /// All of the device's queues, which can be.
+    pub queues: &'a [QueueSetup],
+    /// The doorbell of each.
+    pub doorbells: &'a [EventFd],
+    /// A write to it interrupts the driver.
+    pub interrupt: &'a EventFd,
+}
+
+/// Serves the queues of a device in place of its thread.
+pub trait Server: fmt::Debug + Send {
+    /// Begins, or goes on where it has ended.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; then nothing has begun.
+    fn begin(&mut self, lent: &Lent<'_>) -> io::Result<()>;
+
+    /// Ends for now: once it has returned, guest memory stands still.
+    ///
+    /// # Errors
+    ///
+    /// What the system says; the device is then of no use any more.
+    fn end(&mut self) -> io::Result<()>;
 }
 
 #[cfg(test)]

@@ -57,6 +57,12 @@ pub enum QueueError {
     /// The host has no thread for it.
     #[error("the host has no thread left: {0}")]
     Host(std::io::Error),
+    /// Who serves the queues in the device's place cannot.
+    #[error("the queues cannot be lent: {0}")]
+    Server(std::io::Error),
+    /// Who serves the queues has found a request that cannot be.
+    #[error("the driver has broken the rules, says who serves its queues")]
+    Refused,
     /// A request that is too short to be one.
     #[error("the chain at descriptor {0} has no room for a request")]
     Short(u16),

@@ -5,6 +5,8 @@
 //! The transport collects what the driver says, and then calls [`Unit::start`]: a thread takes the device and the queues, and waits
 //! for doorbells. [`Unit::stop`] waits until it has ended, so that guest memory is the driver's
 //! alone once a reset has returned. A driver that breaks the rules ends the thread, too; then the device needs a reset.
+//!
+//! Where a device has a [`Server`](super::Server), the thread lends it the queues, and takes them back for a reset or a pause.
 
 use std::fmt;
 use std::io;
@@ -18,7 +20,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::queue::{Io, QueueError, QueueSetup, Virtqueue};
-use super::{COMMON_FEATURES, CONFIG_MAX, Device, QUEUES_MAX};
+use super::{CONFIG_MAX, Device, Lent, QUEUES_MAX, Server};
 use crate::memory::Memory;
 use crate::pause::{Pause, Place};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -29,6 +31,10 @@ const BACKEND: u64 = u64::MAX - 1;
 
 /// How a driver learns of something.
 pub trait Interrupt: fmt::Debug + Send + Sync {
+    /// What KVM turns into an interrupt when it is written to, for a [`Server`](super::Server).
+    fn line(&self) -> Option<&EventFd> {
+        None
+    }
     /// There are used requests.
     fn queue_used(&self);
     /// The device needs a reset.
@@ -117,7 +123,8 @@ pub struct Unit {
     features: u64,
     config: [u8; CONFIG_MAX],
     memory: Memory,
-    doorbells: Vec<EventFd>,
+    doorbells: Arc<[EventFd]>,
+    is_lent: bool,
     link: Arc<Link>,
     state: Mutex<State>,
 }
@@ -129,7 +136,7 @@ impl Unit {
     ///
     /// No descriptor left.
     pub fn new(
-        device: Box<dyn Device>,
+        mut device: Box<dyn Device>,
         memory: Memory,
         interrupt: Box<dyn Interrupt>,
         pause: Arc<Pause>,
@@ -139,10 +146,11 @@ impl Unit {
         Ok(Self {
             kind: device.kind(),
             name: device.name(),
-            features: COMMON_FEATURES | device.features(),
+            features: device.common_features() | device.features(),
             config: device.config(),
             memory,
             doorbells: doorbells.collect::<io::Result<_>>()?,
+            is_lent: device.server().is_some(),
             link: Arc::new(Link {
                 interrupt,
                 stop: EventFd::new(libc::EFD_NONBLOCK)?,
@@ -179,6 +187,12 @@ impl Unit {
     #[must_use]
     pub fn doorbells(&self) -> &[EventFd] {
         &self.doorbells
+    }
+
+    /// Whether its queues are served by somebody else.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.is_lent
     }
 
     /// Whether it has stopped because the driver has broken the rules.
@@ -245,12 +259,26 @@ impl Unit {
             }
         };
         device.begin(features);
-        let watched = watch(&self.doorbells, &self.link, &*device);
+        let own: &[EventFd] = if self.is_lent { &[] } else { &self.doorbells };
+        let watched = watch(own, &self.link, &*device);
         let (memory, link) = (self.memory.clone(), Arc::clone(&self.link));
+        let doorbells = Arc::clone(&self.doorbells);
+        let setups = setups.iter().copied().take(doorbells.len());
+        let setups: Vec<_> = setups.collect();
         let spawned = watched.and_then(|epoll| {
             std::thread::Builder::new()
                 .name(self.name.to_owned())
-                .spawn(move || work(device, &memory, queues, &link, &epoll))
+                .spawn(move || {
+                    let lent = link.interrupt.line().map(|interrupt| Lent {
+                        memory: memory.mmap(),
+                        features,
+                        queues: &setups,
+                        doorbells: &doorbells,
+                        interrupt,
+                    });
+                    let io = Io::new(memory.mmap(), queues, &link);
+                    work(device, io, lent, &link, &epoll)
+                })
         });
         *state = State::Works(spawned.map_err(QueueError::Host)?);
         Ok(())
@@ -306,18 +334,41 @@ fn watch(doorbells: &[EventFd], link: &Link, device: &dyn Device) -> io::Result<
 /// The device's thread.
 fn work(
     mut device: Box<dyn Device>,
-    memory: &Memory,
-    queues: Vec<Virtqueue>,
+    mut io: Io<'_>,
+    lent: Option<Lent<'_>>,
     link: &Link,
     epoll: &Epoll,
 ) -> Box<dyn Device> {
     link.pause.begin(link.place);
-    let mut io = Io::new(memory.mmap(), queues, link);
-    if let Err(error) = serve(&mut *device, &mut io, link, epoll) {
+    let done = match device.server().zip(lent) {
+        Some((server, lent)) => lend(server, &lent, link, epoll),
+        None => serve(&mut *device, &mut io, link, epoll),
+    };
+    if let Err(error) = done {
         link.fails(&error);
     }
     link.pause.rest(link.place);
     device
+}
+
+/// Lends the queues until they are wanted back: for good, or for a pause.
+fn lend(
+    server: &mut dyn Server,
+    lent: &Lent<'_>,
+    link: &Link,
+    epoll: &Epoll,
+) -> Result<(), QueueError> {
+    while link.may_go_on() {
+        server.begin(lent).map_err(QueueError::Server)?;
+        let mut event = [EpollEvent::default()];
+        // A signal asks for a look at the pause.
+        let count = epoll.wait(-1, &mut event).unwrap_or(0);
+        server.end().map_err(QueueError::Server)?;
+        if count > 0 && event[0].data() == BACKEND {
+            return Err(QueueError::Refused);
+        }
+    }
+    Ok(())
 }
 
 fn serve(

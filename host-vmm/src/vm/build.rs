@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{Machine, Vm, VmError, host};
 use crate::awkward::Awkward;
-use crate::config::{Config, FacilitySet, Profile};
+use crate::config::{Config, FacilitySet, Io, Profile};
 use crate::console::Console;
 use crate::device::Ports;
 use crate::device::ide::{self, Ide};
@@ -25,7 +25,7 @@ use crate::kvm::counters::Counters;
 use crate::kvm::cpuid::{GuestCpuid, delegable};
 use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, Memory};
-use crate::net::Net;
+use crate::net::{Net, NetSpec};
 use crate::pause::Pause;
 use crate::pv::base::Base;
 use crate::pv::clock::{Clock, Counter};
@@ -44,6 +44,7 @@ use crate::virtio::Device;
 use crate::virtio::block::Block;
 use crate::virtio::mmio::MmioBus;
 use crate::virtio::net::NetDevice;
+use crate::virtio::vhost::VhostNet;
 
 const MSR_TSC: u32 = 0x10;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
@@ -93,7 +94,7 @@ impl Vm {
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
         let pause = Arc::new(Pause::new(config.vcpus));
         let vm = Arc::new(vm);
-        let devices = create_virtio(&config)?;
+        let devices = create_virtio(&config, &memory)?;
         let (registers, table) = if config.profile.is_paravane() {
             (Vec::new(), devices)
         } else {
@@ -211,7 +212,7 @@ fn create_devices(
 }
 
 /// The devices that do their work in guest memory.
-fn create_virtio(config: &Config) -> Result<Vec<Box<dyn Device>>, VmError> {
+fn create_virtio(config: &Config, memory: &Memory) -> Result<Vec<Box<dyn Device>>, VmError> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     if config.profile == Profile::Full {
         return Ok(devices);
@@ -219,8 +220,12 @@ fn create_virtio(config: &Config) -> Result<Vec<Box<dyn Device>>, VmError> {
     for (index, spec) in config.disks.iter().enumerate() {
         devices.push(Box::new(Block::new(Disk::open(spec)?, index)));
     }
-    if let Some(spec) = &config.net {
-        devices.push(Box::new(NetDevice::new(Net::open(spec)?)));
+    match &config.net {
+        Some(spec @ NetSpec::Tap { name }) if config.io == Io::Kernel => {
+            devices.push(Box::new(VhostNet::new(name, spec.mac(), memory)?));
+        }
+        Some(spec) => devices.push(Box::new(NetDevice::new(Net::open(spec)?))),
+        None => {}
     }
     Ok(devices)
 }

@@ -1,0 +1,112 @@
+//! Guests whose devices are served elsewhere (`--io`), on the reference host: what they do works, a pause in the middle
+//! included, and does not come by way of the VMM.
+//!
+//! All is done once, by one script in one boot of the reference host. Where the kernels, the initramfs or the reference
+//! host are not built, each test prints `skipped: reason`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
+
+use serde_json::Value;
+
+/// Guest, kernel, and how it ends.
+const GUESTS: [(&str, &str, &str); 2] =
+    [("kvm-pv", "full", "reboot"), ("para", "para", "poweroff")];
+
+/// What the guest does with its network. There is no init but busybox.
+const PING: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B ifconfig eth0 10.9.0.2 up; $B ping -c 4 10.9.0.1; $B END -f";
+
+/// What the script begins with: a network, and how a guest is run, paused once it has printed something, and waited for.
+const BEGIN: &str = r#"ip tuntap add paravane0 mode tap && ip addr add 10.9.0.1/24 dev paravane0 && ip link set paravane0 up
+guest() {
+    name=$1; first=$2; shift 2
+    $PARAVANE run --host kvm --watchdog 60 --ctl $name.ctl --stats json --stats-file $name.stats --console-log $name.console "$@" \
+        </dev/null 2>$name.errors &
+    vmm=$!
+    for try in $(seq 300); do grep -q "$first" $name.console && break; sleep 0.1; done 2>/dev/null
+    $PARAVANE ctl $name.ctl pause >$name.pause 2>&1 && sleep 0.3 && $PARAVANE ctl $name.ctl resume >>$name.pause 2>&1
+    wait $vmm
+}
+"#;
+
+fn folder() -> Option<&'static Path> {
+    static DONE: LazyLock<Result<PathBuf, String>> = LazyLock::new(run);
+    match &*DONE {
+        Ok(folder) => Some(folder),
+        Err(reason) => {
+            println!("skipped: {reason}");
+            None
+        }
+    }
+}
+
+fn run() -> Result<PathBuf, String> {
+    let initrd = paravane_reference_host::built("initramfs/guest.cpio", "initramfs")?;
+    paravane_reference_host::built("reference-host/current", "reference-host")?;
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("io");
+    // Nothing of an earlier run may be mistaken for one of this run.
+    let _ = fs::remove_dir_all(&folder);
+    fs::create_dir_all(&folder).unwrap();
+    let mut script = format!(
+        "cd '{}'\nPARAVANE='{}'\n{BEGIN}",
+        folder.display(),
+        env!("CARGO_BIN_EXE_paravane")
+    );
+    for (guest, kernel, end) in GUESTS {
+        let what = format!("kernel/{kernel}/vmlinux");
+        let kernel = paravane_reference_host::built(&what, &format!("kernel {kernel}"))?;
+        let image = format!(
+            "--guest {guest} --kernel '{}' --initrd '{}'",
+            kernel.display(),
+            initrd.display()
+        );
+        for io in ["hosted", "kernel"] {
+            let init = PING.replace("END", end);
+            script += &format!(
+                "guest {guest}.{io} seq=1 {image} --io {io} --net tap=paravane0 \
+                 --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
+            );
+        }
+    }
+    script += "exit 0\n";
+    let path = folder.join("script");
+    fs::write(&path, script).unwrap();
+    let finished = paravane_reference_host::Command::new([Path::new("/bin/sh"), path.as_path()])
+        .expect("the working folder is known")
+        .timeout(Duration::from_secs(300))
+        .run()
+        .unwrap_or_else(|error| panic!("the reference host failed: {error}"));
+    assert!(finished.success(), "the script: {}", finished.code);
+    Ok(folder)
+}
+
+fn text(folder: &Path, name: &str) -> String {
+    let bytes = fs::read(folder.join(name)).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The statistics of a guest that was paused, and has printed this.
+fn stats(folder: &Path, name: &str, printed: &str) -> Value {
+    let console = text(folder, &format!("{name}.console"));
+    let errors = text(folder, &format!("{name}.errors"));
+    assert!(console.contains(printed), "{name}: {console}\n{errors}");
+    let pause = text(folder, &format!("{name}.pause"));
+    assert!(!pause.contains("error"), "{name}: {pause}");
+    serde_json::from_str(&text(folder, &format!("{name}.stats"))).unwrap()
+}
+
+#[test]
+fn the_hosts_kernel_moves_frames_and_the_vmm_does_not() {
+    let Some(folder) = folder() else { return };
+    for (guest, ..) in GUESTS {
+        let requests = |io: &str| {
+            let stats = stats(folder, &format!("{guest}.{io}"), "4 packets received");
+            assert_eq!(stats["devices"][0]["broken"], Value::Null, "{stats}");
+            stats["devices"][0]["requests"].as_u64().unwrap()
+        };
+        assert!(requests("hosted") >= 8, "{guest}");
+        assert_eq!(requests("kernel"), 0, "{guest}");
+    }
+}
