@@ -42,7 +42,7 @@ void pvbench_eoi(void);
 void pvbench_flush_all(void);
 void pvbench_ktime_get(void);
 void pvbench_sched_clock(void);
-void pvbench_arm_timer(void);
+void pvbench_arm_timer(u64 ns);
 void pvbench_sleep(u64 ns);
 u64 pvbench_ipi_self(void);
 void pvbench_ipi_other(void);

@@ -11,6 +11,7 @@ extern "C" {
     pub(crate) fn paravane_bench_call(id: u32, arguments: *const u64, value: *mut u64) -> i64;
     pub(crate) fn paravane_bench_print(bytes: *const u8, count: u32);
     pub(crate) fn paravane_bench_flush(cpu: u32);
+    pub(crate) fn paravane_bench_next_event() -> i64;
 
     // The file.
     pub(crate) fn pvbench_debugfs() -> bool;
@@ -45,7 +46,7 @@ extern "C" {
     pub(crate) fn pvbench_flush_all();
     pub(crate) fn pvbench_ktime_get();
     pub(crate) fn pvbench_sched_clock();
-    pub(crate) fn pvbench_arm_timer();
+    pub(crate) fn pvbench_arm_timer(ns: u64);
     pub(crate) fn pvbench_sleep(ns: u64);
     pub(crate) fn pvbench_ipi_self() -> u64;
     pub(crate) fn pvbench_ipi_other();

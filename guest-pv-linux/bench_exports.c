@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * For pvbench.ko, from the built-in part: a call that is counted, the console's
- * ring, a TLB flush. C because a Rust function cannot be exported.
+ * ring, a TLB flush, the next timer interrupt. C because a Rust function cannot be
+ * exported.
  */
 
 #include <linux/cpumask.h>
@@ -9,6 +10,8 @@
 #include <linux/mm.h>
 #include <linux/sched.h>
 #include <linux/smp.h>
+#include <linux/tick.h>
+#include <linux/timekeeping.h>
 
 #include <asm/tlbflush.h>
 
@@ -44,3 +47,10 @@ void paravane_bench_flush(u32 cpu)
 	flush_tlb_multi(cpumask_of(cpu), &info);
 }
 EXPORT_SYMBOL_GPL(paravane_bench_flush);
+
+/* Nanoseconds until this processor's timer interrupts. No module sees the device. */
+s64 paravane_bench_next_event(void)
+{
+	return ktime_to_ns(ktime_sub(tick_nohz_get_next_hrtimer(), ktime_get()));
+}
+EXPORT_SYMBOL_GPL(paravane_bench_next_event);

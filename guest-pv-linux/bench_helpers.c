@@ -222,13 +222,13 @@ static enum hrtimer_restart pvbench_timer_expired(struct hrtimer *timer)
 }
 
 /* Earlier than whatever else waits, so that the hardware is programmed. */
-void pvbench_arm_timer(void)
+void pvbench_arm_timer(u64 ns)
 {
 	struct hrtimer timer;
 
 	hrtimer_init_on_stack(&timer, CLOCK_MONOTONIC, HRTIMER_MODE_REL_HARD);
 	timer.function = pvbench_timer_expired;
-	hrtimer_start(&timer, ns_to_ktime(200 * NSEC_PER_USEC), HRTIMER_MODE_REL_HARD);
+	hrtimer_start(&timer, ns_to_ktime(ns), HRTIMER_MODE_REL_HARD);
 	hrtimer_cancel(&timer);
 	destroy_hrtimer_on_stack(&timer);
 }

@@ -187,5 +187,6 @@ void paravane_seq_write(struct seq_file *file, const void *bytes, size_t count);
 s64 paravane_bench_call(u32 id, const u64 arguments[6], u64 *value);
 void paravane_bench_print(const char *bytes, unsigned int count);
 void paravane_bench_flush(u32 cpu);
+s64 paravane_bench_next_event(void);
 
 #endif

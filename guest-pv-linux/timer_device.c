@@ -14,7 +14,7 @@
  *
  * A kernel that boots has one thing to do, and no other task that a tick would
  * give its turn. So until user space begins, a processor that is busy is
- * interrupted no more often than every few ticks; one that halts gets its
+ * interrupted no more often than every dozen ticks; one that halts gets its
  * deadline in time. The kernel's log is stamped by the tick until then, so
  * whoever asks for initcall_debug gets every tick.
  *
@@ -46,7 +46,7 @@
 /* Of a deadline: there is none. */
 #define PARAVANE_NEVER		U64_MAX
 /* Least milliseconds between two interrupts of a processor that boots. */
-#define PARAVANE_BOOT_MS	20
+#define PARAVANE_BOOT_MS	50
 /* The device counts in units of this many ticks of the TSC, as the native one. */
 #define PARAVANE_TSC_DIVISOR	8
 

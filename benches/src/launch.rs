@@ -78,6 +78,9 @@ pub(crate) struct Mark {
     pub(crate) t_ns: u64,
     pub(crate) exits: u64,
     pub(crate) user_exits: u64,
+    /// Exits for interrupts of the host's own.
+    #[serde(default)]
+    pub(crate) host_exits: u64,
     pub(crate) console_out_bytes: u64,
 }
 

@@ -90,6 +90,7 @@ pub(crate) fn metrics(kind: &Kind, ended: &Ended) -> Result<Vec<Metric>, LaunchE
             push("time_ns", "ns", |mark| mark.t_ns);
             push("exits", "exits", |mark| mark.exits);
             push("user_exits", "exits", |mark| mark.user_exits);
+            push("host_exits", "exits", |mark| mark.host_exits);
             push("out_bytes", "bytes", |mark| mark.console_out_bytes);
         }
         if job.counts == Some(Counts::Late) {
@@ -189,6 +190,7 @@ fn boot(numbers: &mut Numbers<'_>, ended: &Ended) -> Result<(), LaunchError> {
     numbers.push("boot_to_init_ns", "ns", init.t_ns);
     numbers.push("exits_to_init", "exits", init.exits);
     numbers.push("user_exits_to_init", "exits", init.user_exits);
+    numbers.push("host_exits_to_init", "exits", init.host_exits);
     numbers.push("console_out_bytes", "bytes", init.console_out_bytes);
     numbers.push("setup_ns", "ns", stats.setup_ns);
     // The kernel's clock starts late; what lies before it is the difference to the VMM's clock.

@@ -67,7 +67,7 @@ pub(crate) const TERMINAL: TableStyle = TableStyle::new()
     .header_separator(LineStyle::none().fill('─').junction('─'))
     .bottom_border(LineStyle::none().fill('─').junction('─'));
 
-const BOOT_ROWS: [Line; 12] = [
+const BOOT_ROWS: [Line; 13] = [
     ("boot to init", "boot_to_init_ns", Kind::Time),
     (
         "· before the kernel's clock",
@@ -80,6 +80,11 @@ const BOOT_ROWS: [Line; 12] = [
     ("· last steps", "phase_last_ns", Kind::Time),
     ("exits to init", "exits_to_init", Kind::Count),
     ("· of these to the VMM", "user_exits_to_init", Kind::Count),
+    (
+        "· interrupts of the host",
+        "host_exits_to_init",
+        Kind::Count,
+    ),
     ("console bytes to init", "console_out_bytes", Kind::Count),
     ("the VMM's own set-up", "setup_ns", Kind::Time),
     (
@@ -90,11 +95,12 @@ const BOOT_ROWS: [Line; 12] = [
     ("the whole process", "process_ns", Kind::Time),
 ];
 
-const JOB_ROWS: [Line; 5] = [
+const JOB_ROWS: [Line; 6] = [
     ("time", "time_ns", Kind::Time),
     ("· by the guest's own clock", "guest_ns", Kind::Time),
     ("exits", "exits", Kind::Count),
     ("· of these to the VMM", "user_exits", Kind::Count),
+    ("· interrupts of the host", "host_exits", Kind::Count),
     ("bytes that arrived", "out_bytes", Kind::Count),
 ];
 
@@ -112,7 +118,7 @@ pub fn draw(samples: &Samples, heading: &Heading, look: Look) -> String {
     for job in heading.jobs.iter().filter(|job| samples.has(&job.name)) {
         let mark = if look == Look::Markdown { "## " } else { "" };
         let _ = writeln!(out, "{mark}{}\n\n{}\n", job.title, job.what);
-        let rows = rows(samples, job);
+        let rows = rows(samples, job, heading.costs);
         let _ = writeln!(
             out,
             "{}\n",
@@ -184,7 +190,27 @@ fn quotient(samples: &Samples, job: &str, above: &str, below: &str) -> Option<Nu
     Some(quotients.collect())
 }
 
-fn rows(samples: &Samples, job: &Job) -> Vec<Row> {
+/// What each boot would have taken with every exit free: its time less what its exits cost by themselves. The host's own
+/// interrupts are among them.
+fn floor(samples: &Samples, job: &str, costs: ExitCosts) -> Option<Numbers> {
+    let of = |metric| numbers(samples, job, metric);
+    let (exits, to_vmm) = (of("exits_to_init")?, of("user_exits_to_init")?);
+    let mut floor = of("boot_to_init_ns")?;
+    for (arm, launches) in &mut floor {
+        launches.retain(|launch, time| {
+            let of = |numbers: &Numbers| numbers.get(arm)?.get(launch).copied();
+            let Some((exits, to_vmm)) = of(&exits).zip(of(&to_vmm)) else {
+                return false;
+            };
+            let in_kvm = (exits - to_vmm).max(0.0);
+            *time -= to_vmm * costs.to_vmm + in_kvm * costs.in_kvm;
+            true
+        });
+    }
+    Some(floor)
+}
+
+fn rows(samples: &Samples, job: &Job, costs: Option<ExitCosts>) -> Vec<Row> {
     let name = job.name.as_str();
     let mut rows = Vec::new();
     let mut push = |label: String, kind, numbers: Option<Numbers>| {
@@ -223,6 +249,11 @@ fn rows(samples: &Samples, job: &Job) -> Vec<Row> {
         );
         return rows;
     }
+    push(
+        "boot to init, were exits free".to_owned(),
+        Kind::Time,
+        costs.and_then(|costs| floor(samples, name, costs)),
+    );
     if name == "boot" {
         push(
             "exits of the whole run".to_owned(),
@@ -366,13 +397,14 @@ fn accounts(samples: &Samples, job: &str, heading: &Heading) -> Vec<String> {
     for (arm, boot) in &boots {
         let exits = boot.exits_ns(costs);
         lines.push(format!(
-            "- {arm}: {} exits to the VMM and {} in KVM explain {} of {} ({:.0} %); the rest is guest instructions, \
-             waiting, and the VMM's work at its exits.",
+            "- {arm}: {} exits to the VMM and {} in KVM explain {} of {} ({:.0} %), {:.3} times the floor, \
+             the same boot with every exit free; the rest is guest instructions, waiting, and the VMM's work at its exits.",
             write(boot.to_vmm, Kind::Count),
             write(boot.in_kvm, Kind::Count),
             write(exits, Kind::Time),
             write(boot.time, Kind::Time),
             100.0 * exits / boot.time,
+            boot.time / (boot.time - exits),
         ));
     }
     if let Some(((base, full), others)) = boots.split_first() {

@@ -149,6 +149,8 @@ pub struct Mark {
     pub exits: u64,
     /// Exits of all vCPUs to the VMM so far.
     pub user_exits: u64,
+    /// Of all exits so far, those for interrupts of the host that the guest had no part in.
+    pub host_exits: u64,
     /// Console bytes so far.
     pub console_out_bytes: u64,
 }

@@ -438,6 +438,7 @@ impl Machine {
             t_ns: self.elapsed_ns(),
             exits: self.exits(),
             user_exits: self.counts.iter().map(|c| c.total()).sum(),
+            host_exits: self.counters.iter().map(Counters::host_exits).sum(),
             console_out_bytes: self.console_bytes(),
         };
         let mut marks = lock(&self.marks);

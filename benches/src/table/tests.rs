@@ -108,13 +108,18 @@ fn the_costs_of_exits_predict_and_leave_a_residual() {
     let text = draw(&samples, &heading(Some(costs)), Look::Terminal);
     for part in [
         // 20,000 x 100 µs + 4,000 x 50 µs
-        "full: 20,000 exits to the VMM and 4,000 in KVM explain 2.20 s of 5.00 s (44 %)",
+        "full: 20,000 exits to the VMM and 4,000 in KVM explain 2.20 s of 5.00 s (44 %), 1.786 times the floor",
         // 500 x 100 µs + 1,000 x 50 µs
-        "para: 500 exits to the VMM and 1,000 in KVM explain 100 ms of 2.00 s (5 %)",
+        "para: 500 exits to the VMM and 1,000 in KVM explain 100 ms of 2.00 s (5 %), 1.053 times the floor",
         "3.00 s saved, of which the exits saved predict 2.10 s. The residual of 900 ms",
     ] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    let floor = text.lines().find(|line| line.contains("were exits free"));
+    assert!(
+        floor.is_some_and(|row| row.contains("2.80 s") && row.contains("1.90 s")),
+        "{text}"
+    );
 }
 
 #[test]

@@ -44,6 +44,8 @@ pub struct Counters {
     /// Name and file offset of each scalar.
     scalars: Vec<(String, u64)>,
     exits: Option<u64>,
+    /// Exits for the host's interrupts, and interrupts that the guest was given.
+    interrupts: Option<(u64, u64)>,
 }
 
 impl Counters {
@@ -79,14 +81,14 @@ impl Counters {
                 ));
             }
         }
-        let exits = scalars
-            .iter()
-            .find(|(name, _)| name == "exits")
-            .map(|(_, at)| *at);
+        let find = |wanted| scalars.iter().find(|(name, _)| name == wanted);
+        let at = |name| find(name).map(|(_, at)| *at);
+        let (exits, interrupts) = (at("exits"), at("irq_exits").zip(at("irq_injections")));
         Some(Self {
             file,
             scalars,
             exits,
+            interrupts,
         })
     }
 
@@ -101,6 +103,15 @@ impl Counters {
     #[must_use]
     pub fn exits(&self) -> u64 {
         self.exits.map_or(0, |at| self.read(at))
+    }
+
+    /// Exits so far for interrupts that were the host's own business. Each interrupt that the guest was given may have
+    /// come as one, so as many are taken for the guest's.
+    #[must_use]
+    pub fn host_exits(&self) -> u64 {
+        self.interrupts.map_or(0, |(all, guest)| {
+            self.read(all).saturating_sub(self.read(guest))
+        })
     }
 
     /// Adds every scalar to `sums`, under its name.

@@ -19,6 +19,9 @@ const _: () = assert!(CPUID_TABLE + (ENTRIES_MAX * size_of::<CpuidEntry>()) as u
 /// Leaves that KVM changes while the machine runs: OSXSAVE, OSPKE, and sizes by XCR0 and XSS.
 const BY_STATE: [(u32, u32); 4] = [(0x1, 0), (0x7, 0), (0xd, 0), (0xd, 1)];
 
+/// Subleaves that a kernel asks for whether they are there or not.
+const ASKED: [(u32, u32); 3] = [(0x7, 1), (0x7, 2), (0xb, 1)];
+
 /// The facility.
 #[derive(Debug)]
 pub struct Cpuid {
@@ -66,6 +69,19 @@ impl Cpuid {
                 leaf,
                 ..CpuidEntry::default()
             }));
+        }
+        // The same for a subleaf.
+        for (leaf, subleaf) in ASKED {
+            let has_subleaves = |e: &&CpuidEntry| e.leaf == leaf && e.flags & LEAF_SUBLEAF != 0;
+            let mut of_leaf = entries.iter().filter(has_subleaves).peekable();
+            if of_leaf.peek().is_some() && of_leaf.all(|e| e.subleaf != subleaf) {
+                entries.push(CpuidEntry {
+                    leaf,
+                    subleaf,
+                    flags: LEAF_SUBLEAF,
+                    ..CpuidEntry::default()
+                });
+            }
         }
         entries.sort_by_key(|e| (e.leaf, e.subleaf));
         entries.dedup_by_key(|e| (e.leaf, e.subleaf));
