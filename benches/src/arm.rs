@@ -6,7 +6,8 @@ use std::str::FromStr;
 use crate::peer::{self, Peer};
 
 /// One side of a comparison, written `full`, `kvm-pv`, `para`, `direct`, `para-console` for para without its console,
-/// `para+console` for para with nothing else, or by the name of a [peer].
+/// `para+console` for para with nothing else, or by the name of a [peer]. Behind an `@` it says where and how its devices are
+/// served: `para@kernel`, `para@poll`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arm {
     /// How the arm is called in results.
@@ -15,17 +16,25 @@ pub struct Arm {
     pub guest: &'static str,
     /// The facilities as `paravane run --pv` takes them.
     pub facilities: String,
+    /// Where its devices are served, as `paravane run --io` takes it; of a peer, nothing.
+    pub io: &'static str,
+    /// Whether threads look at its queues, as `paravane run --poll` takes it.
+    pub poll: &'static str,
     /// How many percent more rounds it makes of each job than it says: a slowdown planted to try the instrument.
     pub handicap: u32,
     /// The other VMM, if it is not ours.
     pub peer: Option<&'static Peer>,
 }
 
+/// Where devices are served unless an arm says otherwise.
+const HOSTED: &str = "hosted";
+
 /// A word that is not an arm.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "there is no arm `{0}`; arms are full, kvm-pv, para, direct, para-FACILITY for para without that facility, para+FACILITY for \
-     para with that one only, and the peers {peers}; ARM~5 does five percent more than it says",
+     para with that one only, and the peers {peers}; GUEST@kernel has the host's kernel serve its network, \
+     GUEST@poll has threads look at its queues under load; ARM~5 does five percent more than it says",
     peers = peer::names().collect::<Vec<_>>().join(", ")
 )]
 pub struct ArmError(String);
@@ -39,14 +48,26 @@ impl FromStr for Arm {
             Some((plain, percent)) => (plain, percent.parse().map_err(|_| wrong())?),
             None => (name, 0),
         };
-        let arm = |guest, facilities, peer| Self {
+        let (plain, place) = match plain.split_once('@') {
+            Some((plain, place)) => (plain, Some(place)),
+            None => (plain, None),
+        };
+        let (io, poll) = match place {
+            None => (HOSTED, "off"),
+            Some("kernel") => ("kernel", "off"),
+            Some("poll") => (HOSTED, "auto"),
+            Some(_) => return Err(wrong()),
+        };
+        let arm = |guest, facilities, peer: Option<&'static Peer>| Self {
             name: name.to_owned(),
             guest,
             facilities,
+            io: if peer.is_some() { "" } else { io },
+            poll,
             handicap,
             peer,
         };
-        if let Some(peer) = peer::find(plain) {
+        if let Some(peer) = peer::find(plain).filter(|_| place.is_none()) {
             let guest = if peer.hypervisor.is_some() {
                 "kvm-pv"
             } else {
@@ -97,6 +118,12 @@ impl Arm {
         let mut arguments = vec![format!("--guest={}", self.guest)];
         if !self.facilities.is_empty() {
             arguments.push(format!("--pv={}", self.facilities));
+        }
+        if self.io != HOSTED {
+            arguments.push(format!("--io={}", self.io));
+        }
+        if self.poll != "off" {
+            arguments.push(format!("--poll={}", self.poll));
         }
         arguments
     }
@@ -151,9 +178,23 @@ mod tests {
             "full-console",
             "kvm",
             "full~x",
+            "para@home",
+            "qemu-q35@kernel",
         ] {
             assert!(wrong.parse::<Arm>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_arm_says_where_its_devices_are_served() {
+        let arm: Arm = "kvm-pv@kernel".parse().unwrap();
+        assert_eq!(arm.run_arguments(), ["--guest=kvm-pv", "--io=kernel"]);
+        let arm: Arm = "para-clock@poll~5".parse().unwrap();
+        let arguments = ["--guest=para", "--pv=-clock", "--poll=auto"];
+        assert_eq!(
+            (arm.run_arguments(), arm.io),
+            (arguments.map(String::from).into(), HOSTED)
+        );
     }
 
     #[test]

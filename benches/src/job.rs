@@ -217,6 +217,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("io", "write", include_str!("../jobs/io/write.toml")),
     ("io", "sync", include_str!("../jobs/io/sync.toml")),
     ("io", "scan", include_str!("../jobs/io/scan.toml")),
+    ("io", "load", include_str!("../jobs/io/load.toml")),
 ];
 
 static JOBS: LazyLock<Vec<Job>> = LazyLock::new(|| {

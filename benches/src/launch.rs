@@ -81,6 +81,8 @@ pub(crate) struct Mark {
     /// Exits for interrupts of the host's own.
     #[serde(default)]
     pub(crate) host_exits: u64,
+    #[serde(default)]
+    pub(crate) cpu_ns: u64,
     pub(crate) console_out_bytes: u64,
 }
 

@@ -91,6 +91,7 @@ pub(crate) fn metrics(kind: &Kind, ended: &Ended) -> Result<Vec<Metric>, LaunchE
             push("exits", "exits", |mark| mark.exits);
             push("user_exits", "exits", |mark| mark.user_exits);
             push("host_exits", "exits", |mark| mark.host_exits);
+            push("cpu_ns", "ns", |mark| mark.cpu_ns);
             push("out_bytes", "bytes", |mark| mark.console_out_bytes);
         }
         if job.counts == Some(Counts::Late) {

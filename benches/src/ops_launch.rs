@@ -270,6 +270,7 @@ impl Course<'_> {
                 suite: SUITE.to_owned(),
                 job: series.job.to_owned(),
                 arm: arm.name.clone(),
+                io: arm.io.to_owned(),
                 host: self.class.name().to_owned(),
                 launch: step.launch,
                 block: step.block,

@@ -137,6 +137,7 @@ impl Run<'_> {
             suite: self.experiment.suite.clone(),
             job: job.to_owned(),
             arm: arm.name.clone(),
+            io: arm.io.to_owned(),
             host: self.class.name().to_owned(),
             launch: step.launch,
             block: step.block,

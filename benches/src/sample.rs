@@ -13,6 +13,9 @@ pub struct Origin {
     pub job: String,
     /// The arm's name.
     pub arm: String,
+    /// Where its devices are served: `hosted`, `kernel`; of a peer nothing is said.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub io: String,
     /// The class of the host: `kvm` or `reference`. Classes are never compared with each other.
     pub host: String,
     /// The pair that the launch belongs to, from 1.

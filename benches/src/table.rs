@@ -95,12 +95,13 @@ const BOOT_ROWS: [Line; 13] = [
     ("the whole process", "process_ns", Kind::Time),
 ];
 
-const JOB_ROWS: [Line; 6] = [
+const JOB_ROWS: [Line; 7] = [
     ("time", "time_ns", Kind::Time),
     ("· by the guest's own clock", "guest_ns", Kind::Time),
     ("exits", "exits", Kind::Count),
     ("· of these to the VMM", "user_exits", Kind::Count),
     ("· interrupts of the host", "host_exits", Kind::Count),
+    ("processor time of the host", "cpu_ns", Kind::Time),
     ("bytes that arrived", "out_bytes", Kind::Count),
 ];
 

@@ -9,6 +9,7 @@ use paravane::config::{Config, ConfigError, Entry, FacilitySet, Io, Profile};
 use paravane::disk::DiskSpec;
 use paravane::gdb;
 use paravane::net::NetSpec;
+use paravane::virtio::poll::Poll;
 
 /// Paravane: a paravirtualization toolkit for Linux on KVM.
 ///
@@ -243,6 +244,9 @@ pub(crate) struct RunArgs {
     /// Where the guest's devices are served.
     #[arg(long, value_enum, default_value = "hosted")]
     io: Io,
+    /// Whether threads of the host look at the guest's virtio queues by themselves, so that a request costs no exit.
+    #[arg(long, value_enum, default_value = "off")]
+    poll: Poll,
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value = "linux64")]
     entry: Entry,
@@ -321,6 +325,7 @@ impl RunArgs {
             disks: self.disk.clone(),
             net: self.net.clone(),
             io: self.io,
+            poll: self.poll,
             watchdog: (seconds > 0).then(|| Duration::from_secs(seconds)),
             awkward: self.awkward,
         };

@@ -13,6 +13,7 @@ use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 use crate::net::NetSpec;
 use crate::switcher;
 use crate::virtio::mmio::{self, MmioBus};
+use crate::virtio::poll::Poll;
 
 /// The most vCPUs of one guest.
 pub const MAX_VCPUS: u8 = 64;
@@ -282,6 +283,8 @@ pub struct Config {
     pub net: Option<NetSpec>,
     /// Where the devices are served.
     pub io: Io,
+    /// Whether threads look at virtio devices' queues by themselves.
+    pub poll: Poll,
     /// Stop the guest after this long.
     pub watchdog: Option<Duration>,
     /// The seed of an awkward host, which takes all the liberties of the specification.
@@ -419,6 +422,7 @@ impl Config {
             disks: Vec::new(),
             net: None,
             io: Io::default(),
+            poll: Poll::default(),
             watchdog: None,
             awkward: None,
         }

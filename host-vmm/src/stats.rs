@@ -151,6 +151,8 @@ pub struct Mark {
     pub user_exits: u64,
     /// Of all exits so far, those for interrupts of the host that the guest had no part in.
     pub host_exits: u64,
+    /// Processor time of this process so far, what KVM and the host's kernel do for it included.
+    pub cpu_ns: u64,
     /// Console bytes so far.
     pub console_out_bytes: u64,
 }

@@ -144,6 +144,18 @@ fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// Processor time that this process has taken.
+fn processor_time_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the call writes one structure, which lives.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    let part = |part: i64| u64::try_from(part).unwrap_or(0);
+    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -439,6 +451,7 @@ impl Machine {
             exits: self.exits(),
             user_exits: self.counts.iter().map(|c| c.total()).sum(),
             host_exits: self.counters.iter().map(Counters::host_exits).sum(),
+            cpu_ns: processor_time_ns(),
             console_out_bytes: self.console_bytes(),
         };
         let mut marks = lock(&self.marks);

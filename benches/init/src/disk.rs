@@ -1,11 +1,12 @@
-//! Requests to a disk, one at a time, past the page cache: each goes to the device.
+//! Requests to a disk past the page cache: each goes to the device.
 
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::PAGE;
 use crate::jobs::Watch;
 use crate::sys::{self, Errno, Fd};
-use crate::task::Mapping;
+use crate::task::{Gate, Mapping, Threads};
 
 /// What one sequential read asks for.
 const CHUNK: usize = 128 * 1024;
@@ -34,39 +35,81 @@ fn open() -> Result<Fd, Errno> {
     }
 }
 
-/// Makes `rounds` requests.
-pub(crate) fn request(watch: &mut Watch<'_>, what: Request, rounds: usize) -> Result<(), Errno> {
+/// Makes `rounds` requests in all, so many at a time: each by a thread of its own where there are several.
+pub(crate) fn request(
+    watch: &mut Watch<'_>,
+    what: Request,
+    rounds: usize,
+    tasks: usize,
+) -> Result<(), Errno> {
     let disk = open()?;
     let piece = if what == Request::Scan { CHUNK } else { PAGE };
     let pieces = disk.size()? / piece;
-    let buffer = Mapping::private(piece)?;
-    buffer.touch(0);
-    let mut places = Places(0x2026);
-    let mut next = 0;
-    let result = if pieces == 0 {
-        Err(sys::ENOSPC)
-    } else {
-        watch.each(rounds, || {
-            let place = match what {
-                Request::Scan => {
-                    next += 1;
-                    next % pieces
-                }
-                _ => places.below(pieces),
-            };
-            match what {
-                Request::Read | Request::Scan => buffer.read_at(disk, place * piece),
-                Request::Write => buffer.write_at(disk, place * piece),
-                Request::Sync => {
-                    buffer.write_at(disk, place * piece)?;
-                    disk.sync()
-                }
+    if pieces == 0 {
+        return Err(sys::ENOSPC);
+    }
+    let (number, failed) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let gate = Gate::new()?;
+    let work = || {
+        let mine = number.fetch_add(1, Ordering::Relaxed);
+        let share = rounds / tasks + usize::from(mine < rounds % tasks);
+        let done = Mapping::private(piece).and_then(|buffer| {
+            buffer.touch(0);
+            if tasks > 1 {
+                gate.wait();
             }
-        })
+            let places = Places(0x2026 + mine as u64);
+            requests(disk, what, (pieces, places), buffer, share)?;
+            buffer.unmap()
+        });
+        if let Err(errno) = done {
+            failed.store(errno.0, Ordering::Relaxed);
+        }
     };
-    buffer.unmap()?;
+    if tasks == 1 {
+        watch.time(|| {
+            work();
+            Ok(())
+        })?;
+    } else {
+        let threads = Threads::start(tasks, &work)?;
+        watch.time(|| {
+            gate.open(tasks)?;
+            threads.wait()
+        })?;
+        threads.unmap()?;
+    }
+    gate.close();
     disk.close();
-    result
+    match failed.into_inner() {
+        0 => Ok(()),
+        errno => Err(Errno(errno)),
+    }
+}
+
+/// Makes `rounds` requests, each for a whole buffer.
+fn requests(
+    disk: Fd,
+    what: Request,
+    (pieces, mut places): (usize, Places),
+    buffer: Mapping,
+    rounds: usize,
+) -> Result<(), Errno> {
+    for round in 1..=rounds {
+        let place = match what {
+            Request::Scan => round % pieces,
+            _ => places.below(pieces),
+        } * buffer.length();
+        match what {
+            Request::Read | Request::Scan => buffer.read_at(disk, place),
+            Request::Write => buffer.write_at(disk, place),
+            Request::Sync => {
+                buffer.write_at(disk, place)?;
+                disk.sync()
+            }
+        }?;
+    }
+    Ok(())
 }
 
 /// The same places in each guest (xorshift).

@@ -204,7 +204,7 @@ impl Job {
             Work::Message => sched::message(watch, rounds, tasks),
             Work::Futex => sched::futex(watch, rounds),
             Work::Shootdown => sched::shootdown(watch, rounds, tasks),
-            Work::Disk(request) => disk::request(watch, request, rounds),
+            Work::Disk(request) => disk::request(watch, request, rounds, tasks),
             Work::Lock => sched::lock(watch, rounds, tasks),
         }
     }

@@ -7,7 +7,7 @@ use core::sync::atomic::AtomicU32;
 use crate::sys::{self, EAGAIN, EINTR, Errno, Fd, call, call6};
 
 /// How many tasks a job has at most.
-pub(crate) const TASKS: usize = 64;
+pub(crate) const TASKS: usize = 128;
 
 const SYS_MMAP: usize = 9;
 const SYS_MPROTECT: usize = 10;
@@ -161,6 +161,11 @@ impl Mapping {
         })
     }
 
+    /// Its bytes.
+    pub(crate) fn length(self) -> usize {
+        self.length
+    }
+
     /// Writes a byte, so that its page is there and dirty. `offset` beyond the end is none.
     pub(crate) fn touch(self, offset: usize) {
         if offset < self.length {
@@ -284,10 +289,21 @@ impl Threads {
 
     /// Waits for all of them.
     pub(crate) fn join(&self) -> Result<(), Errno> {
+        self.wait()?;
+        self.unmap()
+    }
+
+    /// The same, and keeps their stacks.
+    pub(crate) fn wait(&self) -> Result<(), Errno> {
         // A wait is for any of them, so no stack is given back before all have ended.
-        for _ in self.stacks.iter().flatten() {
-            sys::wait()?;
-        }
+        self.stacks
+            .iter()
+            .flatten()
+            .try_for_each(|_| sys::wait().map(drop))
+    }
+
+    /// Gives their stacks back, once all have ended.
+    pub(crate) fn unmap(&self) -> Result<(), Errno> {
         self.stacks.iter().flatten().try_for_each(|s| s.unmap())
     }
 }

@@ -34,6 +34,7 @@ fn the_first_disk_is_the_root_unless_somebody_says_otherwise() {
         disks: vec!["a.img".parse().unwrap()],
         net: None,
         io: Io::default(),
+        poll: Poll::default(),
         watchdog: None,
         awkward: None,
     };

@@ -24,6 +24,7 @@ use super::{Args, DEV_TABLE, Facility, Reply, take};
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
+use crate::virtio::poll::Poll;
 use crate::virtio::queue::{QUEUE_MAX, QueueError, QueueSetup};
 use crate::virtio::unit::{Interrupt, Unit, UnitStats};
 use crate::virtio::{CONFIG_MAX, Device, QUEUES_MAX};
@@ -108,6 +109,7 @@ impl Dev {
         memory: &Memory,
         vcpus: u8,
         pause: &Arc<Pause>,
+        poll: Poll,
         devices: Vec<Box<dyn Device>>,
     ) -> Result<Self, VmError> {
         let mut slots = Vec::new();
@@ -123,7 +125,7 @@ impl Dev {
             };
             let interrupt = Box::new(message.clone());
             let unit = Unit::new(device, memory.clone(), interrupt, Arc::clone(pause));
-            let unit = unit.map_err(no_descriptor)?;
+            let unit = unit.map_err(no_descriptor)?.polling(poll);
             for (queue, doorbell) in (0_u32..).zip(unit.doorbells()) {
                 let word = number | queue << DEV_DOORBELL_QUEUE_SHIFT;
                 let port = IoEventAddress::Pio(DOORBELL_PORT.into());

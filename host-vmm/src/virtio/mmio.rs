@@ -12,6 +12,7 @@ use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as reg;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::poll::Poll;
 use super::queue::{QUEUE_MAX, QueueError, QueueSetup};
 use super::unit::{Interrupt, Unit, UnitStats};
 use super::{CONFIG_MAX, Device, QUEUES_MAX};
@@ -96,6 +97,7 @@ impl MmioBus {
         vm: &VmFd,
         memory: &Memory,
         pause: &Arc<Pause>,
+        poll: Poll,
         devices: Vec<Box<dyn Device>>,
     ) -> Result<Self, VmError> {
         let host = |reason| VmError::Host {
@@ -112,8 +114,8 @@ impl MmioBus {
                 line: irq,
                 why: Arc::clone(&why),
             });
-            let unit =
-                Unit::new(device, memory.clone(), interrupt, Arc::clone(pause)).map_err(host)?;
+            let unit = Unit::new(device, memory.clone(), interrupt, Arc::clone(pause));
+            let unit = unit.map_err(host)?.polling(poll);
             let doorbell = FIRST + number * STRIDE + u64::from(reg::VIRTIO_MMIO_QUEUE_NOTIFY);
             for (queue, eventfd) in (0_u32..).zip(unit.doorbells()) {
                 vm.register_ioevent(eventfd, &IoEventAddress::Mmio(doorbell), queue)

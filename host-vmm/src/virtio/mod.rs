@@ -10,6 +10,8 @@
 //! How a driver finds a device, agrees on features and says where the queues are is its *transport*:
 //! [`mmio`] has registers, an exit each, for unmodified kernels; facility dev (`pv/dev`) has a table in memory and a call.
 //!
+//! Under load a thread can look at its queues by itself ([`poll`]), so that no doorbell is rung at all.
+//!
 //! A device may have a [`Server`] instead: the queues are then lent to the host's kernel ([`vhost`]), and the thread only
 //! waits to take them back.
 //!
@@ -23,6 +25,7 @@
 pub mod block;
 pub mod mmio;
 pub mod net;
+pub mod poll;
 pub mod queue;
 pub mod unit;
 pub mod vhost;

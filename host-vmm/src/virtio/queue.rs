@@ -278,10 +278,19 @@ pub struct Io<'m> {
     again: u32,
     /// A bit for each queue with requests that [`Io::one`] has done, and the driver may not know of.
     news: u32,
+    /// Whether the device's thread looks at the queues by itself, until [`Io::rest`].
+    looks: bool,
+    /// Then a bit for each queue that had no more requests.
+    dry: u32,
 }
 
 impl<'m> Io<'m> {
-    pub(super) fn new(memory: &'m GuestMemoryMmap, queues: Vec<Virtqueue>, link: &'m Link) -> Self {
+    pub(super) fn new(
+        memory: &'m GuestMemoryMmap,
+        queues: Vec<Virtqueue>,
+        link: &'m Link,
+        looks: bool,
+    ) -> Self {
         Self {
             memory,
             // What was made available before the device began.
@@ -290,7 +299,25 @@ impl<'m> Io<'m> {
             chain: Chain::new(),
             link,
             news: 0,
+            looks,
+            dry: 0,
         }
+    }
+
+    /// Has all queues served once more.
+    pub(super) fn look(&mut self) {
+        self.again = (1 << self.queues.len()) - 1;
+    }
+
+    /// The thread is about to wait: has the doorbells rung again. Whether something has come meanwhile.
+    pub(super) fn rest(&mut self) -> Result<bool, QueueError> {
+        let dry = std::mem::take(&mut self.dry);
+        for (index, Virtqueue(ring)) in self.queues.iter_mut().enumerate() {
+            if dry & 1 << index != 0 && ring.enable_notification(self.memory)? {
+                self.again |= 1 << index;
+            }
+        }
+        Ok(self.again != 0)
     }
 
     /// The queues to be served without a doorbell, a bit each; they are forgotten here.
@@ -322,6 +349,10 @@ impl<'m> Io<'m> {
         for _ in 0..QUEUE_MAX {
             if !self.next(queue)? {
                 self.tell(queue, std::mem::take(&mut news))?;
+                if self.looks {
+                    self.dry |= 1 << queue;
+                    return Ok(());
+                }
                 let Virtqueue(ring) = &mut self.queues[queue];
                 if !ring.enable_notification(self.memory)? {
                     return Ok(());
@@ -352,6 +383,10 @@ impl<'m> Io<'m> {
         serve: impl FnOnce(&mut Chain<'m>) -> Result<u32, QueueError>,
     ) -> Result<bool, QueueError> {
         if !self.next(queue)? {
+            if self.looks {
+                self.dry |= 1 << queue;
+                return Ok(false);
+            }
             let Virtqueue(ring) = &mut self.queues[queue];
             if !ring.enable_notification(self.memory)? || !self.next(queue)? {
                 return Ok(false);

@@ -14,11 +14,13 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use serde::Serialize;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::poll::{Poll, Poller};
 use super::queue::{Io, QueueError, QueueSetup, Virtqueue};
 use super::{CONFIG_MAX, Device, Lent, QUEUES_MAX, Server};
 use crate::memory::Memory;
@@ -46,6 +48,7 @@ pub trait Interrupt: fmt::Debug + Send + Sync {
 pub struct Counts {
     requests: AtomicU64,
     wakes: AtomicU64,
+    looks: AtomicU64,
     interrupts: AtomicU64,
 }
 
@@ -69,6 +72,8 @@ pub struct UnitStats {
     pub requests: u64,
     /// How often its thread was woken: by doorbells, or by the host.
     pub wakes: u64,
+    /// How often it has looked at its queues by itself.
+    pub looks: u64,
     /// Interrupts that it has raised.
     pub interrupts: u64,
     /// What the first driver that broke the rules has done.
@@ -125,6 +130,7 @@ pub struct Unit {
     memory: Memory,
     doorbells: Arc<[EventFd]>,
     is_lent: bool,
+    poll: Poll,
     link: Arc<Link>,
     state: Mutex<State>,
 }
@@ -151,6 +157,7 @@ impl Unit {
             memory,
             doorbells: doorbells.collect::<io::Result<_>>()?,
             is_lent: device.server().is_some(),
+            poll: Poll::Off,
             link: Arc::new(Link {
                 interrupt,
                 stop: EventFd::new(libc::EFD_NONBLOCK)?,
@@ -163,6 +170,13 @@ impl Unit {
             }),
             state: Mutex::new(State::Idle(device)),
         })
+    }
+
+    /// The same, looking at its queues by itself.
+    #[must_use]
+    pub fn polling(mut self, poll: Poll) -> Self {
+        self.poll = poll;
+        self
     }
 
     /// Its number in virtio's registry.
@@ -210,6 +224,7 @@ impl Unit {
             device: self.name,
             requests: get(&counts.requests),
             wakes: get(&counts.wakes),
+            looks: get(&counts.looks),
             interrupts: get(&counts.interrupts),
             broken: self.link.broken.get().cloned(),
         }
@@ -263,6 +278,7 @@ impl Unit {
         let watched = watch(own, &self.link, &*device);
         let (memory, link) = (self.memory.clone(), Arc::clone(&self.link));
         let doorbells = Arc::clone(&self.doorbells);
+        let poller = Poller::new(self.poll);
         let setups = setups.iter().copied().take(doorbells.len());
         let setups: Vec<_> = setups.collect();
         let spawned = watched.and_then(|epoll| {
@@ -276,8 +292,8 @@ impl Unit {
                         doorbells: &doorbells,
                         interrupt,
                     });
-                    let io = Io::new(memory.mmap(), queues, &link);
-                    work(device, io, lent, &link, &epoll)
+                    let io = Io::new(memory.mmap(), queues, &link, poller.looks());
+                    work(device, (io, poller), lent, &link, &epoll)
                 })
         });
         *state = State::Works(spawned.map_err(QueueError::Host)?);
@@ -334,7 +350,7 @@ fn watch(doorbells: &[EventFd], link: &Link, device: &dyn Device) -> io::Result<
 /// The device's thread.
 fn work(
     mut device: Box<dyn Device>,
-    mut io: Io<'_>,
+    (mut io, mut poller): (Io<'_>, Poller),
     lent: Option<Lent<'_>>,
     link: &Link,
     epoll: &Epoll,
@@ -342,7 +358,7 @@ fn work(
     link.pause.begin(link.place);
     let done = match device.server().zip(lent) {
         Some((server, lent)) => lend(server, &lent, link, epoll),
-        None => serve(&mut *device, &mut io, link, epoll),
+        None => serve(&mut *device, &mut io, &mut poller, link, epoll),
     };
     if let Err(error) = done {
         link.fails(&error);
@@ -374,6 +390,7 @@ fn lend(
 fn serve(
     device: &mut dyn Device,
     io: &mut Io<'_>,
+    poller: &mut Poller,
     link: &Link,
     epoll: &Epoll,
 ) -> Result<(), QueueError> {
@@ -382,12 +399,24 @@ fn serve(
         for queue in (0..QUEUES_MAX).filter(|queue| again & 1 << queue != 0) {
             device.serve(queue, io)?;
         }
+        if poller.goes_on(link.counts.requests.load(Ordering::Relaxed)) {
+            bump(&link.counts.looks);
+            io.look();
+            // The guest may want this processor.
+            std::thread::yield_now();
+            continue;
+        }
+        if poller.looks() && io.rest()? {
+            continue;
+        }
         let mut events = [EpollEvent::default(); QUEUES_MAX + 2];
         let timeout = if io.has_more() { 0 } else { -1 };
+        let since = Instant::now();
         // A signal asks for a look at the pause.
         let count = epoll.wait(timeout, &mut events).unwrap_or(0);
         if count > 0 {
             bump(&link.counts.wakes);
+            poller.waited(since.elapsed());
         }
         for event in &events[..count] {
             match event.data() {

@@ -100,8 +100,10 @@ impl Vm {
         } else {
             (devices, Vec::new())
         };
-        let virtio = MmioBus::new(&vm, &memory, &pause, registers)?;
-        let dev = Arc::new(Dev::new(&vm, &memory, config.vcpus, &pause, table)?);
+        let (vcpu_count, poll) = (config.vcpus, config.poll);
+        let virtio = MmioBus::new(&vm, &memory, &pause, poll, registers)?;
+        let dev = Dev::new(&vm, &memory, vcpu_count, &pause, poll, table)?;
+        let dev = Arc::new(dev);
         let processors = Arc::new(Processors::new(config.vcpus));
         let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
         let rings = Arc::new(RingConsole::new(

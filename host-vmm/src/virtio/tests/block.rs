@@ -9,6 +9,7 @@ use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use super::driver::*;
 use crate::pause::Holder;
 use crate::virtio::COMMON_FEATURES;
+use crate::virtio::poll::Poll;
 use crate::virtio::queue::QueueError;
 
 const OK: u8 = 0;
@@ -38,6 +39,38 @@ fn what_is_written_is_on_the_disk_and_is_read_again() {
     assert_eq!(driver.data(1024)[512..], [5; 512]);
     let stats = driver.unit.stats();
     assert_eq!((stats.requests, stats.broken), (3, None));
+}
+
+#[test]
+fn a_device_that_looks_needs_no_doorbell_and_misses_none_that_it_wants() {
+    for (poll, rings) in [
+        (Poll::On, 0..=1),
+        (Poll::Auto, 0..=300),
+        (Poll::Off, 300..=300),
+    ] {
+        let mut driver = Driver::polled(16, false, poll);
+        driver.start().unwrap();
+        let mut rung = 0;
+        for round in 0..300_u64 {
+            driver.prepare(VIRTIO_BLK_T_IN, 4, 512, WRITE);
+            let before = driver.used();
+            driver.offer(0);
+            if driver.wants_ring() {
+                driver.ring();
+                rung += 1;
+            }
+            wait_for("an answer", || driver.used() != before);
+            assert_eq!(driver.status(), OK);
+            // At all distances around those at which it begins to wait.
+            std::thread::sleep(Duration::from_micros(round % 7 * 500));
+        }
+        assert!(rings.contains(&rung), "{poll:?}: {rung}");
+        let pause = driver.pause.pause(Holder::Client, Duration::from_secs(20));
+        assert_eq!(pause, Ok(()), "{poll:?}");
+        driver.pause.resume(Holder::Client);
+        driver.unit.stop();
+        assert_eq!(driver.unit.stats().requests, 300);
+    }
 }
 
 #[test]

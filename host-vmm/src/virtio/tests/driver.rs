@@ -13,6 +13,7 @@ use crate::memory::Memory;
 use crate::pause::Pause;
 use crate::virtio::COMMON_FEATURES;
 use crate::virtio::block::Block;
+use crate::virtio::poll::Poll;
 use crate::virtio::queue::{QueueError, QueueSetup};
 use crate::virtio::unit::{Interrupt, Unit};
 
@@ -75,6 +76,11 @@ pub(super) struct Driver {
 impl Driver {
     /// With a disk of so many sectors, each full of its own number.
     pub(super) fn new(sectors: u8, read_only: bool) -> Self {
+        Self::polled(sectors, read_only, Poll::Off)
+    }
+
+    /// With a device that looks at its queue.
+    pub(super) fn polled(sectors: u8, read_only: bool, poll: Poll) -> Self {
         let image = TempFile::new().unwrap();
         for sector in 0..sectors {
             image.as_file().write_all(&[sector; 512]).unwrap();
@@ -90,7 +96,7 @@ impl Driver {
         let unit = Unit::new(device, memory.clone(), interrupt, Arc::clone(&pause)).unwrap();
         Self {
             memory,
-            unit: Arc::new(unit),
+            unit: Arc::new(unit.polling(poll)),
             told,
             pause,
             image,
@@ -152,6 +158,15 @@ impl Driver {
 
     pub(super) fn ring(&self) {
         self.unit.doorbells()[0].write(1).unwrap();
+    }
+
+    /// Whether the device wants to be told of the last request that was made available.
+    pub(super) fn wants_ring(&self) -> bool {
+        let mut event = [0; 2];
+        let at = QUEUE.used + 4 + 8 * u64::from(QUEUE.size);
+        std::sync::atomic::fence(Ordering::SeqCst);
+        self.memory.read(at, &mut event).unwrap();
+        u16::from_le_bytes(event) == self.available.wrapping_sub(1)
     }
 
     pub(super) fn used(&self) -> u16 {
