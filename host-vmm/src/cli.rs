@@ -1,6 +1,6 @@
 //! The command line of `paravane`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -281,8 +281,8 @@ pub(crate) struct RunArgs {
     /// that gdb opens: gdb VMLINUX FILE. `paravane ctl SOCKET core FILE` writes one of a guest that lives.
     #[arg(long, value_name = "FILE")]
     pub(crate) core: Option<PathBuf>,
-    /// Keep inherited descriptors, and forbid the VMM no system call. Without this it cannot run programs, look into other
-    /// processes or change its rights once the guest runs; one that tries is ended, and the call is named.
+    /// Keep inherited descriptors, all files and all system calls. Without this the VMM opens no files but its guest's once that
+    /// runs (Landlock), and makes only the calls that it has a use for (seccomp); one that tries another is ended, and the call is named.
     #[arg(long)]
     pub(crate) no_sandbox: bool,
     /// What to do when the guest restarts itself: a restart goes on in the same process, on the same console.
@@ -304,6 +304,13 @@ pub(crate) struct RunArgs {
 const UNATTENDED_WATCHDOG: u64 = 600;
 
 impl RunArgs {
+    /// What the run may have to remove at its end.
+    pub(crate) fn removes(&self) -> Vec<&Path> {
+        let gdb = self.gdb.as_ref().and_then(gdb::Address::path);
+        let all = [self.ctl.as_deref(), gdb, self.core.as_deref()];
+        all.into_iter().flatten().collect()
+    }
+
     /// The run that was asked for.
     pub(crate) fn config(&self) -> Result<Config, ConfigError> {
         let attended = self.console_log.is_none() && paravane::terminal::is_attended();

@@ -2,102 +2,31 @@
 //!
 //! # How it works
 //!
-//! [`descriptors`] closes what the process has inherited beside its standard streams, and sees to it that a VMM that dies leaves no core with a
-//! guest's memory in it. [`calls`] forbids, for good and to all threads, the system calls that a VMM has no use for once its machine
-//! is built (seccomp): to run programs, to look into other processes, to change what it may, to mount, to load code into
-//! the kernel, and to make sockets; where a network is to be made again after a restart, what that takes stays allowed. A call that is forbidden ends the process, and its name is told.
+//! [`descriptors`] closes what the process has inherited beside its standard streams, limits how many it can have, and sees to it that a VMM that
+//! dies leaves no core with a guest's memory in it. [`process`] then gives up, for good and for all threads, all files but those that the run still
+//! needs ([`files`], Landlock), and all system calls but those that a VMM makes once its machine is built ([`calls`], seccomp). The threads that serve
+//! the guest give up more ([`thread`]). A call that is not allowed ends the process, and its name is told.
+//!
+//! A kernel that lacks one of the two is a host's policy and no error: the run goes on, and says what it lacks.
 //!
 //! # What it does not do
 //!
-//! This is a list of what is forbidden, and not of what is allowed: files stay within reach, as far as the user's own permissions go.
+//! A network that is made anew after a restart is a program that is started then and confines itself (passt). Such a run keeps its files and gives up
+//! only what neither it nor passt has a use for; its threads that serve the guest are confined like any other's.
 
-use std::collections::BTreeMap;
+mod calls;
+mod files;
+
+use std::fmt;
 use std::io;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
-use syscalls::Sysno;
+use crate::config::Config;
+pub use calls::{Thread, thread};
 
-/// What no VMM calls once its machine is built.
-const FORBIDDEN: &[Sysno] = &[
-    Sysno::acct,
-    Sysno::add_key,
-    Sysno::adjtimex,
-    Sysno::bpf,
-    Sysno::chroot,
-    Sysno::clock_adjtime,
-    Sysno::clock_settime,
-    Sysno::delete_module,
-    Sysno::finit_module,
-    Sysno::fsconfig,
-    Sysno::fsmount,
-    Sysno::fsopen,
-    Sysno::init_module,
-    Sysno::io_uring_setup,
-    Sysno::ioperm,
-    Sysno::iopl,
-    Sysno::kcmp,
-    Sysno::kexec_file_load,
-    Sysno::kexec_load,
-    Sysno::keyctl,
-    Sysno::mount,
-    Sysno::move_mount,
-    Sysno::name_to_handle_at,
-    Sysno::open_by_handle_at,
-    Sysno::open_tree,
-    Sysno::perf_event_open,
-    Sysno::personality,
-    Sysno::pidfd_getfd,
-    Sysno::pidfd_open,
-    Sysno::pivot_root,
-    Sysno::process_vm_readv,
-    Sysno::process_vm_writev,
-    Sysno::ptrace,
-    Sysno::quotactl,
-    Sysno::reboot,
-    Sysno::request_key,
-    Sysno::setdomainname,
-    Sysno::setgid,
-    Sysno::setgroups,
-    Sysno::sethostname,
-    Sysno::setns,
-    Sysno::setregid,
-    Sysno::setresgid,
-    Sysno::setresuid,
-    Sysno::setreuid,
-    Sysno::settimeofday,
-    Sysno::setuid,
-    Sysno::swapoff,
-    Sysno::swapon,
-    Sysno::syslog,
-    Sysno::umount2,
-    Sysno::unshare,
-    Sysno::userfaultfd,
-];
-
-/// What passt does to confine itself, for a network that is made anew where the machine starts again.
-const PASST: &[Sysno] = &[
-    Sysno::mount,
-    Sysno::pivot_root,
-    Sysno::setgid,
-    Sysno::setgroups,
-    Sysno::setuid,
-    Sysno::umount2,
-    Sysno::unshare,
-];
-
-/// What only starting a guest's network needs.
-const NETWORK: &[Sysno] = &[
-    Sysno::bind,
-    Sysno::connect,
-    Sysno::execve,
-    Sysno::execveat,
-    Sysno::fork,
-    Sysno::listen,
-    Sysno::socket,
-    Sysno::socketpair,
-    Sysno::vfork,
-];
+/// The most descriptors of a VMM: a guest of many vCPUs and devices has a few hundred.
+const DESCRIPTORS_MAX: libc::rlim_t = 1024;
 
 /// Why the process could not be confined.
 #[derive(Debug, thiserror::Error)]
@@ -110,14 +39,60 @@ pub enum ConfineError {
         /// What the system says.
         reason: io::Error,
     },
-    /// A kernel without seccomp, say.
-    #[error(
-        "system calls cannot be forbidden: {0}; the kernel must have CONFIG_SECCOMP_FILTER, or use --no-sandbox"
-    )]
+    /// The kernel refuses a filter though it has seccomp.
+    #[error("system calls cannot be given up: {0}; --no-sandbox does without")]
     Filter(#[from] seccompiler::Error),
     /// A filter that makes no sense.
-    #[error("the list of forbidden system calls is wrong: {0}")]
+    #[error("the list of system calls is wrong: {0}")]
     List(#[from] seccompiler::BackendError),
+    /// The kernel refuses Landlock's rules though it has Landlock.
+    #[error("files cannot be given up: {0}; --no-sandbox does without")]
+    Files(#[from] landlock::RulesetError),
+}
+
+/// What this host's kernel cannot do for a VMM's confinement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Lack {
+    /// `CONFIG_SECCOMP_FILTER`.
+    Seccomp,
+    /// `CONFIG_SECURITY_LANDLOCK`, and `landlock` among the kernel's security modules.
+    Landlock,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Seccomp => "this host's kernel has no seccomp (CONFIG_SECCOMP_FILTER), so the VMM keeps all system calls",
+            Self::Landlock => "this host's kernel has no Landlock (CONFIG_SECURITY_LANDLOCK, lsm=landlock,…), so the VMM keeps all files of its user",
+        })
+    }
+}
+
+/// What this host's kernel lacks, without giving anything up.
+#[must_use]
+pub fn lacks() -> Vec<Lack> {
+    let seccomp = (!calls::are_there()).then_some(Lack::Seccomp);
+    let landlock = (!files::are_there()).then_some(Lack::Landlock);
+    seccomp.into_iter().chain(landlock).collect()
+}
+
+/// What a run still has to do once its machine is built.
+#[derive(Debug)]
+pub struct Needs<'a> {
+    /// What is run.
+    pub config: &'a Config,
+    /// The machine can start again.
+    pub restarts: bool,
+    /// Files that may have to be removed at the end: sockets, a core that nobody needed.
+    pub removes: Vec<&'a Path>,
+}
+
+impl Needs<'_> {
+    /// Whether programs are still to be started.
+    fn programs(&self) -> bool {
+        self.restarts && self.config.net.is_some()
+    }
 }
 
 fn checked(what: &'static str, result: libc::c_int) -> Result<(), ConfineError> {
@@ -128,138 +103,58 @@ fn checked(what: &'static str, result: libc::c_int) -> Result<(), ConfineError> 
     Err(ConfineError::System { what, reason })
 }
 
-/// Closes all descriptors but the standard streams, and limits the size of the process's own core to nothing. For the
+fn limit(what: &'static str, resource: u32, most: libc::rlim_t) -> Result<(), ConfineError> {
+    let limit = libc::rlimit {
+        rlim_cur: most,
+        rlim_max: most,
+    };
+    // SAFETY: the call reads one structure, which lives.
+    checked(what, unsafe { libc::setrlimit(resource, &raw const limit) })
+}
+
+/// Closes all descriptors but the standard streams, and limits their number, and the size of the process's own core to nothing. For the
 /// beginning, when the process has opened nothing itself.
 ///
 /// # Errors
 ///
 /// [`ConfineError::System`].
 pub fn descriptors() -> Result<(), ConfineError> {
-    let none = libc::rlimit {
+    limit("cores", libc::RLIMIT_CORE, 0)?;
+    let mut now = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
     };
-    // SAFETY: the call reads one structure, which lives.
-    let limited = unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
-    checked("cores", limited)?;
+    // SAFETY: the call writes one structure, which lives.
+    checked("descriptors", unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut now)
+    })?;
+    let most = DESCRIPTORS_MAX.min(now.rlim_max);
+    limit("descriptors", libc::RLIMIT_NOFILE, most)?;
     // SAFETY: the descriptors from 3 on are nobody's in this process yet.
     let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
     checked("descriptors", closed)
 }
 
-/// Forbids what a machine that is built does not need, to all threads, and tells whoever breaks it. `network`: another one
-/// is made when the machine starts again, and what makes it is a program that confines itself.
-/// What has been forbidden stays so: a second time nothing is to be done.
+/// Gives up what a machine that is built does not need, and returns what this host's kernel could not do. For the process's first thread, before the
+/// guest runs. What has been given up stays so: a second time nothing is to be done.
 ///
 /// # Errors
 ///
 /// [`ConfineError`].
-pub fn calls(network: bool) -> Result<(), ConfineError> {
+pub fn process(needs: &Needs<'_>) -> Result<Vec<Lack>, ConfineError> {
     static DONE: AtomicBool = AtomicBool::new(false);
     if DONE.swap(true, Ordering::Relaxed) {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = tell;
-    vmm_sys_util::signal::register_signal_handler(libc::SIGSYS, handler).map_err(|e| {
-        ConfineError::System {
-            what: "forbidden calls",
-            reason: e.into(),
-        }
-    })?;
-    seccompiler::apply_filter_all_threads(&filter(network)?)?;
-    Ok(())
-}
-
-fn filter(network: bool) -> Result<BpfProgram, ConfineError> {
-    let rules: BTreeMap<i64, Vec<_>> = FORBIDDEN
-        .iter()
-        .chain(NETWORK)
-        .filter(|call| !network || !(NETWORK.contains(call) || PASST.contains(call)))
-        .map(|call| (i64::from(call.id()), Vec::new()))
-        .collect();
-    let filter = SeccompFilter::new(
-        rules,
-        SeccompAction::Allow,
-        SeccompAction::Trap,
-        TargetArch::x86_64,
-    )?;
-    Ok(filter.try_into()?)
-}
-
-/// The number of the call that SIGSYS is about: the kernel's `si_syscall`, which the C library has no name for.
-fn number(info: *const libc::siginfo_t) -> Option<usize> {
-    const SI_SYSCALL: usize = 24;
-    // SAFETY: the kernel gives a handler a whole siginfo_t, in which SIGSYS has its call at that place, aligned.
-    let number = unsafe { info.byte_add(SI_SYSCALL).cast::<i32>().read() };
-    usize::try_from(number).ok()
-}
-
-/// The handler: it does nothing that a handler may not, and does not return.
-extern "C" fn tell(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    let name = number(info).and_then(Sysno::new);
-    let name = name.map_or("unknown to this program", |call| call.name());
-    for text in [
-        "\r\nparavane: the VMM has made the forbidden system call `",
-        name,
-        "`, and ends: its guest may have broken in, or --no-sandbox is needed\r\n",
-    ] {
-        // SAFETY: the text lives, and write may be called in a handler.
-        unsafe { libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len()) };
+    let mut lacks = Vec::new();
+    if !needs.programs() && !files::give_up(needs)? {
+        lacks.push(Lack::Landlock);
     }
-    // SAFETY: ends the process, and may be called in a handler.
-    unsafe { libc::_exit(1) }
+    if !calls::give_up(needs.programs())? {
+        lacks.push(Lack::Seccomp);
+    }
+    Ok(lacks)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process::Command;
-
-    use super::*;
-
-    /// What the confined process below is told to try.
-    const TRY: &str = "PARAVANE_TEST_CONFINE";
-
-    /// Not a test by itself: what a confined process does, for the one below.
-    #[test]
-    fn confined() {
-        let Ok(what) = std::env::var(TRY) else { return };
-        // A thread from before is confined as well.
-        let (go, wait) = std::sync::mpsc::channel::<()>();
-        let tries = what.clone();
-        let before = std::thread::spawn(move || {
-            wait.recv().unwrap();
-            match tries.as_str() {
-                // SAFETY: no arguments; it asks for nothing.
-                "ptrace" => drop(unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) }),
-                _ => {
-                    std::fs::read("/proc/self/status").unwrap();
-                    std::thread::spawn(|| ()).join().unwrap();
-                }
-            }
-        });
-        calls(what == "network").unwrap();
-        go.send(()).unwrap();
-        before.join().unwrap();
-        std::process::exit(77);
-    }
-
-    #[test]
-    fn a_forbidden_call_ends_the_process_and_is_named() {
-        for (what, code) in [("ptrace", 1), ("nothing", 77), ("network", 77)] {
-            let output = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "confine::tests::confined", "--nocapture"])
-                .env(TRY, what)
-                .output()
-                .unwrap();
-            let text = String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(code), "{what}: {text}");
-            let named = text.contains("forbidden system call `ptrace`");
-            assert_eq!(named, what == "ptrace", "{text}");
-        }
-    }
-
-    #[test]
-    fn programs_are_for_a_network_only() {
-        assert_ne!(filter(true).unwrap(), filter(false).unwrap());
-    }
-}
+mod tests;

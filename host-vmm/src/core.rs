@@ -16,6 +16,8 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 use object::elf;
@@ -51,6 +53,75 @@ struct Segment {
     virtual_start: u64,
     physical_start: u64,
     bytes: u64,
+}
+
+/// The file of a core that is written where the guest dies. Dropping it removes a file that was made for it and not needed.
+#[derive(Debug)]
+pub struct CoreFile {
+    path: PathBuf,
+    file: File,
+    /// It was not there before.
+    made: bool,
+    written: AtomicBool,
+}
+
+/// A core's file that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the core `{}` cannot be written: {reason}", path.display())]
+pub struct CoreFileError {
+    path: PathBuf,
+    reason: io::Error,
+}
+
+impl CoreFile {
+    /// Opens it. What is in it stays there until a core is written.
+    ///
+    /// # Errors
+    ///
+    /// [`CoreFileError`].
+    pub fn create(path: &Path) -> Result<Self, CoreFileError> {
+        let made = !path.exists();
+        let opened = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        Ok(Self {
+            path: path.to_owned(),
+            file: opened.map_err(|reason| CoreFileError {
+                path: path.to_owned(),
+                reason,
+            })?,
+            made,
+            written: AtomicBool::new(false),
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// [`write()`]s a core into it.
+    ///
+    /// # Errors
+    ///
+    /// The file's.
+    pub fn write(&self, machine: &Machine) -> io::Result<u64> {
+        self.written.store(true, Ordering::Relaxed);
+        self.file.set_len(0)?;
+        write(machine, &self.file)
+    }
+}
+
+impl Drop for CoreFile {
+    fn drop(&mut self) {
+        if self.made && !self.written.load(Ordering::Relaxed) {
+            // Somebody may have removed it already.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Writes a core of a machine that stands still. A vCPU that is stuck in KVM is left out. Returns the file's length.

@@ -29,7 +29,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use gdbstub::conn::Connection;
@@ -55,6 +55,17 @@ pub enum Address {
     Port(u16),
     /// A Unix socket.
     Unix(PathBuf),
+}
+
+impl Address {
+    /// Where its socket is, if it is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Port(_) => None,
+            Self::Unix(path) => Some(path),
+        }
+    }
 }
 
 /// What is no address.

@@ -2,7 +2,8 @@
 
 mod cli;
 
-use std::io::Write;
+use std::fs::File;
+use std::io::{Seek, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,9 +17,10 @@ use cli::{
     DuelCommand, Host, ImageCommand, OnReboot, RunArgs, StatsForm,
 };
 use paravane::config::{Config, FACILITIES, FacilitySet, Profile};
-use paravane::confine;
+use paravane::confine::{self, Needs};
 use paravane::conformance::report::Report;
 use paravane::console::Console;
+use paravane::core::CoreFile;
 use paravane::ctl::server::Server;
 use paravane::event_loop::Signals;
 use paravane::fleet::{self, Fleet};
@@ -200,16 +202,22 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     let mut raw = (args.console_log.is_none() && terminal::is_terminal())
         .then(Raw::enter)
         .transpose()?;
+    // What is written at the end is opened now: a path that cannot be is told before the guest runs, and a confined VMM opens no more.
+    let core = args.core.as_deref().map(CoreFile::create).transpose()?;
+    let files = Files {
+        core: core.map(Arc::new),
+        stats: args.stats_file.as_deref().map(stats_file).transpose()?,
+    };
     let (limit, first) = (config.watchdog, started);
     let (mut config, mut started) = (config, started);
     loop {
         let sockets = (ctl.clone(), gdb.clone());
-        let stats = run_once(args, &config, console.clone(), sockets, started)?;
+        let stats = run_once(args, &config, console.clone(), sockets, &files, started)?;
         let again = stats.outcome == Outcome::Reboot && args.on_reboot == OnReboot::Restart;
         if !again {
             raw.take();
         }
-        report(args, &stats)?;
+        report(args, &files, &stats)?;
         if again {
             config.watchdog = limit.map(|limit| limit.saturating_sub(first.elapsed()));
             started = Instant::now();
@@ -230,6 +238,7 @@ fn run_once(
     config: &Config,
     console: Console,
     (ctl, gdb): (Option<Arc<Server>>, Option<Arc<gdb::Server>>),
+    files: &Files,
     started: Instant,
 ) -> anyhow::Result<Stats> {
     let signals = Signals::block().context("signals cannot be watched")?;
@@ -239,7 +248,14 @@ fn run_once(
     }
     vm.boot()?;
     if !args.no_sandbox {
-        confine::calls(config.net.is_some() && args.on_reboot == OnReboot::Restart)?;
+        let lacks = confine::process(&Needs {
+            config,
+            restarts: args.on_reboot == OnReboot::Restart,
+            removes: args.removes(),
+        })?;
+        for lack in lacks {
+            eprintln!("paravane: warning: {lack}; --no-sandbox says that it may");
+        }
     }
     Ok(vm.run(RunOptions {
         stdin: args.console_log.is_none(),
@@ -247,11 +263,22 @@ fn run_once(
         host: host_class(),
         ctl,
         gdb,
-        core: args.core.clone(),
+        core: files.core.clone(),
     })?)
 }
 
-fn report(args: &RunArgs, stats: &Stats) -> anyhow::Result<()> {
+/// The files of a run that are written at its end.
+struct Files {
+    core: Option<Arc<CoreFile>>,
+    stats: Option<File>,
+}
+
+fn stats_file(path: &Path) -> anyhow::Result<File> {
+    File::create(path)
+        .with_context(|| format!("the statistics `{}` cannot be written", path.display()))
+}
+
+fn report(args: &RunArgs, files: &Files, stats: &Stats) -> anyhow::Result<()> {
     if let Some(message) = &stats.message {
         eprintln!("paravane: {message}");
     }
@@ -260,10 +287,15 @@ fn report(args: &RunArgs, stats: &Stats) -> anyhow::Result<()> {
         Some(StatsForm::Text) => stats.to_string(),
         Some(StatsForm::Json) => format!("{}\n", serde_json::to_string(stats)?),
     };
-    match &args.stats_file {
+    match files.stats.as_ref() {
         None => eprint!("{text}"),
-        Some(path) => std::fs::write(path, text)
-            .with_context(|| format!("the statistics `{}` cannot be written", path.display()))?,
+        Some(mut file) => {
+            // Those of the last run, where the guest has started again.
+            file.set_len(0)
+                .and_then(|()| file.rewind())
+                .and_then(|()| file.write_all(text.as_bytes()))
+                .context("the statistics cannot be written")?;
+        }
     }
     Ok(())
 }

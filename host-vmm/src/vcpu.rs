@@ -21,6 +21,7 @@ use paravane_abi::call::CallId;
 
 use crate::boot;
 use crate::config::Profile;
+use crate::confine;
 use crate::crash;
 use crate::device::{PortAction, uart};
 use crate::pause::{Pause, Place};
@@ -154,6 +155,7 @@ impl Vcpu {
 
     /// Runs until the machine stops.
     pub fn run(self) {
+        confine::thread(confine::Thread::Vcpu);
         let machine = Arc::clone(&self.machine);
         let place = Pause::vcpu(self.id);
         machine.pause().begin(place);

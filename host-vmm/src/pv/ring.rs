@@ -30,6 +30,7 @@ use paravane_abi::ring::{
 
 use super::looks::{Looked, stop_looking};
 use super::{Args, Calls, Facility, Reply, take};
+use crate::confine;
 use crate::end::End;
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
@@ -223,7 +224,11 @@ impl Rings {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new()
                 .name("poller".to_owned())
-                .spawn(move || shared.poll())
+                .spawn(move || {
+                    // It carries out a vCPU's calls.
+                    confine::thread(confine::Thread::Vcpu);
+                    shared.poll();
+                })
                 .map_err(|_| Status::HostError)?;
             *poller = Some(thread);
         }

@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::poll::{Poll, Poller};
 use super::queue::{Io, QueueError, QueueSetup, Virtqueue};
 use super::{CONFIG_MAX, Device, Lent, QUEUES_MAX, Server};
+use crate::confine;
 use crate::memory::Memory;
 use crate::pause::{Pause, Place};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -355,6 +356,7 @@ fn work(
     link: &Link,
     epoll: &Epoll,
 ) -> Box<dyn Device> {
+    confine::thread(confine::Thread::Worker);
     link.pause.begin(link.place);
     let done = match device.server().zip(lent) {
         Some((server, lent)) => lend(server, &lent, link, epoll),

@@ -1,8 +1,6 @@
 //! Running a machine: its threads, from the first instruction to the end.
 
-use std::fs::File;
 use std::os::unix::thread::JoinHandleExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -11,6 +9,7 @@ use kvm_bindings::KVM_CAP_SET_GUEST_DEBUG2;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::{Machine, Started, Vm, VmError, host, lock, nanoseconds};
+use crate::core::CoreFile;
 use crate::ctl::server::Server;
 use crate::doctor::host::Host;
 use crate::event_loop::{EventLoop, Signals};
@@ -18,7 +17,7 @@ use crate::gdb::debugger::Debugger;
 use crate::pause::Holder;
 use crate::stats::{Outcome, Stats};
 use crate::vcpu::Vcpu;
-use crate::{core, crash, gdb};
+use crate::{crash, gdb};
 
 /// How long vCPU threads get to come out of KVM once the machine stops.
 const JOIN_LIMIT: Duration = Duration::from_secs(3);
@@ -37,7 +36,7 @@ pub struct RunOptions {
     /// Where a debugger may come in; it is kept from one run to the next.
     pub gdb: Option<Arc<gdb::Server>>,
     /// Where a core goes if the guest dies.
-    pub core: Option<PathBuf>,
+    pub core: Option<Arc<CoreFile>>,
 }
 
 impl Vm {
@@ -126,11 +125,11 @@ impl Vm {
             let note = format!("{stuck} vCPU(s) did not come out of KVM and were left behind");
             message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
         }
-        if let Some(path) = options.core.filter(|_| outcome.is_failure()) {
-            let written = File::create(&path).and_then(|file| core::write(machine, &file));
-            let note = match written {
-                Ok(_) => format!("its core: gdb VMLINUX {}", path.display()),
-                Err(e) => format!("its core `{}` cannot be written: {e}", path.display()),
+        if let Some(core) = options.core.filter(|_| outcome.is_failure()) {
+            let path = core.path().display();
+            let note = match core.write(machine) {
+                Ok(_) => format!("its core: gdb VMLINUX {path}"),
+                Err(e) => format!("its core `{path}` cannot be written: {e}"),
             };
             message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
         }
