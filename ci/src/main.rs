@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod artefact;
+mod attack;
 mod cycles;
 mod demo;
 mod hash;
@@ -132,6 +133,13 @@ enum Task {
     ///   cargo ci cycles --count 1000 --json cycles.jsonl
     #[command(verbatim_doc_comment)]
     Cycles(cycles::CyclesArgs),
+    /// Let hostile guests poke all that they can reach: the VMM must neither fall nor grow
+    ///
+    /// Examples:
+    ///   cargo ci attack
+    ///   cargo ci attack --operations 10000000 --seed 1
+    #[command(verbatim_doc_comment)]
+    Attack(attack::AttackArgs),
     /// Repeat one benchmark with an A/A twin and a planted slowdown: what it finds, and what it must not
     Twins(twins::TwinsArgs),
     /// Run the kernel's own tests (timers, futexes, membarrier, CPU hotplug) in both guests, and compare
@@ -226,6 +234,7 @@ fn start(task: Task) -> anyhow::Result<()> {
         }
         Task::Artefact { folder, output } => artefact::build(&workspace, &folder, &output),
         Task::Cycles(args) => cycles::run(&workspace, &args),
+        Task::Attack(args) => attack::run(&workspace, &args),
         Task::Twins(args) => twins::run(&workspace, &args),
         Task::Selftests(args) => selftests::run(&workspace, &args),
         Task::Tutorial => tutorial::run(&workspace),

@@ -40,7 +40,8 @@ table_loop! { "kernel", "calls_at_cpl0",
 table_loop! { "user", "calls_at_cpl3_loop", "ud2" }
 
 code! { "kernel";
-    "entry" => "movq PARAMETERS, %rbx", "movq PARAMETERS+8, %rcx", "jmpq *PARAMETERS+16";
+    // With an initrd it is the attacker.
+    "entry" => "cmpl $0, 0x21c(%rsi)", "jne attack", "movq PARAMETERS, %rbx", "movq PARAMETERS+8, %rcx", "jmpq *PARAMETERS+16";
 
     // The test has written a GDT with segments for CPL 3 and a TSS that opens all ports.
     "calls_at_cpl3" => "lgdt PARAMETERS+32", "movl $TASK, %eax", "ltr %ax",

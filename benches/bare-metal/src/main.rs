@@ -18,6 +18,7 @@
 
 #[macro_use]
 mod code;
+mod attack;
 mod calls;
 mod conform;
 mod crossings;

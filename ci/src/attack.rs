@@ -1,0 +1,413 @@
+//! Task `attack`: hostile guests poke all that they can reach, and the VMM must neither fall nor grow.
+//!
+//! # How it works
+//!
+//! The bare-metal guest carries out a script of random operations ([`script`]): ports, registers in memory, MSRs, CPUID leaves, calls, rings and
+//! queues. Each run of a VMM (the program, confined as always) has a guest and a seed; there are runs until the VMMs have served as many exits as
+//! were asked for. A guest may kill itself: that ends a run. A VMM that panics, makes a forbidden call, hangs, or has more memory, threads or descriptors
+//! late than early has failed. Beside it runs a neighbour that does the same work as without an attack; how long it takes is reported, and not judged.
+
+mod script;
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Serialize;
+use serde_json::Value;
+
+use self::script::{MEMORY_MIB, Target};
+use crate::demo;
+use crate::workspace::Workspace;
+
+/// Operations where nothing else is asked for: seconds of the reference host.
+const OPERATIONS: u64 = 200_000;
+/// The first run's seed where nothing else is asked for.
+const SEED: u64 = 8;
+/// Passes of a run's script: what a VMM leaks adds up.
+const PASSES: u64 = 16;
+/// Passes of the neighbour's script.
+const NEIGHBOUR_PASSES: u64 = 1;
+/// A run that takes longer hangs.
+const RUN_LIMIT: &str = "600";
+const WHOLE_LIMIT: Duration = Duration::from_secs(7200);
+const POLL: Duration = Duration::from_millis(50);
+/// What a VMM may have more late than early, in the median: a device's thread comes and goes.
+const MORE_KIB: u64 = 1024;
+const MORE_THREADS: u64 = 1;
+const MORE_DESCRIPTORS: u64 = 4;
+
+/// Options of `cargo ci attack`.
+#[derive(Debug, Args)]
+pub(crate) struct AttackArgs {
+    /// How many operations the VMMs have to serve
+    #[arg(long, value_name = "N", default_value_t = OPERATIONS)]
+    operations: u64,
+    /// The first run's seed; the next run has the next one
+    #[arg(long, value_name = "SEED", default_value_t = SEED)]
+    seed: u64,
+    /// Run guests here, on this host's /dev/kvm, and not on the reference host
+    #[arg(long)]
+    here: bool,
+}
+
+impl Default for AttackArgs {
+    fn default() -> Self {
+        Self {
+            operations: OPERATIONS,
+            seed: SEED,
+            here: false,
+        }
+    }
+}
+
+/// What a VMM has at a time.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Holds {
+    /// Without guest memory.
+    kib: u64,
+    threads: u64,
+    descriptors: u64,
+}
+
+/// A run, as it is reported.
+#[derive(Debug, Serialize)]
+struct Report {
+    guest: &'static str,
+    seed: u64,
+    operations: u64,
+    seconds: f64,
+    outcome: String,
+    early: Holds,
+    late: Holds,
+    /// The neighbour's time beside the attack by its time alone.
+    neighbour: Option<f64>,
+    failure: Option<String>,
+}
+
+/// The programs, and a folder for what runs need.
+#[derive(Debug)]
+struct Made {
+    paravane: PathBuf,
+    attacker: PathBuf,
+    folder: PathBuf,
+}
+
+/// Task `attack`.
+pub(crate) fn run(workspace: &Workspace, args: &AttackArgs) -> Result<()> {
+    if args.here || paravane_reference_host::is_inside() {
+        if args.here {
+            build(workspace)?;
+        }
+        return attack(&Made::find(workspace)?, args);
+    }
+    build(workspace)?;
+    let program = std::env::current_exe()?.into_os_string();
+    let command = paravane_reference_host::Command::new([program, "attack".into()])?
+        .arg("--operations")
+        .arg(args.operations.to_string())
+        .arg("--seed")
+        .arg(args.seed.to_string())
+        .env("PARAVANE_CACHE", workspace.cache.as_os_str())
+        .timeout(WHOLE_LIMIT);
+    match command.run()?.code {
+        0 => Ok(()),
+        code => bail!("the attack in the reference host ended with {code}"),
+    }
+}
+
+fn build(workspace: &Workspace) -> Result<()> {
+    demo::build_paravane(workspace)?;
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(&workspace.root);
+    cargo.args([
+        "build",
+        "--quiet",
+        "--release",
+        "--package",
+        "paravane-bare-metal",
+    ]);
+    if !cargo.status()?.success() {
+        bail!("the attacker does not build");
+    }
+    Ok(())
+}
+
+fn attack(made: &Made, args: &AttackArgs) -> Result<()> {
+    const GUESTS: [(&str, Target); 3] = [
+        ("para", Target::Para),
+        ("full", Target::Full),
+        ("kvm-pv", Target::KvmPv),
+    ];
+    fs::create_dir_all(&made.folder)?;
+    let alone = made.neighbour(args.seed)?.wait(&mut |_| {})?;
+    let (mut operations, mut failures) = (0, 0);
+    for (seed, guest) in (args.seed..).zip(GUESTS.iter().cycle()) {
+        let report = made.one(*guest, seed, args.operations - operations, &alone)?;
+        operations += report.operations;
+        failures += u32::from(report.failure.is_some());
+        let mut out = io::stdout().lock();
+        writeln!(out, "{}", serde_json::to_string(&report)?)?;
+        out.flush()?;
+        if operations >= args.operations {
+            break;
+        }
+        if report.operations < 100 {
+            bail!("the attack does not get on: {report:?}");
+        }
+    }
+    println!("{operations} operations, {failures} failures");
+    if failures > 0 {
+        bail!("{failures} VMMs have failed; `--seed` with a line's seed repeats it");
+    }
+    Ok(())
+}
+
+/// A VMM that runs, and where it says what.
+#[derive(Debug)]
+struct Running {
+    child: Child,
+    errors: PathBuf,
+    stats: PathBuf,
+    started: Instant,
+}
+
+/// How a VMM has ended.
+#[derive(Debug)]
+struct Ended {
+    code: Option<i32>,
+    errors: String,
+    stats: Value,
+    seconds: f64,
+}
+
+impl Made {
+    fn find(workspace: &Workspace) -> Result<Self> {
+        let release = workspace.root.join("target/release");
+        Ok(Self {
+            paravane: release.join("paravane"),
+            attacker: release.join("paravane-bare-metal"),
+            // Inside the reference host, in its own memory: its disk is this machine's.
+            folder: std::env::temp_dir().join(format!("paravane-attack-{}", std::process::id())),
+        })
+    }
+
+    fn start(&self, name: &str, guest: &str, script: &[u8]) -> Result<Running> {
+        let path = |ext: &str| self.folder.join(format!("{name}.{ext}"));
+        let (script_path, disk) = (path("script"), path("disk"));
+        fs::write(&script_path, script)?;
+        fs::write(&disk, vec![0; 1 << 20])?;
+        let (errors, stats) = (path("errors"), path("stats"));
+        let _ = fs::remove_file(&stats);
+        let mut command = Command::new(&self.paravane);
+        command.args(["run", "--host", "kvm", "--guest", guest, "--stats", "json"]);
+        command.args(["--console-log", "/dev/null", "--watchdog", RUN_LIMIT]);
+        command.arg("--memory").arg(MEMORY_MIB.to_string());
+        command.arg("--kernel").arg(&self.attacker);
+        command.arg("--initrd").arg(&script_path);
+        command.arg("--stats-file").arg(&stats);
+        command.arg("--disk").arg(&disk);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(fs::File::create(&errors)?);
+        let child = command.spawn().context("the VMM cannot be started")?;
+        Ok(Running {
+            child,
+            errors,
+            stats,
+            started: Instant::now(),
+        })
+    }
+
+    fn neighbour(&self, seed: u64) -> Result<Running> {
+        let script = script::write(Target::Neighbour, seed, NEIGHBOUR_PASSES);
+        self.start("neighbour", "para", &script)
+    }
+
+    /// One VMM with its neighbour.
+    fn one(
+        &self,
+        (guest, target): (&'static str, Target),
+        seed: u64,
+        most: u64,
+        alone: &Ended,
+    ) -> Result<Report> {
+        let passes = PASSES.min(most / 50_000 + 1);
+        let attacker = self.start("attacker", guest, &script::write(target, seed, passes))?;
+        let mut neighbour = self.neighbour(seed)?;
+        let mut beside = None;
+        let mut samples = Vec::new();
+        let ended = attacker.wait(&mut |pid| {
+            samples.extend(Holds::of(pid));
+            if beside.is_none() && matches!(neighbour.child.try_wait(), Ok(Some(_))) {
+                beside = Some(());
+            }
+        })?;
+        // One that the attack has not outlived has been beside it for only a part of its time.
+        let whole = beside.is_some();
+        let neighbour = neighbour.wait(&mut |_| {})?;
+        let (early, late) = Holds::early_and_late(&samples);
+        let run_ns = |ended: &Ended| ended.stats["run_ns"].as_f64();
+        Ok(Report {
+            guest,
+            seed,
+            operations: ended.operations(),
+            seconds: ended.seconds,
+            outcome: ended.stats["outcome"].as_str().unwrap_or("none").to_owned(),
+            early,
+            late,
+            neighbour: run_ns(&neighbour)
+                .zip(run_ns(alone))
+                .filter(|_| whole)
+                .map(|(beside, alone)| beside / alone),
+            failure: ended
+                .failure()
+                .or_else(|| late.grown_since(early))
+                .or_else(|| {
+                    let failure = neighbour.failure()?;
+                    Some(format!("the neighbour: {failure}"))
+                }),
+        })
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+impl Running {
+    /// Waits for its end, and has a look now and then.
+    fn wait(mut self, look: &mut dyn FnMut(u32)) -> Result<Ended> {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
+            look(self.child.id());
+            sleep(POLL);
+        };
+        let stats = fs::read_to_string(&self.stats).unwrap_or_default();
+        Ok(Ended {
+            code: status.code(),
+            errors: fs::read_to_string(&self.errors)?,
+            stats: serde_json::from_str(&stats).unwrap_or_default(),
+            seconds: self.started.elapsed().as_secs_f64(),
+        })
+    }
+}
+
+impl Ended {
+    /// What the VMM has served.
+    fn operations(&self) -> u64 {
+        let exits = self.stats["user_exits"].as_object();
+        let exits = exits.into_iter().flatten();
+        exits.filter_map(|(_, count)| count.as_u64()).sum()
+    }
+
+    /// What is wrong with the VMM, whatever its guest has done.
+    fn failure(&self) -> Option<String> {
+        let has = |text: &str| self.errors.contains(text);
+        let is_fallen = has("panicked") || has("forbidden system call") || self.stats.is_null();
+        let has_hung = self.stats["outcome"] == "watchdog";
+        if !is_fallen && !has_hung && matches!(self.code, Some(0..=2)) {
+            return None;
+        }
+        let (code, errors) = (self.code, &self.errors);
+        Some(format!("exit status {code:?}: {errors}"))
+    }
+}
+
+impl Holds {
+    /// None where the process has just ended.
+    fn of(pid: u32) -> Option<Self> {
+        let folder = PathBuf::from(format!("/proc/{pid}"));
+        let maps = fs::read_to_string(folder.join("smaps")).ok()?;
+        let status = fs::read_to_string(folder.join("status")).ok()?;
+        Some(Self {
+            kib: resident(&maps),
+            threads: number(&status, "Threads:")?,
+            descriptors: fs::read_dir(folder.join("fd")).ok()?.count() as u64,
+        })
+        .filter(|holds| holds.kib > 0)
+    }
+
+    /// The medians of the second quarter and of the last one.
+    fn early_and_late(samples: &[Self]) -> (Self, Self) {
+        let quarter = samples.len() / 4;
+        let median = |part: &[Self]| {
+            let of = |get: fn(&Self) -> u64| {
+                let mut all: Vec<u64> = part.iter().map(get).collect();
+                all.sort_unstable();
+                all.get(all.len() / 2).copied().unwrap_or(0)
+            };
+            Self {
+                kib: of(|holds| holds.kib),
+                threads: of(|holds| holds.threads),
+                descriptors: of(|holds| holds.descriptors),
+            }
+        };
+        let late = samples.len() - quarter;
+        (
+            median(&samples[quarter..2 * quarter]),
+            median(&samples[late..]),
+        )
+    }
+
+    fn grown_since(self, early: Self) -> Option<String> {
+        let grown = self.kib > early.kib + MORE_KIB
+            || self.threads > early.threads + MORE_THREADS
+            || self.descriptors > early.descriptors + MORE_DESCRIPTORS;
+        // Too short a run has no quarters.
+        (grown && early.threads > 0).then(|| format!("it has grown from {early:?} to {self:?}"))
+    }
+}
+
+/// The number behind a name.
+fn number(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Resident KiB of all mappings but guest memory, which is larger than any other.
+fn resident(maps: &str) -> u64 {
+    let (mut sum, mut counted) = (0, true);
+    for line in maps.lines() {
+        if let Some(size) = number(line, "Size:") {
+            counted = size < MEMORY_MIB << 9;
+        } else if let Some(rss) = number(line, "Rss:").filter(|_| counted) {
+            sum += rss;
+        }
+    }
+    sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Holds, resident};
+
+    #[test]
+    fn guest_memory_is_not_the_vmms() {
+        let maps =
+            "Size: 65536 kB\nRss: 60000 kB\nSize: 8 kB\nRss: 4 kB\nSize: 12 kB\nRss: 12 kB\n";
+        assert_eq!(resident(maps), 16);
+    }
+
+    #[test]
+    fn what_grows_is_told() {
+        let holds = |kib, threads, descriptors| Holds {
+            kib,
+            threads,
+            descriptors,
+        };
+        let samples: Vec<_> = (0..40).map(|n| holds(4000 + 100 * n, 3, 20)).collect();
+        let (early, late) = Holds::early_and_late(&samples);
+        assert!(late.grown_since(early).is_some());
+        assert!(holds(4000, 3, 60).grown_since(holds(4000, 3, 20)).is_some());
+        assert!(holds(4100, 4, 21).grown_since(holds(4000, 3, 20)).is_none());
+    }
+}
