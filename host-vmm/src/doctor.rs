@@ -32,6 +32,8 @@ use kvm_ioctls::Kvm;
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
+use crate::confine::{self, Lack};
+
 use self::host::Host;
 use self::probe::{Finished, Outcome};
 use self::probes::{CROSSINGS, INSTRUCTIONS};
@@ -104,6 +106,8 @@ pub struct Crossing {
 pub struct Report {
     /// The host.
     pub host: Host,
+    /// What its kernel cannot do for a VMM's confinement.
+    pub lacks: Vec<Lack>,
     /// Why `/dev/kvm` cannot be used, and the mend.
     pub problem: Option<String>,
     /// `KVM_CAP_…`.
@@ -176,6 +180,7 @@ pub fn examine(quick: bool) -> Result<Report, DoctorError> {
             };
             return Ok(Report {
                 host: Host::examine(false),
+                lacks: confine::lacks(),
                 problem: Some(problem),
                 capabilities: Vec::new(),
                 instructions: Vec::new(),
@@ -212,6 +217,7 @@ pub fn examine(quick: bool) -> Result<Report, DoctorError> {
     let crossings = costs(crossings);
     Ok(Report {
         host: Host::examine(true),
+        lacks: confine::lacks(),
         problem: None,
         profiles,
         ratios: ratios(&crossings),

@@ -4,8 +4,6 @@ use std::fs;
 
 use serde::Serialize;
 
-use crate::confine::{self, Lack};
-
 /// The class of a host. Numbers of different classes are never compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -39,8 +37,6 @@ pub struct Host {
     pub cpu: String,
     /// Number of CPUs.
     pub cpus: usize,
-    /// What the kernel cannot do for a VMM's confinement.
-    pub lacks: Vec<Lack>,
 }
 
 impl Host {
@@ -85,7 +81,6 @@ impl Host {
                 .to_owned(),
             cpu: field("model name").to_owned(),
             cpus: std::thread::available_parallelism().map_or(1, usize::from),
-            lacks: confine::lacks(),
         }
     }
 

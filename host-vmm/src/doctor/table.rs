@@ -96,10 +96,15 @@ fn host(report: &Report, colours: Colours) -> String {
             .clone()
             .map(|hypervisor| ("runs on", hypervisor)),
     );
-    if host.lacks.is_empty() {
+    if report.lacks.is_empty() {
         rows.push(("sandbox", "seccomp and Landlock".to_owned()));
     }
-    rows.extend(host.lacks.iter().map(|lack| ("sandbox", lack.to_string())));
+    rows.extend(
+        report
+            .lacks
+            .iter()
+            .map(|lack| ("sandbox", lack.to_string())),
+    );
     rows.extend(report.problem.clone().map(|problem| ("problem", problem)));
     rows.iter()
         .fold(colours.heading("Host") + "\n", |mut text, (name, value)| {
