@@ -13,6 +13,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 /// Bytes that are buffered before a write happens at once.
 const BUFFER: usize = 4096;
+/// Bytes that are remembered of what has been put out, for who explains a guest's death.
+const TAIL: usize = 2048;
 
 #[derive(Debug)]
 enum Sink {
@@ -25,6 +27,7 @@ enum Sink {
 struct Inner {
     sink: Sink,
     buffer: Vec<u8>,
+    tail: Vec<u8>,
     bytes: u64,
     wake: EventFd,
 }
@@ -44,6 +47,10 @@ impl Inner {
                 Ok(())
             }
         };
+        let new = self.buffer.len().min(TAIL);
+        let old = (self.tail.len() + new).saturating_sub(TAIL);
+        self.tail.drain(..old);
+        self.tail.extend(&self.buffer[self.buffer.len() - new..]);
         self.buffer.clear();
     }
 }
@@ -54,6 +61,7 @@ impl Console {
         Ok(Self(Arc::new(Mutex::new(Inner {
             sink,
             buffer: Vec::with_capacity(BUFFER),
+            tail: Vec::new(),
             bytes: 0,
             wake,
         }))))
@@ -120,6 +128,13 @@ impl Console {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.with(|inner| inner.bytes)
+    }
+
+    /// The last of what it has taken.
+    #[must_use]
+    pub fn tail(&self) -> Vec<u8> {
+        self.flush_now();
+        self.with(|inner| inner.tail.clone())
     }
 
     /// What a [`Console::memory`] has taken; empty for others.

@@ -1,5 +1,7 @@
 //! Telling people why a guest died: symbols, backtraces, last words.
 
+pub mod processor;
+
 use std::fmt::Write as _;
 use std::path::Path;
 
@@ -110,7 +112,7 @@ pub fn walk(frame: u64, read: impl Fn(u64) -> Option<[u64; 2]>) -> Vec<u64> {
 }
 
 /// Text from a guest for a terminal: nothing but printable characters and newlines.
-fn printable(bytes: &[u8]) -> String {
+pub(crate) fn printable(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes)
         .chars()
         .map(|c| if c == '\n' || !c.is_control() { c } else { '.' })

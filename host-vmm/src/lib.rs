@@ -45,6 +45,7 @@ pub mod stats;
 pub mod switcher;
 pub mod terminal;
 pub mod top;
+pub mod trail;
 pub mod vcpu;
 pub mod virtio;
 pub mod vm;

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use paravane_abi::call::{CALLS, CallId};
 use serde::Serialize;
 
+use crate::crash::processor::ProcessorReport;
+use crate::trail::{Step, Trail};
 use crate::virtio::unit::UnitStats;
 
 /// Reasons for which a vCPU comes out to the VMM.
@@ -55,6 +57,7 @@ pub struct VcpuCounts {
     exits: [AtomicU64; Exit::ALL.len()],
     calls: [AtomicU64; CALLS.len()],
     unknown_calls: AtomicU64,
+    trail: Trail,
 }
 
 /// One more. There is one writer, so a load and a store do, without a locked instruction.
@@ -66,6 +69,18 @@ impl VcpuCounts {
     /// Counts an exit.
     pub fn exit(&self, reason: Exit) {
         bump(&self.exits[reason as usize]);
+    }
+
+    /// The same of one that is remembered.
+    pub fn exit_at(&self, reason: Exit, step: Step) {
+        self.exit(reason);
+        self.trail.push(step);
+    }
+
+    /// The last exits, newest last.
+    #[must_use]
+    pub fn trail(&self) -> Vec<String> {
+        self.trail.last()
     }
 
     /// Counts a call.
@@ -202,6 +217,12 @@ pub struct Stats {
     /// Virtio devices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<UnitStats>,
+    /// The processors of a guest that has died.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub processors: Vec<ProcessorReport>,
+    /// The last that it has put out.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub console_tail: String,
 }
 
 impl Stats {

@@ -9,7 +9,6 @@
 //! 4. status and value go back into RAX and RDX of the run page, marked dirty; KVM loads them on
 //!    the next entry.
 
-use std::fmt::Write as _;
 use std::sync::{Arc, MutexGuard, PoisonError};
 
 use kvm_bindings::{
@@ -22,17 +21,14 @@ use paravane_abi::call::CallId;
 use crate::boot;
 use crate::config::Profile;
 use crate::confine;
-use crate::crash;
 use crate::device::{PortAction, uart};
 use crate::pause::{Pause, Place};
 use crate::pv::smp::Start;
 use crate::pv::{DOORBELL_PORT, Reply, answer};
 use crate::stats::{Exit, Outcome, VcpuCounts};
 use crate::switcher;
+use crate::trail::Step;
 use crate::vm::Machine;
-
-/// The longest x86 instruction, bytes.
-const INSTRUCTION_MAX: usize = 15;
 
 const NOT_EMULATED: &str = "KVM cannot emulate an instruction of this guest (KVM_EXIT_INTERNAL_ERROR); \
     `paravane doctor` tells which profiles this KVM can run";
@@ -160,17 +156,6 @@ impl Vcpu {
         let place = Pause::vcpu(self.id);
         machine.pause().begin(place);
         self.run_to_the_end(&machine, place);
-        if machine.has_hung() {
-            let on = machine
-                .processors()
-                .is_none_or(|all| all.on().contains(&self.id));
-            let doing = if on {
-                format!("was here:\n{}", self.describe(&hold(&machine, self.id)))
-            } else {
-                "was off".to_owned()
-            };
-            machine.note_hung(self.id, doing);
-        }
         machine.pause().rest(place);
     }
 
@@ -263,14 +248,13 @@ impl Vcpu {
         outcome: Outcome,
         message: &str,
     ) -> Held<'a> {
-        let registers = self.describe(&fd);
         let debugger = machine.debugger();
         if debugger.is_some_and(|debugger| debugger.is_dying(self.id, machine.pause())) {
             drop(fd);
             machine.pause().checkpoint(Pause::vcpu(self.id));
             fd = hold(machine, self.id);
         }
-        machine.stop(outcome, Some(format!("{message}\n{registers}")));
+        machine.stop(outcome, Some(message.to_owned()));
         fd
     }
 
@@ -279,37 +263,38 @@ impl Vcpu {
             VcpuExit::IoOut(port, data) => Self::io_out(port, data, machine, counts),
             VcpuExit::IoIn(port, data) => {
                 let is_uart = (uart::FIRST..=uart::LAST).contains(&port);
-                counts.exit(if is_uart { Exit::UartIn } else { Exit::IoIn });
+                let reason = if is_uart { Exit::UartIn } else { Exit::IoIn };
+                counts.exit_at(reason, Step::In(port));
                 machine.ports().read(port, data);
                 Then::Resume
             }
             VcpuExit::MmioRead(address, data) => {
-                counts.exit(Exit::Mmio);
+                counts.exit_at(Exit::Mmio, Step::Read(address));
                 if !machine.virtio().read(address, data) {
                     data.fill(0xff);
                 }
                 Then::Resume
             }
             VcpuExit::MmioWrite(address, data) => {
-                counts.exit(Exit::Mmio);
+                counts.exit_at(Exit::Mmio, Step::Write(address));
                 machine.virtio().write(address, data);
                 Then::Resume
             }
             VcpuExit::Shutdown => {
-                counts.exit(Exit::Other);
+                counts.exit_at(Exit::Other, Step::Other);
                 let message = "the guest's processor shut down (triple fault)".to_owned();
                 Then::Die(Outcome::TripleFault, message)
             }
             VcpuExit::InternalError => {
-                counts.exit(Exit::Other);
+                counts.exit_at(Exit::Other, Step::Other);
                 Then::Die(Outcome::Error, NOT_EMULATED.to_owned())
             }
             VcpuExit::Debug(exit) => {
-                counts.exit(Exit::Other);
+                counts.exit_at(Exit::Other, Step::Other);
                 Then::Debug(exit)
             }
             VcpuExit::FailEntry(reason, cpu) => {
-                counts.exit(Exit::Other);
+                counts.exit_at(Exit::Other, Step::Other);
                 Then::Die(
                     Outcome::Error,
                     format!(
@@ -318,18 +303,18 @@ impl Vcpu {
                 )
             }
             VcpuExit::SystemEvent(kind, _) => {
-                counts.exit(Exit::Other);
+                counts.exit_at(Exit::Other, Step::Other);
                 Then::Stop(
                     Outcome::Error,
                     Some(format!("KVM reports system event {kind}")),
                 )
             }
             VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen => {
-                counts.exit(Exit::Other);
+                counts.exit_at(Exit::Other, Step::Other);
                 Then::Resume
             }
             other => {
-                counts.exit(Exit::Other);
+                counts.exit_at(Exit::Other, Step::Other);
                 let message = format!("an exit that this VMM does not serve: {other:?}");
                 Then::Die(Outcome::Error, message)
             }
@@ -341,8 +326,9 @@ impl Vcpu {
             && machine.pv().is_present()
             && let Ok(id) = data.try_into()
         {
-            counts.exit(Exit::Hypercall);
-            return Then::Call(CallId(u32::from_le_bytes(id)));
+            let id = CallId(u32::from_le_bytes(id));
+            counts.exit_at(Exit::Hypercall, Step::Call(id));
+            return Then::Call(id);
         }
         if port == DOORBELL_PORT && data.len() == 1 && machine.debugger().is_some() {
             counts.exit(Exit::IoOut);
@@ -350,11 +336,12 @@ impl Vcpu {
         }
         let is_uart = (uart::FIRST..=uart::LAST).contains(&port);
         let action = machine.ports().write(port, data);
-        counts.exit(match action {
+        let reason = match action {
             PortAction::Mark(_) => Exit::Mark,
             _ if is_uart => Exit::UartOut,
             _ => Exit::IoOut,
-        });
+        };
+        counts.exit_at(reason, Step::out(port, data));
         match action {
             PortAction::Done | PortAction::Unclaimed => Then::Resume,
             PortAction::Reset => Then::Stop(Outcome::Reboot, None),
@@ -388,75 +375,4 @@ impl Vcpu {
         }
         true
     }
-
-    /// Registers and the instruction, for people.
-    fn describe(&self, fd: &VcpuFd) -> String {
-        let (Ok(regs), Ok(sregs)) = (fd.get_regs(), fd.get_sregs()) else {
-            return "its registers cannot be read".to_owned();
-        };
-        let mut text = self.machine.describe_registers(&regs, &sregs);
-        let mut code = [0; INSTRUCTION_MAX];
-        let length = self.machine.read_virtual(fd, regs.rip, &mut code);
-        if length > 0 {
-            text.push_str("\n  code");
-        }
-        for byte in &code[..length] {
-            // Writing to a String cannot fail.
-            let _ = write!(text, " {byte:02x}");
-        }
-        let callers = crash::walk(regs.rbp, |at| self.read_words(fd, at));
-        if !callers.is_empty() {
-            text.push_str("\n  called by, innermost first, as its frame pointers have it:");
-        }
-        for address in callers {
-            let _ = write!(text, "\n  {}", self.machine.symbols().caller(address));
-        }
-        text
-    }
-
-    /// Two words at a virtual address.
-    fn read_words(&self, fd: &VcpuFd, at: u64) -> Option<[u64; 2]> {
-        let mut bytes = [0; 16];
-        let whole = self.machine.read_virtual(fd, at, &mut bytes) == bytes.len();
-        let (words, _) = bytes.as_chunks();
-        whole.then(|| [u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1])])
-    }
-}
-
-/// Registers as text, for people.
-#[must_use]
-pub fn registers(r: &kvm_regs, s: &kvm_sregs) -> String {
-    format!(
-        "  rip {:016x}  rsp {:016x}  rflags {:08x}\n  \
-           rax {:016x}  rbx {:016x}  rcx {:016x}  rdx {:016x}\n  \
-           rsi {:016x}  rdi {:016x}  rbp {:016x}  r8  {:016x}\n  \
-           r9  {:016x}  r10 {:016x}  r11 {:016x}  r12 {:016x}\n  \
-           r13 {:016x}  r14 {:016x}  r15 {:016x}\n  \
-           cr0 {:08x}  cr2 {:016x}  cr3 {:016x}  cr4 {:08x}  efer {:x}  cs {:x} (CPL {})",
-        r.rip,
-        r.rsp,
-        r.rflags,
-        r.rax,
-        r.rbx,
-        r.rcx,
-        r.rdx,
-        r.rsi,
-        r.rdi,
-        r.rbp,
-        r.r8,
-        r.r9,
-        r.r10,
-        r.r11,
-        r.r12,
-        r.r13,
-        r.r14,
-        r.r15,
-        s.cr0,
-        s.cr2,
-        s.cr3,
-        s.cr4,
-        s.efer,
-        s.cs.selector,
-        s.cs.dpl
-    )
 }

@@ -104,8 +104,6 @@ pub struct Machine {
     debugger: OnceLock<Debugger>,
     symbols: OnceLock<Symbols>,
     image: OnceLock<Image>,
-    /// What the vCPUs were doing when the watchdog came.
-    hung: Mutex<BTreeMap<usize, String>>,
     config: Config,
     wake: EventFd,
     end: Arc<End>,
@@ -395,6 +393,8 @@ impl Machine {
             },
             marks: lock(&self.marks).clone(),
             devices: self.unit_stats(),
+            processors: Vec::new(),
+            console_tail: String::new(),
         };
         self.counts.iter().for_each(|counts| stats.add_vcpu(counts));
         // A call is a call, whichever way it came.
@@ -460,21 +460,10 @@ impl Machine {
         }
     }
 
-    /// Whether the guest is being stopped because it has hung: its vCPUs then say what they were doing.
-    #[must_use]
-    pub fn has_hung(&self) -> bool {
-        self.end.is(Outcome::Watchdog)
-    }
-
     /// Whether the run has ended, and in this way.
     #[must_use]
     pub fn has_ended_as(&self, outcome: Outcome) -> bool {
         self.end.is(outcome)
-    }
-
-    /// What vCPU `id` was doing when the guest hung.
-    pub fn note_hung(&self, id: usize, doing: String) {
-        lock(&self.hung).insert(id, doing);
     }
 }
 

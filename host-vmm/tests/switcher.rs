@@ -321,7 +321,7 @@ impl Guest {
                 let what = format!("{other:?}");
                 let regs = self.vcpu.get_regs().unwrap();
                 let sregs = self.vcpu.get_sregs().unwrap();
-                panic!("{what}\n{}", paravane::vcpu::registers(&regs, &sregs));
+                panic!("{what}\n{regs:x?}\n{sregs:x?}");
             }
         }
         self.vcpu.get_regs().unwrap()

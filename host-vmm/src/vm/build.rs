@@ -154,7 +154,6 @@ impl Vm {
             debugger: OnceLock::new(),
             symbols: OnceLock::new(),
             image: OnceLock::new(),
-            hung: Mutex::default(),
             config,
             wake,
             end,

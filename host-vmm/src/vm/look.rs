@@ -1,13 +1,12 @@
 //! Looking into a guest: its memory as its processor sees it, its registers, its kernel's functions.
 
-use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::VcpuFd;
 
 use super::Machine;
 use crate::boot::image::Image;
-use crate::crash::Symbols;
+use crate::crash::processor::{Found, INSTRUCTION_MAX, ProcessorReport};
+use crate::crash::{self, Symbols};
 use crate::memory::{Memory, MemoryError};
-use crate::vcpu;
 
 const PAGE: u64 = 4096;
 
@@ -39,14 +38,42 @@ impl Machine {
         &self.memory
     }
 
-    /// Registers with the instruction's symbol.
+    /// The processors of a guest that has ended: those that are on, and not stuck in KVM.
     #[must_use]
-    pub fn describe_registers(&self, regs: &kvm_regs, sregs: &kvm_sregs) -> String {
-        format!(
-            "{}\n  at {}",
-            vcpu::registers(regs, sregs),
-            self.symbols().name(regs.rip)
-        )
+    pub fn report_processors(&self) -> Vec<ProcessorReport> {
+        let all = (0..self.vcpus.len()).filter(|id| self.is_on(*id));
+        all.filter_map(|id| self.report_processor(id)).collect()
+    }
+
+    /// Whether a processor is on.
+    pub(super) fn is_on(&self, id: usize) -> bool {
+        self.processors().is_none_or(|all| all.on().contains(&id))
+    }
+
+    fn report_processor(&self, id: usize) -> Option<ProcessorReport> {
+        let fd = self.vcpus.get(id)?.try_lock().ok()?;
+        let (regs, sregs) = (fd.get_regs().ok()?, fd.get_sregs().ok()?);
+        let mut code = [0; INSTRUCTION_MAX];
+        let length = self.read_virtual(&fd, regs.rip, &mut code);
+        let callers = crash::walk(regs.rbp, |at| self.read_words(&fd, at));
+        let callers = callers.iter().map(|at| self.symbols().caller(*at));
+        Some(ProcessorReport::new(Found {
+            id,
+            regs: &regs,
+            sregs: &sregs,
+            code: &code[..length],
+            at: self.symbols().name(regs.rip),
+            callers: callers.collect(),
+            exits: self.counts.get(id)?.trail(),
+        }))
+    }
+
+    /// Two words at a virtual address.
+    fn read_words(&self, fd: &VcpuFd, at: u64) -> Option<[u64; 2]> {
+        let mut bytes = [0; 16];
+        let whole = self.read_virtual(fd, at, &mut bytes) == bytes.len();
+        let (words, _) = bytes.as_chunks();
+        whole.then(|| [u64::from_le_bytes(words[0]), u64::from_le_bytes(words[1])])
     }
 
     /// The guest physical address behind a virtual one, by the page tables of the vCPU. Where these have nothing there, as

@@ -117,9 +117,29 @@ impl Vm {
         if let Some(record) = lock(&self.last_words).as_deref() {
             message = Some(crash::report(record, machine.symbols()));
         }
-        for (id, doing) in lock(&machine.hung).iter() {
-            let note = format!("vCPU {id} {doing}");
-            message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
+        let died = outcome.is_failure();
+        let processors = if died {
+            machine.report_processors()
+        } else {
+            Vec::new()
+        };
+        let tail = if died {
+            machine.console.tail()
+        } else {
+            Vec::new()
+        };
+        let console_tail = crash::printable(&tail);
+        // A record has its own log and callers.
+        if outcome != Outcome::Crash {
+            for processor in &processors {
+                let note = format!("vCPU {} was here:\n{processor}", processor.id);
+                message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
+            }
+            let off = (0..machine.counts.len()).filter(|id| died && !machine.is_on(*id));
+            for id in off {
+                let note = format!("vCPU {id} was off");
+                message = Some(message.map_or(note.clone(), |m| format!("{m}\n{note}")));
+            }
         }
         if stuck > 0 {
             let note = format!("{stuck} vCPU(s) did not come out of KVM and were left behind");
@@ -137,6 +157,8 @@ impl Vm {
             outcome,
             message,
             run_ns,
+            processors,
+            console_tail,
             ..machine.stats()
         })
     }
