@@ -406,11 +406,23 @@ static void paravane_setup_area(u8 *area)
 	int vector;
 
 	*(u16 *)(area + PARAVANE_CALL) = *(u16 *)(area + ROUTINE_BREAKPOINT);
-	paravane_set_entry(area, AREA_SYSCALL, paravane_syscall_entry, AREA_USER_ENTRY);
-	paravane_set_entry(area, AREA_USER_BREAKPOINT, paravane_user_breakpoint_entry,
-			   AREA_USER_ENTRY);
-	paravane_set_entry(area, AREA_USER_FAULT, paravane_user_fault_entry, AREA_USER_ENTRY);
-	paravane_set_entry(area, AREA_EVENT, paravane_event_entry, AREA_USER_ENTRY);
+	if (*(u64 *)(area + AREA_USER_ISOLATION)) {
+		paravane_set_entry(area, AREA_SYSCALL, paravane_syscall_entry, AREA_USER_ENTRY);
+		paravane_set_entry(area, AREA_USER_BREAKPOINT, paravane_user_breakpoint_entry,
+				   AREA_USER_ENTRY);
+		paravane_set_entry(area, AREA_USER_FAULT, paravane_user_fault_entry,
+				   AREA_USER_ENTRY);
+		paravane_set_entry(area, AREA_EVENT, paravane_event_entry, AREA_USER_ENTRY);
+	} else {
+		paravane_set_entry(area, AREA_SYSCALL, paravane_shared_syscall_entry,
+				   AREA_USER_ENTRY);
+		paravane_set_entry(area, AREA_USER_BREAKPOINT, paravane_shared_breakpoint_entry,
+				   AREA_KERNEL_ENTRY);
+		paravane_set_entry(area, AREA_USER_FAULT, paravane_shared_fault_entry,
+				   AREA_KERNEL_ENTRY);
+		paravane_set_entry(area, AREA_EVENT, paravane_shared_event_entry,
+				   AREA_KERNEL_ENTRY);
+	}
 	paravane_set_entry(area, AREA_HALTED, paravane_halted_entry, AREA_USER_ENTRY);
 	paravane_set_entry(area, AREA_FAULT, paravane_fault_entry, AREA_KERNEL_ENTRY);
 	paravane_set_entry(area, AREA_BREAKPOINT, paravane_breakpoint_entry, AREA_KERNEL_ENTRY);

@@ -7,7 +7,7 @@
 #define PARAVANE_DIRECT_H
 
 /* Of all of this; the switcher has to have the same. */
-#define PARAVANE_LAYOUT		1
+#define PARAVANE_LAYOUT		2
 /* The type of the ELF note that tells the host. */
 #define PARAVANE_NOTE_LAYOUT	1
 
@@ -21,6 +21,8 @@
 #define PARAVANE_IDT		0x2000
 /* The lower half of the address of the routine that INT3 leads to. */
 #define PARAVANE_CALL		0x2030
+/* What SYSCALL leads to without user isolation has no more bytes. */
+#define PARAVANE_SYSCALL_BYTES	0x20
 
 /* Selectors: a kernel frame has Linux's, the processor has those of CPL 3. */
 #define PARAVANE_SWITCHER_CS	0x10
@@ -52,6 +54,8 @@
 #define COUNT_KERNEL_PAGE_FAULT	0x330
 #define COUNT_CALLS		0x350
 #define AREA_LAYOUT		0x3d0
+#define AREA_USER_ISOLATION	0x3e8
+#define AREA_USER_SP		0x3f0
 /* From here on, the area's page is the kernel's own. */
 #define AREA_USER_ROOT		0x400
 #define AREA_USER_GS		0x408
@@ -60,6 +64,8 @@
 #define AREA_KERNEL_ROOT	0x420
 #define AREA_FAULT_ADDRESS	0x428
 #define AREA_VECTOR		0x430
+/* Without user isolation: the kernel runs, and the table is that of users. */
+#define AREA_USER_TABLE		0x438
 /* Ends of the stacks on which the kernel is entered. */
 #define AREA_USER_ENTRY		0x800
 #define AREA_KERNEL_ENTRY	0xc00
@@ -96,7 +102,17 @@
 #define CPU_VECTORS		8
 #define CPU_AREA		40
 
-#ifndef __ASSEMBLY__
+#ifdef __ASSEMBLY__
+
+#define CPU(field)	PER_CPU_VAR(paravane_cpu + field)
+
+/* RAX: the area. INT3 is no call any more. */
+.macro END_CALL
+	pushw	ROUTINE_BREAKPOINT(%rax)
+	popw	PARAVANE_CALL(%rax)
+.endm
+
+#else
 
 #include <linux/percpu.h>
 #include <linux/types.h>
@@ -145,6 +161,10 @@ void paravane_syscall_entry(void);
 void paravane_user_breakpoint_entry(void);
 void paravane_user_fault_entry(void);
 void paravane_event_entry(void);
+void paravane_shared_syscall_entry(void);
+void paravane_shared_breakpoint_entry(void);
+void paravane_shared_fault_entry(void);
+void paravane_shared_event_entry(void);
 void paravane_halted_entry(void);
 void paravane_fault_entry(void);
 void paravane_breakpoint_entry(void);
@@ -157,5 +177,5 @@ void paravane_safe_halt(void);
 void paravane_doorbell(struct pt_regs *regs, unsigned int routine);
 void paravane_switch_cpuid(u32 registers[4]);
 
-#endif /* !__ASSEMBLY__ */
+#endif /* __ASSEMBLY__ */
 #endif

@@ -5,6 +5,7 @@
  * Every page of the kernel's is a user's page, so a user has a root page table
  * of its own, which has the users' half of the kernel's and the switcher. The
  * switcher loads one or the other. It hangs on the page of the kernel's root.
+ * Without user isolation there is none, and users run on the kernel's.
  */
 #include <linux/gfp.h>
 #include <linux/mm.h>
@@ -25,7 +26,7 @@ __visible pteval_t paravane_make_entry(pteval_t value)
 
 PV_CALLEE_SAVE_REGS_THUNK(paravane_make_entry);
 
-/* The root of users that belongs to a kernel's; init_mm has none. */
+/* The root of users that belongs to a kernel's, if there is one; init_mm has none. */
 static pgd_t *paravane_user_root(pgd_t *root)
 {
 	if (root == init_mm.pgd)
@@ -64,8 +65,12 @@ static void paravane_set_pte(pte_t *ptep, pte_t pte)
 
 static int paravane_pgd_alloc(struct mm_struct *mm)
 {
-	pgd_t *user = (pgd_t *)__get_free_page(GFP_PGTABLE_USER);
+	pgd_t *user;
 
+	virt_to_page(mm->pgd)->private = 0;
+	if (!paravane_area(AREA_USER_ISOLATION))
+		return 0;
+	user = (pgd_t *)__get_free_page(GFP_PGTABLE_USER);
 	if (!user)
 		return -ENOMEM;
 	user[PARAVANE_REGIONS_SLOT].pgd = paravane_area(AREA_USER_SLOT);

@@ -11,7 +11,7 @@ use crate::device::ide::DISKS_MAX;
 use crate::disk::DiskSpec;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 use crate::net::NetSpec;
-use crate::switcher;
+use crate::switcher::{self, Users};
 use crate::virtio::mmio::{self, MmioBus};
 use crate::virtio::poll::Poll;
 
@@ -277,6 +277,8 @@ pub struct Config {
     pub facilities: FacilitySet,
     /// How the kernel is entered.
     pub entry: Entry,
+    /// Where users of a direct guest are.
+    pub users: Users,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskSpec>,
     /// The network that the guest is connected to.
@@ -338,6 +340,11 @@ pub enum ConfigError {
     /// `--guest direct --entry pvh`.
     #[error("a direct guest is entered in 64-bit mode, at CPL 3; use --entry linux64")]
     DirectEntry,
+    /// `--no-user-isolation` of a guest whose kernel has privilege.
+    #[error(
+        "only a direct guest can do without the isolation of its users (--no-user-isolation): use --guest direct"
+    )]
+    UserIsolation,
     /// `--awkward` without a guest that would notice.
     #[error("an awkward host (--awkward) is awkward to calls: use --guest para")]
     Awkward,
@@ -419,6 +426,7 @@ impl Config {
             dedicated: false,
             facilities: FacilitySet::default(),
             entry: Entry::Linux64,
+            users: Users::default(),
             disks: Vec::new(),
             net: None,
             io: Io::default(),
@@ -453,6 +461,9 @@ impl Config {
         }
         if self.profile == Profile::Direct && self.entry != Entry::Linux64 {
             return Err(ConfigError::DirectEntry);
+        }
+        if self.users != Users::Isolated && self.profile != Profile::Direct {
+            return Err(ConfigError::UserIsolation);
         }
         if self.awkward.is_some() && self.profile != Profile::Para {
             return Err(ConfigError::Awkward);

@@ -10,10 +10,10 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use paravane::memory::Memory;
-use paravane::switcher;
 use paravane::switcher::area::{
     Area, CALL_OFFSET, CODE_SELECTOR, DATA_SELECTOR, Frame, IDT_OFFSET, REGIONS, SWITCHER_CS,
 };
+use paravane::switcher::{self, Users};
 
 /// Where the kernel's code lies, and the user's.
 const KERNEL: u64 = 0x40_0000;
@@ -263,7 +263,7 @@ impl Guest {
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
         vcpu.set_cpuid2(&cpuid).unwrap();
 
-        switcher::install(&memory, 1).unwrap();
+        switcher::install(&memory, 1, Users::Isolated).unwrap();
         switcher::boot_tables(&memory).unwrap();
         let mut area: Area = memory.read_obj(switcher::area_address(0)).unwrap();
         let entry_stack = REGIONS + 0x800;
@@ -302,7 +302,7 @@ impl Guest {
         let mut sregs = vcpu.get_sregs().unwrap();
         switcher::special(&mut sregs, 0, switcher::BOOT_ROOT);
         vcpu.set_sregs(&sregs).unwrap();
-        switcher::set_msrs(&vcpu, 0).unwrap();
+        switcher::set_msrs(&vcpu, 0, Users::Isolated).unwrap();
         let regs = kvm_regs {
             rip: begin,
             rsp: STACK,

@@ -38,7 +38,7 @@
 /* --- cpu --- */
 
 /* The number of all that is said here. It is raised with each change. */
-#define PARAVANE_CPU_LAYOUT 1U
+#define PARAVANE_CPU_LAYOUT 2U
 
 /*
  * The type of the ELF note, with the name `Paravane`, whose content is a kernel's
@@ -72,6 +72,15 @@
 
 /* The page that SYSCALL leads to where it does not raise privilege. */
 #define PARAVANE_CPU_SYSCALL_PAGE 0x9000ULL
+
+/* How many bytes of it the way to the kernel has at most where users are not isolated. */
+#define PARAVANE_CPU_SYSCALL_BYTES 0x20ULL
+
+/*
+ * The interrupt descriptor table of users once more, where the kernel's address space has
+ * it.
+ */
+#define PARAVANE_CPU_USER_IDT 0xa000ULL
 
 /* Selector of code at CPL 0: the switcher's. */
 #define PARAVANE_CPU_SWITCHER_CS 0x10ULL
@@ -678,14 +687,18 @@ struct paravane_cpu_area {
 	uint64_t user_slot;
 	/*
 	 * Where the processor is in `CPU_SYSCALL_PAGE` when the kernel is entered at
-	 * `CpuArea::user_breakpoint` by SYSCALL. Writer: host.
+	 * `CpuArea::user_breakpoint` by SYSCALL; without user isolation, where SYSCALL leads to.
+	 * Writer: host.
 	 */
 	uint64_t syscall_rip;
 	/* Limit and base of the interrupt descriptor table at `CPU_IDT`, from byte 6. Writer: host. */
 	uint64_t idtr[2];
 	/* The same of that at `CPU_HALT_IDT`. Writer: host. */
 	uint64_t halt_idtr[2];
-	/* Where the kernel is entered by SYSCALL that raises privilege. Writer: kernel. */
+	/*
+	 * Where the kernel is entered by SYSCALL that raises privilege, or without user isolation.
+	 * Writer: kernel.
+	 */
 	struct paravane_cpu_frame syscall;
 	/* Where the kernel is entered by a breakpoint in user mode. Writer: kernel. */
 	struct paravane_cpu_frame user_breakpoint;
@@ -721,9 +734,18 @@ struct paravane_cpu_area {
 	struct paravane_cpu_crossings crossings;
 	/* `CPU_LAYOUT`, here in each layout. Writer: host. */
 	uint64_t layout;
+	/*
+	 * Limit and base of the interrupt descriptor table at `CPU_USER_IDT`, from byte 6. Writer:
+	 * host.
+	 */
+	uint64_t user_idtr[2];
+	/* 1: users have roots of their own; 0: they share the kernel's. Writer: host. */
+	uint64_t user_isolation;
+	/* The user's stack at SYSCALL, where users share the kernel's root. Writer: switcher. */
+	uint64_t user_rsp;
 };
 
-PARAVANE_ASSERT(sizeof(struct paravane_cpu_area) == 984);
+PARAVANE_ASSERT(sizeof(struct paravane_cpu_area) == 1016);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, swap) == 0);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_rax) == 8);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_rax) == 16);
@@ -747,6 +769,9 @@ PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_stack) == 656);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, kernel_frame) == 744);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, crossings) == 784);
 PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, layout) == 976);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_idtr) == 984);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_isolation) == 1000);
+PARAVANE_ASSERT(offsetof(struct paravane_cpu_area, user_rsp) == 1008);
 
 /* The CPUID part of the boot-info page. Writer: host. Spec: PV-CPUID-1 */
 struct paravane_cpuid_info {

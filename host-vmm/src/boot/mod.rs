@@ -149,7 +149,7 @@ pub fn load(config: &Config, memory: &Memory) -> Result<Loaded, BootError> {
         Entry::Pvh => pvh::write(config, memory, &loaded)?,
     }
     if config.profile == Profile::Direct {
-        switcher::install(memory, config.vcpus)?;
+        switcher::install(memory, config.vcpus, config.users)?;
         switcher::boot_tables(memory)?;
     } else {
         regs::write_tables(memory)?;

@@ -21,22 +21,9 @@ fn experiments_have_a_place_and_no_bit_in_the_facility_word() {
 #[test]
 fn the_first_disk_is_the_root_unless_somebody_says_otherwise() {
     let mut config = Config {
-        profile: Profile::Full,
-        kernel: PathBuf::new(),
-        initrd: None,
         cmdline: "quiet".to_owned(),
-        memory_mib: 128,
-        prealloc: false,
-        vcpus: 1,
-        dedicated: false,
-        facilities: FacilitySet::default(),
-        entry: Entry::Linux64,
         disks: vec!["a.img".parse().unwrap()],
-        net: None,
-        io: Io::default(),
-        poll: Poll::default(),
-        watchdog: None,
-        awkward: None,
+        ..Config::of(Profile::Full, PathBuf::new())
     };
     assert!(config.full_cmdline().ends_with(" root=/dev/sda rw quiet"));
     config.profile = Profile::Para;

@@ -6,7 +6,8 @@ pub use paravane_abi::cpu::{
     CPU_DATA_SELECTOR as DATA_SELECTOR, CPU_GDT as GDT_OFFSET, CPU_HALT_IDT as HALT_IDT_OFFSET,
     CPU_IDT as IDT_OFFSET, CPU_LAYOUT as LAYOUT, CPU_NOTE_LAYOUT as NOTE_LAYOUT,
     CPU_REGION_STRIDE as REGION_STRIDE, CPU_REGIONS as REGIONS, CPU_REGIONS_SLOT as REGIONS_SLOT,
-    CPU_SWITCHER_CS as SWITCHER_CS, CPU_SYSCALL_PAGE as SYSCALL_PAGE, CpuArea as Area,
+    CPU_SWITCHER_CS as SWITCHER_CS, CPU_SYSCALL_BYTES as SYSCALL_BYTES,
+    CPU_SYSCALL_PAGE as SYSCALL_PAGE, CPU_USER_IDT as USER_IDT_OFFSET, CpuArea as Area,
     CpuCrossings as Crossings, CpuFrame as Frame, CpuRoutines as Routines,
 };
 
@@ -100,6 +101,8 @@ mod tests {
             "COUNT_KERNEL_PAGE_FAULT" crossings.kernel_page_fault;
             "COUNT_CALLS" crossings.calls;
             "AREA_LAYOUT" layout;
+            "AREA_USER_ISOLATION" user_isolation;
+            "AREA_USER_SP" user_rsp;
             "ROUTINE_LEAVE" routines.leave;
             "ROUTINE_BREAKPOINT" routines.breakpoint;
             "ROUTINE_HALT" routines.halt;
@@ -130,6 +133,7 @@ mod tests {
             ("PARAVANE_GDT", GDT_OFFSET),
             ("PARAVANE_IDT", IDT_OFFSET),
             ("PARAVANE_CALL", CALL_OFFSET),
+            ("PARAVANE_SYSCALL_BYTES", SYSCALL_BYTES),
             ("PARAVANE_SWITCHER_CS", SWITCHER_CS),
         ];
         for (name, value) in offsets.into_iter().chain(others) {
@@ -153,7 +157,7 @@ mod tests {
             });
         assert_eq!(
             (LAYOUT, hash),
-            (1, 17_307_304_257_408_231_252),
+            (2, 90_280_147_467_942_851),
             "what kernel and switcher share has changed: raise CPU_LAYOUT and PARAVANE_LAYOUT"
         );
     }

@@ -5,7 +5,7 @@
 //!
 //! | path | instructions |
 //! |---|---|
-//! | SYSCALL, as far as the kernel's first instruction | 4 |
+//! | SYSCALL, as far as the kernel's first instruction | 4; without user isolation none |
 //! | another event in user mode | 5 |
 //! | `leave`, as far as the user's first instruction | 4 |
 //! | a page fault in the kernel | 4 |
@@ -26,6 +26,9 @@ pub(super) const HALT_HANDLERS_OFFSET: u64 = HANDLERS_OFFSET + 256 * HANDLER_STR
 /// Bytes of a handler.
 pub(super) const HANDLER_STRIDE: u64 = 0x20;
 
+/// Where SYSCALL leads to if it stays at CPL 3 and users share the kernel's address space.
+pub(super) const SHARED_SYSCALL: u64 = SYSCALL_PAGE + 0x10;
+
 /// Where the pieces of the code page lie, as distances from the region's begin; the image has them
 /// at the place of the area's routines, before the host makes addresses of them.
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +37,16 @@ pub(super) struct Pieces {
     pub(super) routines: Routines,
     pub(super) kernel_page_fault: u64,
     pub(super) syscall: u64,
+    /// Without user isolation.
+    pub(super) shared_leave: u64,
+    pub(super) shared_syscall: u64,
 }
 
 unsafe extern "C" {
     static paravane_switcher: u8;
     static paravane_switcher_end: u8;
+    static paravane_shared_handlers: u8;
+    static paravane_shared_handlers_end: u8;
 }
 
 /// A region as assembled: tables empty, distances in place of addresses.
@@ -47,6 +55,14 @@ pub(super) fn image() -> &'static [u8] {
     let end = &raw const paravane_switcher_end;
     // SAFETY: both symbols belong to the one section below, in this order, and nothing writes
     // to it.
+    unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
+}
+
+/// The handlers of events in user mode for users that share the kernel's address space.
+pub(super) fn shared_handlers() -> &'static [u8] {
+    let start = &raw const paravane_shared_handlers;
+    let end = &raw const paravane_shared_handlers_end;
+    // SAFETY: as in `image`.
     unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }
 
@@ -76,6 +92,7 @@ global_asm!(
     ".quad .Ldebug_control - AREA, .Ldebug_addresses - AREA, .Ldebug_status - AREA",
     ".quad .Lcpuid - AREA, .Lstore - AREA, 0, 0",
     ".quad .Lkernel_page_fault - AREA, .Lsyscall - AREA",
+    ".quad .Lshared_leave - AREA, .Lshared_syscall - AREA",
     ".org paravane_switcher + {code}",
     // The routines: each is what the gate of INT3 leads to.
     ".Lleave:",
@@ -142,6 +159,16 @@ global_asm!(
     "mov cr3, rax",
     "lea rsp, [rip + AREA + {syscall}]",
     "iretq",
+    // The same two where users share the kernel's address space: the table changes, and the root stays.
+    ".Lshared_leave:",
+    "lidt [rip + AREA + {user_idtr}]",
+    "mov rax, [rip + AREA + {user_rax}]",
+    "lea rsp, [rip + AREA + {leave}]",
+    "iretq",
+    ".Lshared_syscall:",
+    "mov [rip + AREA + {user_rsp}], rsp",
+    "lea rsp, [rip + AREA + {syscall}]",
+    "iretq",
     // Events in user mode.
     ".set vector, 0",
     ".rept 256",
@@ -172,9 +199,37 @@ global_asm!(
     ".endr",
     ".org paravane_switcher + {syscall_page}",
     "int3",
-    ".fill 4095, 1, 0xcc",
+    // Where SYSCALL is a jump that stays at CPL 3, and users share the kernel's address space.
+    ".org paravane_switcher + {syscall_page} + {shared_syscall_at}",
+    "mov [rip + AREA + {user_rsp}], rsp",
+    "mov rsp, [rip + AREA + {syscall_rsp}]",
+    "jmp [rip + AREA + {syscall}]",
+    ".org paravane_switcher + {syscall_page} + 4096, 0xcc",
     ".globl paravane_switcher_end",
     "paravane_switcher_end:",
+    // Handlers that are put in place of those above.
+    ".globl paravane_shared_handlers",
+    "paravane_shared_handlers:",
+    ".set SHARED, paravane_shared_handlers - {handlers}",
+    ".set vector, 0",
+    ".rept 256",
+    ".org paravane_shared_handlers + vector * {stride}",
+    "xchg rax, [rip + SHARED + {swap}]",
+    "lidt [rip + SHARED + {idtr}]",
+    ".if vector == 3",
+    "lea rsp, [rip + SHARED + {user_breakpoint}]",
+    ".elseif vector == 14",
+    "mov rax, cr2",
+    "lea rsp, [rip + SHARED + {user_fault}]",
+    ".else",
+    "mov eax, offset vector",
+    "lea rsp, [rip + SHARED + {event}]",
+    ".endif",
+    "iretq",
+    ".set vector, vector + 1",
+    ".endr",
+    ".globl paravane_shared_handlers_end",
+    "paravane_shared_handlers_end:",
     ".popsection",
     routines = const offset_of!(Area, routines),
     code = const CODE_OFFSET,
@@ -195,5 +250,9 @@ global_asm!(
     fault = const offset_of!(Area, fault),
     breakpoint = const offset_of!(Area, breakpoint),
     leave = const offset_of!(Area, leave),
+    shared_syscall_at = const SHARED_SYSCALL - SYSCALL_PAGE,
+    syscall_rsp = const offset_of!(Area, syscall) + offset_of!(Frame, rsp),
+    user_idtr = const offset_of!(Area, user_idtr) + 6,
+    user_rsp = const offset_of!(Area, user_rsp),
     user_frame_rsp = const offset_of!(Area, user_frame) + offset_of!(Frame, rsp),
 );

@@ -10,6 +10,9 @@
 //! and of the other into those of users. [`boot_tables`] makes the first root, and [`special`] the
 //! registers of the first instruction, which is at CPL 3 already.
 //!
+//! With [`Users::Shared`] there is one tree for both, and users are in the kernel's hands: no root is
+//! loaded on the way from one to the other, and where SYSCALL is a jump it needs no switcher.
+//!
 //! [`area`] says what kernel and switcher have to do with each other.
 
 pub mod area;
@@ -22,9 +25,12 @@ use paravane_abi::registry as reg;
 
 use self::area::{
     Area, CODE_SELECTOR, Crossings, DATA_SELECTOR, Frame, GDT_OFFSET, HALT_IDT_OFFSET, IDT_OFFSET,
-    LAYOUT, REGION_STRIDE, REGIONS_SLOT, Routines, SWITCHER_CS, SYSCALL_PAGE, region,
+    LAYOUT, REGION_STRIDE, REGIONS_SLOT, Routines, SWITCHER_CS, SYSCALL_PAGE, USER_IDT_OFFSET,
+    region,
 };
-use self::code::{CODE_OFFSET, HALT_HANDLERS_OFFSET, HANDLER_STRIDE, HANDLERS_OFFSET, pieces};
+use self::code::{
+    CODE_OFFSET, HALT_HANDLERS_OFFSET, HANDLER_STRIDE, HANDLERS_OFFSET, SHARED_SYSCALL, pieces,
+};
 use crate::boot::regs::segment;
 use crate::config::FacilitySet;
 use crate::doctor::host::{Host, HostClass};
@@ -39,13 +45,13 @@ pub const MEMORY_END: u64 = 0xe_0000;
 const CODE: u64 = MEMORY + 6 * PAGE;
 /// What a processor has of its own: the pages of its region before the code, where the page of
 /// interrupt descriptors is the kernel's; then that of users.
-const AREAS: u64 = CODE + REGION_SIZE - CODE_OFFSET;
+const AREAS: u64 = CODE + SYSCALL_PAGE + PAGE - CODE_OFFSET;
 const AREA_SIZE: u64 = CODE_OFFSET + PAGE;
 const USER_IDT: u64 = CODE_OFFSET;
 /// The most processors of a direct guest.
 pub const MAX_VCPUS: u8 = 12;
 /// Bytes of a region.
-const REGION_SIZE: u64 = SYSCALL_PAGE + PAGE;
+const REGION_SIZE: u64 = USER_IDT_OFFSET + PAGE;
 /// A root page table with the tables below it, for the boot processor's first instruction.
 pub const BOOT_ROOT: u64 = crate::memory::PAGE_TABLES;
 
@@ -112,6 +118,7 @@ const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_SFMASK: u32 = 0xc000_0084;
 /// All flags that a kernel must not inherit.
 const SYSCALL_FLAGS: u64 = 0x25_7fd5;
+const INTERRUPT_FLAG: u64 = 0x200;
 
 /// What SYSCALL does on this host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,26 +164,42 @@ pub fn crossings(memory: &Memory, vcpu: u8) -> Result<Crossings, MemoryError> {
     memory.read_obj(area_address(vcpu) + core::mem::offset_of!(Area, crossings) as u64)
 }
 
+/// Where users of a direct guest are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Users {
+    /// In address spaces of their own, which hide the kernel and the switcher from them.
+    #[default]
+    Isolated,
+    /// In the kernel's, where each can do what the kernel can.
+    Shared,
+}
+
 /// Puts the regions of `vcpus` processors into guest memory, with their page tables.
 ///
 /// # Errors
 ///
 /// [`MemoryError::Range`] where guest memory is too small.
-pub fn install(memory: &Memory, vcpus: u8) -> Result<(), MemoryError> {
+pub fn install(memory: &Memory, vcpus: u8, users: Users) -> Result<(), MemoryError> {
     let code = usize::try_from(CODE_OFFSET).unwrap_or(usize::MAX);
     memory.write(CODE, &code::image()[code..])?;
+    if users == Users::Shared {
+        memory.write(
+            CODE + HANDLERS_OFFSET - CODE_OFFSET,
+            code::shared_handlers(),
+        )?;
+    }
     for tree in [KERNEL_TREE, USER_TREE] {
         write_words(memory, tree, &[(tree + PAGE) | USER])?;
         write_words(memory, tree + PAGE, &[(tree + 2 * PAGE) | USER])?;
     }
     for vcpu in 0..vcpus {
-        install_area(memory, vcpu)?;
+        install_area(memory, vcpu, users)?;
         for offset in (0..REGION_SIZE).step_by(4096) {
-            let is_code = offset >= CODE_OFFSET;
-            let page = if is_code {
-                CODE + offset - CODE_OFFSET
-            } else {
-                area_address(vcpu) + offset
+            let is_code = (CODE_OFFSET..USER_IDT_OFFSET).contains(&offset);
+            let page = match offset {
+                _ if is_code => CODE + offset - CODE_OFFSET,
+                USER_IDT_OFFSET => area_address(vcpu) + USER_IDT,
+                _ => area_address(vcpu) + offset,
             };
             let user_page = if offset == IDT_OFFSET {
                 area_address(vcpu) + USER_IDT
@@ -201,15 +224,21 @@ pub fn install(memory: &Memory, vcpus: u8) -> Result<(), MemoryError> {
     Ok(())
 }
 
-fn install_area(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
+fn install_area(memory: &Memory, vcpu: u8, users: Users) -> Result<(), MemoryError> {
     let base = region(u32::from(vcpu));
     let at = area_address(vcpu);
     let pieces = pieces();
     let stack_end = |frame: usize| base + (frame + size_of::<Frame>()) as u64;
     let limit = 256 * 16 - 1;
     let distances = pieces.routines;
+    let is_shared = users == Users::Shared;
+    let (leave, syscall_rip) = if is_shared {
+        (pieces.shared_leave, SHARED_SYSCALL)
+    } else {
+        (distances.leave, SYSCALL_PAGE + 1)
+    };
     let routines = Routines {
-        leave: base + distances.leave,
+        leave: base + leave,
         breakpoint: base + distances.breakpoint,
         halt: base + distances.halt,
         load_root: base + distances.load_root,
@@ -232,9 +261,11 @@ fn install_area(memory: &Memory, vcpu: u8) -> Result<(), MemoryError> {
         halt_idtr: idtr(HALT_IDT_OFFSET),
         kernel_slot: KERNEL_TREE | USER,
         user_slot: USER_TREE | USER,
-        syscall_rip: base + SYSCALL_PAGE + 1,
+        syscall_rip: base + syscall_rip,
         routines,
         layout: LAYOUT.into(),
+        user_idtr: idtr(USER_IDT_OFFSET),
+        user_isolation: (!is_shared).into(),
         ..Area::default()
     };
     memory.write_obj(at, &area)?;
@@ -357,12 +388,12 @@ pub fn facilities(set: FacilitySet) -> FacilitySet {
 /// # Errors
 ///
 /// [`KvmError::Ioctl`] where KVM refuses.
-pub fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), KvmError> {
+pub fn set_msrs(fd: &VcpuFd, vcpu: u8, users: Users) -> Result<(), KvmError> {
     let syscall = match Host::examine(true).class {
         HostClass::Software => Syscall::Jumps,
         _ => Syscall::RaisesPrivilege,
     };
-    let entries = msrs(vcpu, syscall).map(|(index, data)| kvm_msr_entry {
+    let entries = msrs(vcpu, syscall, users).map(|(index, data)| kvm_msr_entry {
         index,
         data,
         ..Default::default()
@@ -373,15 +404,22 @@ pub fn set_msrs(fd: &VcpuFd, vcpu: u8) -> Result<(), KvmError> {
 }
 
 /// Index and value of the model-specific registers of processor `vcpu`.
-fn msrs(vcpu: u8, syscall: Syscall) -> [(u32, u64); 3] {
+fn msrs(vcpu: u8, syscall: Syscall, users: Users) -> [(u32, u64); 3] {
     let base = region(u32::from(vcpu));
-    let entry = match syscall {
-        Syscall::Jumps => base + SYSCALL_PAGE,
-        Syscall::RaisesPrivilege => base + pieces().syscall,
+    let entry = match (syscall, users) {
+        (Syscall::Jumps, Users::Isolated) => SYSCALL_PAGE,
+        (Syscall::Jumps, Users::Shared) => SHARED_SYSCALL,
+        (Syscall::RaisesPrivilege, Users::Isolated) => pieces().syscall,
+        (Syscall::RaisesPrivilege, Users::Shared) => pieces().shared_syscall,
+    };
+    // What jumps does not get the interrupt flag back without the switcher.
+    let flags = match (syscall, users) {
+        (Syscall::Jumps, Users::Shared) => SYSCALL_FLAGS & !INTERRUPT_FLAG,
+        _ => SYSCALL_FLAGS,
     };
     [
         (MSR_STAR, 0x23 << 48 | SWITCHER_CS << 32),
-        (MSR_LSTAR, entry),
-        (MSR_SFMASK, SYSCALL_FLAGS),
+        (MSR_LSTAR, base + entry),
+        (MSR_SFMASK, flags),
     ]
 }

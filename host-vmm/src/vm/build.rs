@@ -86,7 +86,7 @@ impl Vm {
         let vcpus = create_vcpus(&vm, &cpuid, config.vcpus)?;
         if config.profile == Profile::Direct {
             for (id, fd) in (0..).zip(&vcpus) {
-                switcher::set_msrs(fd, id)?;
+                switcher::set_msrs(fd, id, config.users)?;
             }
         }
 

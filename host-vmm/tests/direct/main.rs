@@ -287,9 +287,9 @@ fn it_reads_and_writes_a_disk() {
     assert!(fs::read(&disk).unwrap().starts_with(b"after\n"));
 }
 
-#[test]
-fn its_users_reach_neither_kernel_nor_switcher() {
-    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("direct-user");
+/// Runs user.c in guests of one and of two processors.
+fn a_user_tries(options: &[String], name: &str, argument: &str) {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("direct-{name}"));
     let status = Command::new("gcc")
         .args("-O1 -static -Wall -Wextra -Werror -pthread -o".split(' '))
         .arg(&program)
@@ -298,12 +298,44 @@ fn its_users_reach_neither_kernel_nor_switcher() {
         .expect("gcc (ci/setup installs it)");
     assert!(status.success());
     let files = archive("user", &fs::read(program).unwrap());
+    let input = format!("/user {argument}; poweroff -f\n");
     for cpus in [1, 2] {
-        let Some(launch) = launch("user", cpus, "shell", &files, "/user; poweroff -f\n") else {
+        let Some(launch) = launch_with(options, name, cpus, "shell", &files, &input) else {
             return;
         };
         let done = launch.console.contains("user: 0 went wrong");
         assert!(done, "{}\n{}", launch.errors, launch.console);
+    }
+}
+
+#[test]
+fn its_users_reach_neither_kernel_nor_switcher() {
+    a_user_tries(&[], "user", "");
+}
+
+#[test]
+fn without_isolation_a_user_reaches_the_kernel_and_works() {
+    a_user_tries(&["--no-user-isolation".into()], "shared-user", "shared");
+}
+
+#[test]
+fn without_isolation_a_system_call_does_not_cross() {
+    let jobs = "job=null:5000 job=clock:500 job=open:500 job=switch:200 job=pipe:500 job=fork:30 job=exec:10 job=fault:500 \
+                job=map:100 job=signal:200 job=sleep:50 job=nap:20 job=message:50:4 job=futex:200 job=shootdown:20:2 \
+                job=lock:500:4 end=poweroff";
+    let options = ["--no-user-isolation".into()];
+    for cpus in [1, 2] {
+        let Some(launch) = launch_with(&options, "shared-jobs", cpus, jobs, &[], "") else {
+            return;
+        };
+        assert_eq!(launch.code, Some(0), "{}", launch.errors);
+        for job in jobs.split(' ').filter_map(|word| word.strip_prefix("job=")) {
+            let line = format!("PARAVANE-JOB {} ", job.split(':').next().unwrap());
+            assert!(launch.console.contains(&line), "{job}\n{}", launch.console);
+        }
+        for warning in ["WARNING:", "BUG:", "Call Trace", "INIT-ERROR"] {
+            assert!(!launch.console.contains(warning), "{}", launch.console);
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 OR MIT */
 /*
- * A user of a direct guest that tries what it must not be able to do, and what any user does.
+ * A user of a direct guest that tries what it must not be able to do, unless it has an argument, and what any user does.
  * Prints a line for each attempt that went wrong, and a last line with their number.
  */
 #define _GNU_SOURCE
@@ -13,11 +13,13 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/ptrace.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 #define ENDED_ITSELF 1000
+#define KERNEL 0xffffffff81000000
 
 static int wrong;
 
@@ -83,6 +85,26 @@ static void return_badly(uintptr_t at)
 	raise(SIGUSR1);
 }
 
+static volatile sig_atomic_t interrupted;
+
+static void on_alarm(int number)
+{
+	interrupted = number;
+}
+
+/* An interrupt must come to a user that makes no system call. */
+static void spin(void)
+{
+	struct itimerval soon = { .it_value.tv_usec = 5000 };
+
+	signal(SIGALRM, on_alarm);
+	setitimer(ITIMER_REAL, &soon, NULL);
+	getppid();
+	for (long i = 0; i < 4000000000 && !interrupted; i++)
+		;
+	expect("alarm", 0, interrupted, SIGALRM);
+}
+
 static void *compute(void *seed)
 {
 	static double results[8];
@@ -98,7 +120,7 @@ static void what_is_forbidden(void)
 {
 	/* The image, the memory, the switcher's area, tables and code. */
 	static const uintptr_t places[] = {
-		0xffffffff81000000, 0xffffffff81800000, 0xffff888000000000, 0xffff888001000000,
+		KERNEL, 0xffffffff81800000, 0xffff888000000000, 0xffff888001000000,
 		0xfffffc8000000000, 0xfffffc8000001000, 0xfffffc8000003000, 0xfffffc8000004000,
 	};
 
@@ -168,11 +190,17 @@ static void what_is_usual(void)
 	}
 	expect("single steps", 0, steps > 3, 1);
 	kill(child, SIGKILL);
+	spin();
 }
 
-int main(void)
+/* With an argument: the guest does without the isolation of its users. */
+int main(int count, char **arguments)
 {
-	what_is_forbidden();
+	(void)arguments;
+	if (count > 1)
+		expect("read of the kernel", KERNEL, ended_by(read_it, KERNEL), ENDED_ITSELF);
+	else
+		what_is_forbidden();
 	what_is_usual();
 	printf("user: %d went wrong\n", wrong);
 	return wrong != 0;

@@ -30,6 +30,13 @@
 //!
 //! The switcher trusts the kernel, whose processor it is, and never a user.
 //!
+//! # Without user isolation
+//!
+//! A host can be asked to leave users and kernel in one address space ([`CpuArea::user_isolation`] is
+//! 0), where every user can do what the kernel can. SYSCALL then leads to the kernel without the
+//! switcher where it does not raise privilege, and the kernel returns by itself: all this time the
+//! table of users holds. An event loads the kernel's table, and `leave` that of users.
+//!
 //! # State
 //!
 //! Draft: a host puts the switcher into a guest whose kernel it starts at CPL 3, and sets no
@@ -38,7 +45,7 @@
 //! does not start it. Page tables are facility `mmu`, which needs no number.
 
 /// The number of all that is said here. It is raised with each change.
-pub const CPU_LAYOUT: u32 = 1;
+pub const CPU_LAYOUT: u32 = 2;
 /// The type of the ELF note, with the name `Paravane`, whose content is a kernel's [`CPU_LAYOUT`] as
 /// four bytes.
 pub const CPU_NOTE_LAYOUT: u32 = 1;
@@ -61,6 +68,11 @@ pub const CPU_HALT_IDT: u64 = 0x3000;
 pub const CPU_CALL: u64 = 0x2030;
 /// The page that SYSCALL leads to where it does not raise privilege.
 pub const CPU_SYSCALL_PAGE: u64 = 0x9000;
+
+/// How many bytes of it the way to the kernel has at most where users are not isolated.
+pub const CPU_SYSCALL_BYTES: u64 = 0x20;
+/// The interrupt descriptor table of users once more, where the kernel's address space has it.
+pub const CPU_USER_IDT: u64 = 0xa000;
 
 /// Selector of code at CPL 0: the switcher's.
 pub const CPU_SWITCHER_CS: u64 = 0x10;
@@ -195,13 +207,13 @@ pub struct CpuArea {
     /// Entry of the regions in the users' root page tables. Writer: host.
     pub user_slot: u64,
     /// Where the processor is in [`CPU_SYSCALL_PAGE`] when the kernel is entered at
-    /// [`CpuArea::user_breakpoint`] by SYSCALL. Writer: host.
+    /// [`CpuArea::user_breakpoint`] by SYSCALL; without user isolation, where SYSCALL leads to. Writer: host.
     pub syscall_rip: u64,
     /// Limit and base of the interrupt descriptor table at [`CPU_IDT`], from byte 6. Writer: host.
     pub idtr: [u64; 2],
     /// The same of that at [`CPU_HALT_IDT`]. Writer: host.
     pub halt_idtr: [u64; 2],
-    /// Where the kernel is entered by SYSCALL that raises privilege. Writer: kernel.
+    /// Where the kernel is entered by SYSCALL that raises privilege, or without user isolation. Writer: kernel.
     pub syscall: CpuFrame,
     /// Where the kernel is entered by a breakpoint in user mode. Writer: kernel.
     pub user_breakpoint: CpuFrame,
@@ -231,6 +243,12 @@ pub struct CpuArea {
     pub crossings: CpuCrossings,
     /// [`CPU_LAYOUT`], here in each layout. Writer: host.
     pub layout: u64,
+    /// Limit and base of the interrupt descriptor table at [`CPU_USER_IDT`], from byte 6. Writer: host.
+    pub user_idtr: [u64; 2],
+    /// 1: users have roots of their own; 0: they share the kernel's. Writer: host.
+    pub user_isolation: u64,
+    /// The user's stack at SYSCALL, where users share the kernel's root. Writer: switcher.
+    pub user_rsp: u64,
 }
 
 impl CpuArea {
@@ -256,7 +274,8 @@ const _: () = {
     assert!(offset_of!(CpuArea, user_frame) == 0x268);
     assert!(offset_of!(CpuArea, crossings) == 0x310);
     assert!(offset_of!(CpuArea, layout) == 0x3d0);
-    assert!(size_of::<CpuArea>() == 0x3d8);
+    assert!(offset_of!(CpuArea, user_idtr) == 0x3d8);
+    assert!(size_of::<CpuArea>() == 0x3f8);
     // Stacks end at multiples of 16, as the processor would have it.
     assert!((offset_of!(CpuArea, user_frame) + size_of::<CpuFrame>()).is_multiple_of(16));
 };
