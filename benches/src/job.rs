@@ -167,7 +167,7 @@ const FILES: &[(&str, &str, &str)] = &[
     ("os", "fork", include_str!("../jobs/os/fork.toml")),
     ("os", "exec", include_str!("../jobs/os/exec.toml")),
     ("os", "fault", include_str!("../jobs/os/fault.toml")),
-    ("os", "zero", include_str!("../jobs/os/zero.toml")),
+    ("os", "hash", include_str!("../jobs/os/hash.toml")),
     ("os", "map", include_str!("../jobs/os/map.toml")),
     ("os", "signal", include_str!("../jobs/os/signal.toml")),
     ("os", "sleep", include_str!("../jobs/os/sleep.toml")),

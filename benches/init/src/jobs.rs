@@ -10,7 +10,7 @@ use crate::disk::Request;
 use crate::sys::{self, Errno, Fd};
 use crate::task::{self, Gate, Mapping};
 use crate::text::{Text, number};
-use crate::{LINE, Mark, MarkPort, PAGE, complain, disk, memory, naps, sched};
+use crate::{LINE, Mark, MarkPort, PAGE, complain, disk, hash, memory, naps, sched};
 
 /// How many jobs one launch runs at most.
 pub(crate) const JOBS: usize = 24;
@@ -44,8 +44,8 @@ pub(crate) enum Work {
     Fault,
     /// A MiB is used, given up and, some seconds later, used once more; was it zero?
     Memory,
-    /// 16 MiB are read from `/dev/zero` at once: memory that the kernel clears.
-    Zero,
+    /// The kernel hashes a MiB.
+    Hash,
     /// Sixteen pages are mapped and unmapped untouched.
     Map,
     /// A signal to this process, handled.
@@ -79,7 +79,7 @@ const WORKS: [(&[u8], Work); 24] = [
     (b"exec", Work::Exec),
     (b"fault", Work::Fault),
     (b"memory", Work::Memory),
-    (b"zero", Work::Zero),
+    (b"hash", Work::Hash),
     (b"map", Work::Map),
     (b"signal", Work::Signal),
     (b"sleep", Work::Sleep),
@@ -189,7 +189,7 @@ impl Job {
             }),
             Work::Fault => fault(watch, rounds),
             Work::Memory => memory::use_twice(watch, rounds, console),
-            Work::Zero => zero(watch, rounds),
+            Work::Hash => hash::sha256(watch, rounds),
             Work::Map => watch.each(rounds, || Mapping::private(16 * PAGE)?.unmap()),
             Work::Signal => {
                 task::handle_signals()?;
@@ -324,16 +324,4 @@ fn fault(watch: &mut Watch<'_>, pages: usize) -> Result<(), Errno> {
         }
         Ok(())
     })
-}
-
-fn zero(watch: &mut Watch<'_>, rounds: usize) -> Result<(), Errno> {
-    const BYTES: usize = 16 * 1024 * 1024;
-    let zeros = sys::open(c"/dev/zero", sys::O_RDONLY)?;
-    let buffer = Mapping::private(BYTES)?;
-    // Once before, so that its pages are there.
-    buffer.read_from(zeros)?;
-    let result = watch.each(rounds, || buffer.read_from(zeros).map(drop));
-    zeros.close();
-    buffer.unmap()?;
-    result
 }

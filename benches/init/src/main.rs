@@ -27,6 +27,7 @@
 #![no_main]
 
 mod disk;
+mod hash;
 mod jobs;
 mod memory;
 mod naps;

@@ -10,6 +10,8 @@ pub(crate) struct Errno(pub(crate) usize);
 
 /// The file or the device is not there.
 pub(crate) const ENOENT: Errno = Errno(2);
+/// What came is not what was to come.
+pub(crate) const EIO: Errno = Errno(5);
 /// A signal came first.
 pub(crate) const EINTR: Errno = Errno(4);
 /// No room, or nothing at all.
