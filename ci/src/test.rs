@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
+use crate::attack::{self, AttackArgs};
 use crate::cycles::{self, CyclesArgs};
 use crate::progress::short;
 use crate::workspace::Workspace;
@@ -37,7 +38,7 @@ const ONE: Count = Count {
 const DOC_FLAGS: &str = "-D warnings -A rustdoc::private-intra-doc-links";
 
 /// Quick ones first; what boots a guest comes after what it boots.
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 17] = [
     Step {
         name: "set-up",
         mend: "run ci/setup",
@@ -120,6 +121,11 @@ const STEPS: [Step; 16] = [
                name",
         // One guest at a time: two would take each other's processors, and time out.
         run: |workspace| tests(workspace, "boots", "--test=* -- --test-threads=1"),
+    },
+    Step {
+        name: "attack",
+        mend: "run `cargo ci attack`",
+        run: |workspace| attack::run(workspace, &AttackArgs::default()).map(|()| ONE),
     },
     Step {
         name: "cycles",

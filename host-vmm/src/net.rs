@@ -155,9 +155,12 @@ impl Net {
         Ok(Self { back_end, mac })
     }
 
-    /// A network whose other side is the other end of `socket`.
-    #[cfg(test)]
-    pub(crate) fn over(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
+    /// A network whose other side is the other end of `socket`, as passt is.
+    ///
+    /// # Errors
+    ///
+    /// The socket's.
+    pub fn over(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
         Ok(Self {
             back_end: BackEnd::Stream(Stream::new(socket)?),
             mac: NetSpec::User.mac(),

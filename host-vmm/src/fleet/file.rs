@@ -68,7 +68,12 @@ impl Fleet {
         })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// The same of a file's text.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with it.
+    pub fn parse(text: &str) -> Result<Self, String> {
         let fleet: Self = toml::from_str(text).map_err(|error| error.to_string())?;
         if fleet.guests.is_empty() {
             return Err("it has no guest: give each a table [[guest]]".to_owned());

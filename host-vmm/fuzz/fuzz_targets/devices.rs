@@ -1,0 +1,4 @@
+//! See `paravane_fuzz::devices`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| paravane_fuzz::devices::run(data));

@@ -1,0 +1,4 @@
+//! See `paravane_fuzz::image`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| paravane_fuzz::image::run(data));

@@ -1,0 +1,28 @@
+//! What is fuzzed: one entry a kind of input, each a function of bytes. Nothing here needs KVM.
+//!
+//! `tests/fuzz.rs` runs all of them on the seeds and on a bounded number of mutations, with stable tools. To search on, in `host-vmm`, with a nightly toolchain
+//! and cargo-fuzz: `cargo +nightly fuzz run devices fuzz/corpus/devices fuzz/seeds/devices`.
+
+pub mod calls;
+pub mod devices;
+pub mod image;
+pub mod queues;
+pub mod text;
+
+/// A target's entry.
+pub type Entry = fn(&[u8]);
+
+/// Names, as of the folders of seeds, and entries.
+pub const TARGETS: &[(&str, Entry)] = &[
+    ("calls", calls::run),
+    ("devices", devices::run),
+    ("image", image::run),
+    ("queues", queues::run),
+    ("text", text::run),
+];
+
+/// Steps made of bytes; of none where they do not suffice.
+fn arbitrary<'a, T: arbitrary::Arbitrary<'a> + Default>(data: &'a [u8]) -> T {
+    let mut data = arbitrary::Unstructured::new(data);
+    T::arbitrary(&mut data).unwrap_or_default()
+}
