@@ -45,6 +45,9 @@ const PEER_JOBS: [(&str, &str); 6] = [
 /// The suite that runs here while the others run on the reference host.
 const NATIVE: &str = "native";
 
+/// The suite that wants a root file system.
+const APPS: &str = "apps";
+
 /// Launches of the operations: an interval takes so many.
 const OPS_LAUNCHES: u32 = 5;
 
@@ -52,7 +55,7 @@ const OPS_LAUNCHES: u32 = 5;
 const CONSOLE_BYTES: u64 = 64 * 1024;
 
 /// Runs every suite, and makes the report. `unfit` is the reason why this machine's KVM cannot run the guests, if it
-/// cannot; `direct_here`, that it can run the direct one.
+/// cannot; `direct_here`, that it can run the direct one; `root` makes the root file system of suite apps.
 ///
 /// # Errors
 ///
@@ -62,8 +65,9 @@ pub fn all(
     facilities: &[&str],
     unfit: Option<&str>,
     direct_here: bool,
+    root: impl FnOnce() -> anyhow::Result<PathBuf>,
 ) -> anyhow::Result<()> {
-    let common = &args.common;
+    let mut common = args.common.clone();
     ensure!(
         args.all,
         "name a suite, or say --all for every one: `paravane bench --help` lists them"
@@ -75,7 +79,19 @@ pub fn all(
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("the folder `{}` cannot be made", args.out.display()))?;
     let native = direct_here && Host::choose(common.host, unfit) != Host::here();
-    let suites = experiments(common, native);
+    let mut suites = experiments(&common, native);
+    if common.files.root.is_none() {
+        match root() {
+            Ok(root) => common.files.root = Some(root),
+            Err(error) => {
+                eprintln!(
+                    "Suite {APPS} is left out, since there is no root file system: {error:#}"
+                );
+                suites.retain(|one| one.suite != APPS);
+            }
+        }
+    }
+    let common = &common;
     // And the operations.
     let count = suites.len() + 1;
     let mut files = Vec::new();
@@ -183,6 +199,13 @@ fn experiments(common: &CommonArgs, native: bool) -> Vec<Experiment> {
         experiment(&common, "os", twin, suite("os").cloned().collect()),
         experiment(&common, "sched", twin, suite("sched").cloned().collect()),
         experiment(&common, "io", twin, suite("io").cloned().collect()),
+        experiment(&common, APPS, twin, suite(APPS).cloned().collect()),
+        experiment(
+            &common,
+            "neighbours",
+            "full,para",
+            suite("neighbours").cloned().collect(),
+        ),
         experiment(&common, "peers", &peer_arms.join(","), peer_jobs()),
     ];
     if native {
@@ -202,10 +225,13 @@ mod tests {
 
     #[test]
     fn every_suite_is_run_with_a_twin_and_the_peers_at_the_end() {
-        assert_eq!(experiments(&CommonArgs::default(), true).len(), 6);
+        assert_eq!(experiments(&CommonArgs::default(), true).len(), 8);
         let all = experiments(&CommonArgs::default(), false);
         let names: Vec<&str> = all.iter().map(|one| one.suite.as_str()).collect();
-        assert_eq!(names, ["boot", "os", "sched", "io", "peers"]);
+        assert_eq!(
+            names,
+            ["boot", "os", "sched", "io", "apps", "neighbours", "peers"]
+        );
         for one in &all {
             assert!(one.arms().is_ok() && one.kinds.iter().all(|kind| kind.launches > 4));
         }

@@ -32,7 +32,7 @@ pub struct BootArgs {
     pub both: bool,
 }
 
-/// Arguments of `paravane bench os` and `paravane bench sched`.
+/// Arguments of `paravane bench os`, and of the other suites of data files.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SuiteArgs {
     /// What every suite takes.

@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 
 use serde::{Deserialize, Serialize};
 
+use crate::neighbour::Beside;
 use crate::table::Kind as Number;
 
 /// Which way is better.
@@ -56,12 +57,19 @@ pub struct Job {
     /// vCPUs of its guest.
     #[serde(default = "one")]
     pub cpus: u8,
+    /// What runs beside the guest.
+    #[serde(default)]
+    pub beside: Option<Beside>,
     /// MiB of the guest's disk, which is new and empty; 0: it has none.
     #[serde(default)]
     pub disk: u64,
     /// What the guest's init does, by its own word; nothing for a boot.
     #[serde(default)]
     pub work: Option<String>,
+    /// Of the work `program`: the shell command, in the root file system that `paravane image` makes for this; `$ROUNDS` is
+    /// how often. It has no double quotes, for the kernel's command line has them.
+    #[serde(default)]
+    pub command: Option<String>,
     /// How often.
     #[serde(default = "one")]
     pub rounds: u64,
@@ -114,7 +122,11 @@ impl Job {
     pub fn order(&self, percent: u32) -> Option<String> {
         let work = self.work.as_ref()?;
         let rounds = self.rounds + self.rounds * u64::from(percent) / 100;
-        Some(format!("job={work}:{rounds}:{}", self.tasks))
+        let order = format!("job={work}:{rounds}:{}", self.tasks);
+        Some(match &self.command {
+            Some(command) => format!("\"{order}:{command}\""),
+            None => order,
+        })
     }
 }
 
@@ -142,6 +154,18 @@ impl Kind {
         self.jobs.iter().map(|job| job.disk).max().unwrap_or(0)
     }
 
+    /// Whether its jobs are programs of a distribution.
+    #[must_use]
+    pub fn has_root(&self) -> bool {
+        self.jobs.iter().any(|job| job.command.is_some())
+    }
+
+    /// What runs beside its guest.
+    #[must_use]
+    pub fn beside(&self) -> Option<Beside> {
+        self.jobs.iter().find_map(|job| job.beside)
+    }
+
     /// vCPUs of the guest.
     #[must_use]
     pub fn cpus(&self) -> u8 {
@@ -149,76 +173,22 @@ impl Kind {
     }
 }
 
+/// The text of each job's file, after its suite and its name.
+macro_rules! files {
+    ($($suite:literal: $($name:literal)+;)+) => {
+        &[$($(($suite, $name, include_str!(concat!("../jobs/", $suite, "/", $name, ".toml"))),)+)+]
+    };
+}
+
 /// The file of every job, in the order in which they are shown.
-const FILES: &[(&str, &str, &str)] = &[
-    ("boot", "boot", include_str!("../jobs/boot/boot.toml")),
-    (
-        "boot",
-        "boot-quiet",
-        include_str!("../jobs/boot/boot-quiet.toml"),
-    ),
-    ("boot", "console", include_str!("../jobs/boot/console.toml")),
-    ("boot", "syscall", include_str!("../jobs/boot/syscall.toml")),
-    ("os", "null", include_str!("../jobs/os/null.toml")),
-    ("os", "clock", include_str!("../jobs/os/clock.toml")),
-    ("os", "open", include_str!("../jobs/os/open.toml")),
-    ("os", "switch", include_str!("../jobs/os/switch.toml")),
-    ("os", "pipe", include_str!("../jobs/os/pipe.toml")),
-    ("os", "fork", include_str!("../jobs/os/fork.toml")),
-    ("os", "exec", include_str!("../jobs/os/exec.toml")),
-    ("os", "fault", include_str!("../jobs/os/fault.toml")),
-    ("os", "hash", include_str!("../jobs/os/hash.toml")),
-    ("os", "map", include_str!("../jobs/os/map.toml")),
-    ("os", "signal", include_str!("../jobs/os/signal.toml")),
-    ("os", "sleep", include_str!("../jobs/os/sleep.toml")),
-    ("os", "nap", include_str!("../jobs/os/nap.toml")),
-    ("os", "idle", include_str!("../jobs/os/idle.toml")),
-    (
-        "sched",
-        "message-2x",
-        include_str!("../jobs/sched/message-2x.toml"),
-    ),
-    (
-        "sched",
-        "futex-2x",
-        include_str!("../jobs/sched/futex-2x.toml"),
-    ),
-    (
-        "sched",
-        "shootdown-2x",
-        include_str!("../jobs/sched/shootdown-2x.toml"),
-    ),
-    (
-        "sched",
-        "lock-2x",
-        include_str!("../jobs/sched/lock-2x.toml"),
-    ),
-    (
-        "sched",
-        "message-4x",
-        include_str!("../jobs/sched/message-4x.toml"),
-    ),
-    (
-        "sched",
-        "futex-4x",
-        include_str!("../jobs/sched/futex-4x.toml"),
-    ),
-    (
-        "sched",
-        "shootdown-4x",
-        include_str!("../jobs/sched/shootdown-4x.toml"),
-    ),
-    (
-        "sched",
-        "lock-4x",
-        include_str!("../jobs/sched/lock-4x.toml"),
-    ),
-    ("io", "read", include_str!("../jobs/io/read.toml")),
-    ("io", "write", include_str!("../jobs/io/write.toml")),
-    ("io", "sync", include_str!("../jobs/io/sync.toml")),
-    ("io", "scan", include_str!("../jobs/io/scan.toml")),
-    ("io", "load", include_str!("../jobs/io/load.toml")),
-];
+const FILES: &[(&str, &str, &str)] = files! {
+    "boot": "boot" "boot-quiet" "console" "syscall";
+    "os": "null" "clock" "open" "switch" "pipe" "fork" "exec" "fault" "hash" "map" "signal" "sleep" "nap" "idle";
+    "sched": "message-2x" "futex-2x" "shootdown-2x" "lock-2x" "message-4x" "futex-4x" "shootdown-4x" "lock-4x";
+    "io": "read" "write" "sync" "scan" "load";
+    "apps": "compile" "database" "cache";
+    "neighbours": "alone" "busy-guest" "crashing-guest" "busy-host";
+};
 
 static JOBS: LazyLock<Vec<Job>> = LazyLock::new(|| {
     let read = |(suite, name, text): &(&str, &str, &str)| {
@@ -295,6 +265,8 @@ mod tests {
                 for job in &kind.jobs {
                     let agreed = (kind.quiet(), kind.cpus(), kind.disk());
                     assert_eq!((job.quiet, job.cpus, job.disk), agreed, "{}", job.name);
+                    assert_eq!(job.command.is_some(), kind.has_root(), "{}", job.name);
+                    assert_eq!(job.beside, kind.beside(), "{}", job.name);
                     assert!(
                         job.work.is_some() || kind.jobs.len() == 1,
                         "a boot is alone: {}",
@@ -314,5 +286,25 @@ mod tests {
         let job = suite("os").find(|job| job.name == "switch").unwrap();
         assert_eq!(job.order(0).unwrap(), "job=switch:4000:1");
         assert_eq!(job.order(5).unwrap(), "job=switch:4200:1");
+    }
+
+    #[test]
+    fn a_command_fits_the_kernels_command_line() {
+        let commands = JOBS
+            .iter()
+            .filter_map(|job| Some((job, job.command.as_ref()?)));
+        for (job, command) in commands {
+            assert_eq!(job.work.as_deref(), Some("program"));
+            assert!(!command.contains(['"', '\n']), "{}", job.name);
+            assert_eq!(job.order(0).unwrap().matches('"').count(), 2);
+        }
+        // Linux's COMMAND_LINE_SIZE on x86 is 2048.
+        for suite in suites() {
+            for kind in kinds(suite_of(suite), 1) {
+                let orders = kind.jobs.iter().filter_map(|job| job.order(0));
+                let length: usize = orders.map(|order| order.len() + 1).sum();
+                assert!(length < 1500, "{suite}, {}: {length}", kind.name);
+            }
+        }
     }
 }

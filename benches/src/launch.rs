@@ -12,6 +12,7 @@ use serde::Deserialize;
 use crate::arm::Arm;
 use crate::job::Kind;
 use crate::metrics::{Metric, metrics};
+use crate::neighbour::Neighbour;
 use crate::peer::{ConsoleTo, Peer};
 
 /// How often a running child is looked at. Only a peer's time as a process is measured by it.
@@ -31,6 +32,8 @@ pub struct Launcher {
     pub kernel_para: PathBuf,
     /// The guest's initramfs.
     pub initrd: PathBuf,
+    /// The root file system of the jobs that are programs of a distribution.
+    pub root: Option<PathBuf>,
     /// Guest memory, MiB.
     pub memory_mib: u64,
     /// vCPUs; a job that wants more gets more.
@@ -134,8 +137,14 @@ impl Launcher {
         let launcher = Self {
             cpus: self.cpus.max(kind.cpus()),
             disk_mib: self.disk_mib.max(kind.disk()),
+            root: self.root.clone().filter(|_| kind.has_root()),
             ..self.clone()
         };
+        // It runs until the launch is over.
+        let _neighbour = kind
+            .beside()
+            .map(|beside| Neighbour::start(&launcher, beside))
+            .transpose()?;
         let ended = launcher.run(arm, &cmdline(kind, arm), watchdog, stop)?;
         metrics(kind, &ended)
     }
@@ -230,6 +239,11 @@ impl Launcher {
             &self.kernel_full
         });
         command.arg("--initrd").arg(&self.initrd);
+        if let Some(root) = &self.root {
+            let mut disk = root.clone().into_os_string();
+            disk.push(",readonly");
+            command.arg("--disk").arg(disk);
+        }
         if self.disk_mib > 0 {
             command.arg("--disk").arg(self.disk());
         }

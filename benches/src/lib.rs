@@ -27,6 +27,7 @@ pub mod job;
 pub mod launch;
 pub mod machine;
 pub mod metrics;
+pub mod neighbour;
 pub mod ops;
 mod ops_launch;
 mod ops_results;

@@ -63,6 +63,8 @@ pub fn record(host: &str, launcher: &Launcher) -> Value {
         "paravane": env!("CARGO_PKG_VERSION"),
         "program": hash(&launcher.program),
         "initramfs": hash(&launcher.initrd),
+        // Its name is the hash of its recipe.
+        "root": launcher.root.as_ref().and_then(|root| Some(root.file_name()?.to_string_lossy())),
         "guest_kernels": manifests,
     })
 }

@@ -231,6 +231,7 @@ fn launcher(args: &OpsArgs) -> anyhow::Result<Launcher> {
             &given_or_cached(args.initrd.as_ref(), "initramfs/guest.cpio")?,
             "build it with `cargo ci initramfs`",
         )?,
+        root: None,
         memory_mib: args.memory,
         cpus: args.cpus,
         disk_mib: 0,

@@ -35,6 +35,9 @@ pub struct GuestFiles {
     /// The guest's initramfs [default: the newest that `cargo ci initramfs` built].
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
+    /// The root file system of suite apps [default: a Debian in the cache, made if there is none].
+    #[arg(long, value_name = "FILE")]
+    pub root: Option<PathBuf>,
 }
 
 /// What every suite takes.
@@ -104,6 +107,9 @@ pub struct InsideArgs {
     /// The initramfs.
     #[arg(long)]
     initrd: PathBuf,
+    /// The root file system, if there is one.
+    #[arg(long)]
+    root: Option<PathBuf>,
     /// The result so far.
     #[arg(long)]
     done: Option<PathBuf>,
@@ -191,6 +197,7 @@ pub fn inside(args: &InsideArgs) -> anyhow::Result<()> {
         kernel_full: Some(args.kernel_full.clone()),
         kernel_para: Some(args.kernel_para.clone()),
         initrd: Some(args.initrd.clone()),
+        root: args.root.clone(),
     };
     let launcher = launcher(&files, &experiment, &arms)?;
     let saved = args.done.as_deref().map(Saved::read).transpose()?;
@@ -319,6 +326,7 @@ pub(crate) fn launcher(
             "build it with `cargo ci initramfs`",
             true,
         )?,
+        root: files.root.clone(),
         memory_mib: experiment.memory_mib,
         cpus: experiment.cpus,
         disk_mib: 0,
@@ -380,6 +388,7 @@ fn on_the_reference_host(
         ("--kernel-full", Some(&launcher.kernel_full)),
         ("--kernel-para", Some(&launcher.kernel_para)),
         ("--initrd", Some(&launcher.initrd)),
+        ("--root", launcher.root.as_ref()),
         ("--done", args.resume.as_ref()),
     ] {
         if let Some(path) = path {

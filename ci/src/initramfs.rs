@@ -83,6 +83,7 @@ impl Archive {
             "dev",
             "lib",
             "lib/modules",
+            "mnt",
             "proc",
             "root",
             "run",

@@ -124,6 +124,10 @@ pub(crate) enum BenchCommand {
     Sched(paravane_benches::SuiteArgs),
     /// Requests to a disk: IDE in a full guest, virtio in the others.
     Io(paravane_benches::SuiteArgs),
+    /// Programs of a distribution: a compiler, a database, a cache; in a Debian that is made for them.
+    Apps(paravane_benches::SuiteArgs),
+    /// A guest beside a busy guest, one that crashes in a loop, and a busy host.
+    Neighbours(paravane_benches::SuiteArgs),
     /// Measure privileged operations from inside the guests, and what each facility is worth in a boot.
     Ops(paravane_benches::OpsArgs),
     /// Make a report of raw samples: an HTML page, Markdown, CSV; with the claims that they bear on.

@@ -28,7 +28,15 @@ use vmm_sys_util::tempdir::TempDir;
 /// Which Debian.
 const SUITE: &str = "bookworm";
 /// What there is beside mmdebstrap's `minbase`. sysvinit, since the guests' kernels have no control groups for systemd.
-const PACKAGES: &str = "sysvinit-core,ifupdown,udhcpc,netbase,iputils-ping";
+const PACKAGES: [&str; 5] = [
+    "sysvinit-core",
+    "ifupdown",
+    "udhcpc",
+    "netbase",
+    "iputils-ping",
+];
+/// What `paravane bench apps` runs.
+const BENCHED: [&str; 5] = ["e2fsprogs", "sqlite3", "redis-server", "tcc", "libc6-dev"];
 /// What nobody reads in a guest.
 const LEFT_OUT: [&str; 3] = ["man", "doc", "locale"];
 const CUSTOMIZE: &str = include_str!("image/customize.sh");
@@ -37,7 +45,7 @@ const RECIPE: &str = "1";
 /// Mebibytes of the image; the file has holes where nothing is.
 const SIZE_MIB: u32 = 1024;
 /// Images that stay in the cache.
-const KEEP: usize = 2;
+const KEEP: usize = 3;
 /// How often a program that runs is looked after.
 const POLL: Duration = Duration::from_millis(50);
 /// Lines of a program's output that are worth showing when it ends badly.
@@ -62,6 +70,19 @@ pub struct DebianArgs {
     /// Build it anew, with today's packages, even if there is one in the cache.
     #[arg(long)]
     fresh: bool,
+    /// Further packages to have in it.
+    #[arg(long, value_name = "PACKAGES", value_delimiter = ',', value_parser = package)]
+    with: Vec<String>,
+}
+
+/// A package's name, as Debian's policy (section 5.6.1) has them: nothing else comes into a command line.
+fn package(name: &str) -> Result<String, String> {
+    let fits = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+    let begins = name.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+    if begins && name.len() > 1 && name.chars().all(fits) {
+        return Ok(name.to_owned());
+    }
+    Err("a package's name has small letters, digits, `+`, `-` and `.`".to_owned())
 }
 
 /// Why there is no image.
@@ -131,7 +152,7 @@ pub fn debian(args: &DebianArgs) -> Result<(), ImageError> {
         return Err(ImageError::Exists { path });
     }
     let watch = Watch::new().map_err(at(output))?;
-    let image = cached(&watch, args.fresh)?;
+    let image = cached(&watch, &args.with, args.fresh)?;
     // A copy that shares its blocks where the file system can, and has the same holes where not.
     let mut copy = Command::new("cp");
     copy.args(["--reflink=auto", "--sparse=always", "--"])
@@ -144,19 +165,37 @@ pub fn debian(args: &DebianArgs) -> Result<(), ImageError> {
     Ok(())
 }
 
+/// The image in the cache that `paravane bench apps` mounts, for reading.
+///
+/// # Errors
+///
+/// [`ImageError`]; each names the mend.
+pub fn bench() -> Result<PathBuf, ImageError> {
+    let watch = Watch::new().map_err(at(Path::new("debian.img")))?;
+    cached(&watch, &BENCHED.map(str::to_owned), false)
+}
+
 /// The cached image, built if there is none.
-fn cached(watch: &Watch, fresh: bool) -> Result<PathBuf, ImageError> {
+fn cached(watch: &Watch, with: &[String], fresh: bool) -> Result<PathBuf, ImageError> {
     let cache = paravane_reference_host::cache_folder().ok_or(ImageError::NoCache)?;
     let folder = cache.join("image");
     fs::create_dir_all(&folder).map_err(at(&folder))?;
     // Two at once would build the same twice.
     let lock = File::create(folder.join("lock")).map_err(at(&folder))?;
     lock.lock().map_err(at(&folder))?;
-    let name = format!("debian-{}.img", recipe());
+    let packages: Vec<&str> = PACKAGES
+        .into_iter()
+        .chain(with.iter().map(String::as_str))
+        .collect();
+    let packages = packages.join(",");
+    let name = format!("debian-{}.img", recipe(&packages));
     let image = folder.join(&name);
     if fresh || !image.is_file() {
-        build(watch, &folder, &image)?;
+        build(watch, &packages, &folder, &image)?;
         prune(&folder, &image);
+    }
+    if !with.is_empty() {
+        return Ok(image);
     }
     // What tests and scripts look for.
     let current = folder.join("debian.img");
@@ -168,9 +207,9 @@ fn cached(watch: &Watch, fresh: bool) -> Result<PathBuf, ImageError> {
 }
 
 /// The hash of all that makes the image what it is, but for the packages' versions.
-fn recipe() -> String {
+fn recipe(packages: &str) -> String {
     let size = SIZE_MIB.to_string();
-    let parts = [RECIPE, SUITE, PACKAGES, CUSTOMIZE, &size];
+    let parts = [RECIPE, SUITE, packages, CUSTOMIZE, &size];
     let hash = Sha256::digest(parts.join("\0"));
     hash.iter()
         .take(8)
@@ -193,7 +232,7 @@ fn prune(folder: &Path, newest: &Path) {
     }
 }
 
-fn build(watch: &Watch, folder: &Path, image: &Path) -> Result<(), ImageError> {
+fn build(watch: &Watch, packages: &str, folder: &Path, image: &Path) -> Result<(), ImageError> {
     // Gone with whatever is in it, however this ends.
     let work = TempDir::new_in(folder).map_err(|e| at(folder)(io::Error::other(e.to_string())))?;
     let work = work.as_path();
@@ -203,7 +242,7 @@ fn build(watch: &Watch, folder: &Path, image: &Path) -> Result<(), ImageError> {
     let mut strap = Command::new("mmdebstrap");
     strap
         .args(["--variant=minbase", "--format=tar"])
-        .arg(format!("--include={PACKAGES}"))
+        .arg(format!("--include={packages}"))
         // A file that is lost at a power cut is made again.
         .arg("--dpkgopt=force-unsafe-io")
         .args(LEFT_OUT.map(|name| format!("--dpkgopt=path-exclude=/usr/share/{name}/*")))

@@ -311,14 +311,31 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
     let direct_here = || !paravane_reference_host::is_inside() && cannot(Profile::Direct).is_none();
     let names = FACILITIES.iter().map(|(name, _)| *name);
     let optional: Vec<&str> = names.filter(|name| *name != "base").collect();
+    let root = || Ok(paravane::image::bench()?);
     match &args.suite {
-        None => paravane_benches::all(&args.all, &optional, unfit().as_deref(), direct_here()),
+        None => paravane_benches::all(
+            &args.all,
+            &optional,
+            unfit().as_deref(),
+            direct_here(),
+            root,
+        ),
         Some(BenchCommand::Boot(args)) => paravane_benches::boot(args, unfit().as_deref()),
         Some(BenchCommand::Os(args)) => paravane_benches::run_suite("os", args, unfit().as_deref()),
         Some(BenchCommand::Sched(args)) => {
             paravane_benches::run_suite("sched", args, unfit().as_deref())
         }
+        Some(BenchCommand::Neighbours(args)) => {
+            paravane_benches::run_suite("neighbours", args, unfit().as_deref())
+        }
         Some(BenchCommand::Io(args)) => paravane_benches::run_suite("io", args, unfit().as_deref()),
+        Some(BenchCommand::Apps(args)) => {
+            let mut args = args.clone();
+            if args.common.files.root.is_none() {
+                args.common.files.root = Some(root()?);
+            }
+            paravane_benches::run_suite("apps", &args, unfit().as_deref())
+        }
         Some(BenchCommand::Ops(args)) => paravane_benches::ops(args, &optional, unfit),
         Some(BenchCommand::Report(args)) => paravane_benches::report(args),
         Some(BenchCommand::Inside(args)) => paravane_benches::inside(args),

@@ -1,16 +1,17 @@
 //! The jobs: small workloads between two marks, each with a number of rounds.
 //!
-//! `job=NAME:ROUNDS` or `job=NAME:ROUNDS:TASKS` runs one. What a round is stands beside each in [`Work`]; the data files
+//! `job=NAME:ROUNDS` or `job=NAME:ROUNDS:TASKS` runs one; a program's command follows as the last part. What a round is stands beside each in [`Work`]; the data files
 //! in `benches/jobs` say what is made of it. Helpers (processes and threads) are started before the first mark and wait
 //! at a [gate](Gate) where they would otherwise begin by themselves.
 
+use core::ffi::CStr;
 use core::fmt::Write as _;
 
 use crate::disk::Request;
 use crate::sys::{self, Errno, Fd};
 use crate::task::{self, Gate, Mapping};
 use crate::text::{Text, number};
-use crate::{LINE, Mark, MarkPort, PAGE, complain, disk, hash, memory, naps, sched};
+use crate::{LINE, Mark, MarkPort, PAGE, complain, disk, hash, memory, naps, program, sched};
 
 /// How many jobs one launch runs at most.
 pub(crate) const JOBS: usize = 24;
@@ -66,9 +67,11 @@ pub(crate) enum Work {
     Disk(Request),
     /// A descriptor is duplicated and closed, by many threads that share a table, and its lock.
     Lock,
+    /// A shell command in the root file system on the disk, which says itself what a round is.
+    Program,
 }
 
-const WORKS: [(&[u8], Work); 24] = [
+const WORKS: [(&[u8], Work); 25] = [
     (b"console", Work::Console),
     (b"null", Work::Null),
     (b"clock", Work::Clock),
@@ -89,6 +92,7 @@ const WORKS: [(&[u8], Work); 24] = [
     (b"futex", Work::Futex),
     (b"shootdown", Work::Shootdown),
     (b"lock", Work::Lock),
+    (b"program", Work::Program),
     (b"read", Work::Disk(Request::Read)),
     (b"write", Work::Disk(Request::Write)),
     (b"sync", Work::Disk(Request::Sync)),
@@ -101,25 +105,33 @@ pub(crate) struct Job {
     work: Work,
     rounds: usize,
     tasks: usize,
+    command: &'static CStr,
 }
 
 impl Job {
-    /// Reads `NAME:ROUNDS[:TASKS]`.
-    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
-        let mut parts = text.split(|byte| *byte == b':');
+    /// Reads `NAME:ROUNDS[:TASKS[:COMMAND]]`.
+    pub(crate) fn parse(text: &'static CStr) -> Option<Self> {
+        let mut parts = text.to_bytes().splitn(4, |byte| *byte == b':');
         let name = parts.next()?;
         let rounds = usize::try_from(number(parts.next()?)?).ok()?;
         let tasks = match parts.next() {
             Some(tasks) => usize::try_from(number(tasks)?).ok()?,
             None => 1,
         };
+        let command = parts.next().map_or(0, <[u8]>::len);
         let (_, work) = WORKS.iter().find(|(known, _)| *known == name)?;
-        let sensible = rounds > 0 && (1..=task::TASKS).contains(&tasks);
-        (parts.next().is_none() && sensible).then_some(Self {
+        let sensible = rounds > 0
+            && (1..=task::TASKS).contains(&tasks)
+            && (*work == Work::Program) == (command > 0);
+        let end = text.to_bytes_with_nul();
+        let command = end.get(end.len().checked_sub(command + 1)?..)?;
+        Some(Self {
             work: *work,
             rounds,
             tasks,
+            command: CStr::from_bytes_with_nul(command).ok()?,
         })
+        .filter(|_| sensible)
     }
 
     fn name(self) -> &'static [u8] {
@@ -206,6 +218,7 @@ impl Job {
             Work::Shootdown => sched::shootdown(watch, rounds, tasks),
             Work::Disk(request) => disk::request(watch, request, rounds, tasks),
             Work::Lock => sched::lock(watch, rounds, tasks),
+            Work::Program => program::run(watch, self.command, rounds),
         }
     }
 }

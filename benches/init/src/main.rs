@@ -6,6 +6,7 @@
 //! The kernel passes what follows `--` on its command line:
 //!
 //! * `job=NAME:ROUNDS` or `job=NAME:ROUNDS:TASKS`: runs a workload; may be given several times. [`jobs`] has them;
+//!   `"job=program:N:1:COMMAND"` runs a shell command of the distribution that is on the disk;
 //!   `job=console:N` writes N bytes, in lines of 64, to the console, and waits until they are out;
 //! * `ops`: loads `/lib/modules/pvbench.ko`, which measures privileged operations, and prints its file under debugfs;
 //! * `module`: loads `/lib/modules/paravane.ko` and prints its files under debugfs;
@@ -31,6 +32,7 @@ mod hash;
 mod jobs;
 mod memory;
 mod naps;
+mod program;
 mod report;
 mod sched;
 mod sys;
@@ -127,7 +129,7 @@ impl Orders {
                     stack.add(1 + index).read(),
                 ))
             };
-            if !orders.take(argument.to_bytes()) {
+            if !orders.take(argument) {
                 let mut line = Text::<256>::new();
                 line.push(b"PARAVANE-INIT-ERROR the argument is not one of this init: ");
                 line.push(argument.to_bytes());
@@ -138,8 +140,10 @@ impl Orders {
         orders
     }
 
-    fn take(&mut self, argument: &[u8]) -> bool {
-        if let Some(job) = argument.strip_prefix(b"job=") {
+    fn take(&mut self, argument: &'static CStr) -> bool {
+        let whole = argument.to_bytes_with_nul();
+        let job = whole.strip_prefix(b"job=").map(CStr::from_bytes_with_nul);
+        if let Some(Ok(job)) = job {
             let free = self.jobs.iter_mut().find(|slot| slot.is_none());
             let (Some(free), Some(job)) = (free, Job::parse(job)) else {
                 return false;
@@ -147,7 +151,7 @@ impl Orders {
             *free = Some(job);
             return true;
         }
-        match argument {
+        match argument.to_bytes() {
             b"ops" => self.ops = true,
             b"module" => self.module = true,
             b"shell" => self.shell = true,

@@ -12,6 +12,8 @@ pub(crate) struct Errno(pub(crate) usize);
 pub(crate) const ENOENT: Errno = Errno(2);
 /// What came is not what was to come.
 pub(crate) const EIO: Errno = Errno(5);
+/// A child that is not there, or that ended badly.
+pub(crate) const ECHILD: Errno = Errno(10);
 /// A signal came first.
 pub(crate) const EINTR: Errno = Errno(4);
 /// No room, or nothing at all.
@@ -56,8 +58,10 @@ const SYS_FORK: usize = 57;
 const SYS_EXECVE: usize = 59;
 const SYS_WAIT4: usize = 61;
 const SYS_FDATASYNC: usize = 75;
+const SYS_CHDIR: usize = 80;
 const SYS_GETPPID: usize = 110;
 const SYS_SETSID: usize = 112;
+const SYS_CHROOT: usize = 161;
 const SYS_SYNC: usize = 162;
 const SYS_MOUNT: usize = 165;
 const SYS_REBOOT: usize = 169;
@@ -281,6 +285,27 @@ pub(crate) fn mount(kind: &CStr, target: &CStr) -> Result<(), Errno> {
     .map(drop)
 }
 
+/// Mounts a disk's file system for reading.
+pub(crate) fn mount_disk(disk: &CStr, kind: &CStr, target: &CStr) -> Result<(), Errno> {
+    const READ_ONLY: usize = 1;
+    let [disk, target, kind] = [disk, target, kind].map(|text| text.as_ptr().expose_provenance());
+    // SAFETY: source, target and type are C strings; there is no data.
+    unsafe { call(SYS_MOUNT, [disk, target, kind, READ_ONLY, 0]) }.map(drop)
+}
+
+/// Makes a folder this process's root.
+pub(crate) fn change_root(folder: &CStr) -> Result<(), Errno> {
+    // SAFETY: the path is a C string.
+    unsafe {
+        call(
+            SYS_CHROOT,
+            [folder.as_ptr().expose_provenance(), 0, 0, 0, 0],
+        )
+    }?;
+    // SAFETY: the path is a C string.
+    unsafe { call(SYS_CHDIR, [c"/".as_ptr().expose_provenance(), 0, 0, 0, 0]) }.map(drop)
+}
+
 /// The cheapest system call there is.
 pub(crate) fn getppid() {
     // SAFETY: no arguments.
@@ -324,8 +349,16 @@ pub(crate) fn fork() -> Result<usize, Errno> {
 
 /// Waits for any child to end and returns its process id.
 pub(crate) fn wait() -> Result<usize, Errno> {
-    // SAFETY: -1 is any child; the status pointer is null, so nothing is written.
-    unsafe { call(SYS_WAIT4, [usize::MAX, 0, 0, 0, 0]) }
+    wait_status().map(|(child, _)| child)
+}
+
+/// Waits for any child to end and returns its process id, and how it ended: 0 is well.
+pub(crate) fn wait_status() -> Result<(usize, u32), Errno> {
+    let mut status = 0_u32;
+    let place = (&raw mut status).expose_provenance();
+    // SAFETY: -1 is any child; the kernel writes four bytes to `status`, which lives until the call is over.
+    let child = unsafe { call(SYS_WAIT4, [usize::MAX, place, 0, 0, 0]) }?;
+    Ok((child, status))
 }
 
 /// Starts a session.

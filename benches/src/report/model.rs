@@ -200,10 +200,36 @@ impl Part {
         }
     }
 
+    /// An arm's time in one job by its time in another, paired by launch: the two were interleaved.
+    pub(super) fn between(&self, arm: &str, job: &str, base: &str) -> Option<Ratio> {
+        let raw = |job: &str| {
+            let figures = self.jobs.iter().find(|figures| figures.job.name == job)?;
+            Some(&figures.arms.iter().find(|found| found.name == arm)?.raw)
+        };
+        paired(raw(base)?, raw(job)?, self.seed)
+    }
+
     /// A name for links to a job's raw samples.
     pub(super) fn anchor(&self, job: &Job) -> String {
         format!("{}-{}-{}", self.host, self.suite, job.name)
     }
+}
+
+impl Figures {
+    /// How many launches of an arm failed.
+    pub(super) fn failed(&self, arm: &str) -> usize {
+        let failed = self.failures.iter().find(|(name, ..)| name == arm);
+        failed.map_or(0, |(_, count, _)| *count)
+    }
+}
+
+/// The ratio of two arms' values, paired by launch.
+fn paired(base: &BTreeMap<u32, u64>, arm: &BTreeMap<u32, u64>, seed: u64) -> Option<Ratio> {
+    let pairs: Vec<(f64, f64)> = base
+        .iter()
+        .filter_map(|(launch, base)| Some((float(*base), float(*arm.get(launch)?))))
+        .collect();
+    paired_ratio(&pairs, seed)
 }
 
 /// The histogram of a job of sleeps; empty for the others.
@@ -226,14 +252,7 @@ fn figures(job: &Job, arms: &[Arm], samples: &Samples, seed: u64) -> Figures {
             let values = samples.values(&job.name, metric)?.get(arm)?;
             Some(values.clone()).filter(|values| !values.is_empty())
         };
-        let ratio = |arm: &str| {
-            let (base, arm) = (raw(base)?, raw(arm)?);
-            let pairs: Vec<(f64, f64)> = base
-                .iter()
-                .filter_map(|(launch, base)| Some((float(*base), float(*arm.get(launch)?))))
-                .collect();
-            paired_ratio(&pairs, seed)
-        };
+        let ratio = |arm: &str| paired(&raw(base)?, &raw(arm)?, seed);
         let twin = arms
             .iter()
             .find(|arm| twin_of(&arm.name) == Some(base))
