@@ -1,45 +1,72 @@
 //! Reports of made-up samples.
 
-use std::fmt::Write as _;
-
 use super::model::{Report, Verdict};
 use super::*;
+use crate::experiment::Experiment;
 use crate::experiment::tests::experiment;
+use crate::job::{kinds, suite};
 use crate::sample::{Origin, Outcome, Sample};
 
 /// A result of `launches` launches whose boots take what `time` says of an arm and a launch.
 fn result(launches: u32, time: impl Fn(&str, u32) -> u64) -> Saved {
-    let experiment = experiment();
-    let mut text = experiment.record().unwrap() + "\n";
-    text += "{\"record\":\"machine\",\"host\":\"reference\",\"cpu\":\"an <emulated> one\",\"program\":\"aa\"}\n";
+    let mut text = begin(&experiment());
     text += "{\"record\":\"absent\",\"arm\":\"firecracker\",\"why\":\"not in PATH\"}\n";
     for launch in 1..=launches {
         for arm in ["full", "full#2", "para"] {
-            for (metric, value) in [("boot_to_init_ns", time(arm, launch)), ("exits_to_init", 7)] {
-                let origin = Origin {
-                    suite: "boot".into(),
-                    job: "boot".into(),
-                    arm: arm.into(),
-                    host: "reference".into(),
+            text += &line("boot", arm, launch, "boot_to_init_ns", time(arm, launch));
+            text += &line("boot", arm, launch, "exits_to_init", 7);
+        }
+    }
+    Saved::parse(&text).unwrap()
+}
+
+/// A result of ten launches of each job of a suite, which take what `time` says of a job, an arm and a launch.
+fn suite_result(name: &str, arms: &[&str], time: impl Fn(&str, &str, u32) -> u64) -> Saved {
+    let experiment = Experiment {
+        suite: name.to_owned(),
+        arms: arms.iter().map(|arm| (*arm).to_owned()).collect(),
+        kinds: kinds(suite(name).cloned(), 10),
+        ..experiment()
+    };
+    let mut text = begin(&experiment);
+    for job in suite(name) {
+        for launch in 1..=10 {
+            for arm in arms {
+                text += &line(
+                    &job.name,
+                    arm,
                     launch,
-                    seed: 1,
-                    ..Origin::default()
-                };
-                let outcome = Outcome::Value {
-                    metric: metric.into(),
-                    unit: "ns".into(),
-                    value,
-                };
-                let _ = writeln!(
-                    text,
-                    "{}",
-                    serde_json::to_string(&Sample { origin, outcome }).unwrap()
+                    "time_ns",
+                    time(&job.name, arm, launch),
                 );
             }
         }
     }
-    text += &crate::experiment::launched(0);
     Saved::parse(&text).unwrap()
+}
+
+fn begin(experiment: &Experiment) -> String {
+    let machine = "{\"record\":\"machine\",\"host\":\"reference\",\"cpu\":\"an <emulated> one\",\"program\":\"aa\"}";
+    let launched = crate::experiment::launched(0);
+    format!("{}\n{machine}\n{launched}\n", experiment.record().unwrap())
+}
+
+fn line(job: &str, arm: &str, launch: u32, metric: &str, value: u64) -> String {
+    let origin = Origin {
+        suite: "boot".into(),
+        job: job.into(),
+        arm: arm.into(),
+        host: "reference".into(),
+        launch,
+        seed: 1,
+        ..Origin::default()
+    };
+    let outcome = Outcome::Value {
+        metric: metric.into(),
+        unit: "ns".into(),
+        value,
+    };
+    serde_json::to_string(&Sample { origin, outcome }).unwrap() + "\n"
 }
 
 /// One percent of noise, by a rule that has no pattern within a pair.
@@ -120,6 +147,65 @@ fn every_claim_has_a_row_and_a_verdict() {
         assert!(text.contains(&format!("**H{number}**")), "H{number}");
     }
     assert!(text.contains("not yet testable"));
+}
+
+fn claim(report: &Report, id: &str) -> (String, String) {
+    let claim = claims::claims(report)
+        .into_iter()
+        .find(|claim| claim.id == id)
+        .unwrap();
+    let rows: Vec<String> = claim.evidence.into_iter().map(|row| row.text).collect();
+    (rows.join("\n"), claim.verdict)
+}
+
+#[test]
+fn trouble_is_compared_with_a_neighbour_that_makes_none() {
+    let time = |job: &str, arm: &str, launch| {
+        noise(arm, launch)
+            * match job {
+                "alone" => 1,
+                "crashing-guest" => 3,
+                _ => 2,
+            }
+    };
+    let report = Report::of(vec![suite_result("neighbours", &["full", "para"], time)]);
+    let (rows, verdict) = claim(&report, "H3");
+    assert!(
+        rows.contains(
+            "para: 1.50 (1.50 to 1.50) of its time beside a busy guest; 0 of 10 launches failed"
+        ),
+        "{rows}"
+    );
+    assert!(
+        rows.contains("full: 2.00 (2.00 to 2.00) of its time alone"),
+        "{rows}"
+    );
+    assert!(
+        verdict.starts_with("no crash of a neighbour ended a guest"),
+        "{verdict}"
+    );
+    let none = Report::of(vec![result(10, noise)]);
+    assert!(claim(&none, "H3").1.starts_with("not yet testable"));
+}
+
+#[test]
+fn drivers_are_credited_with_their_part_of_the_saving() {
+    let time = |_: &str, arm: &str, launch| {
+        noise("", launch)
+            * match arm {
+                "full" => 4,
+                "kvm-pv" => 2,
+                _ => 1,
+            }
+    };
+    let report = Report::of(vec![suite_result("io", &["full", "kvm-pv", "para"], time)]);
+    let (rows, verdict) = claim(&report, "H8");
+    assert!(
+        rows.contains("takes 0.500 (0.500 to 0.500), the changed one 0.250"),
+        "{rows}"
+    );
+    // Half of the time of three quarters.
+    assert!(verdict.contains("67 % to 67 %"), "{verdict}");
 }
 
 #[test]
