@@ -74,6 +74,13 @@ pub(crate) fn image(workspace: &Workspace) -> Result<()> {
     )
 }
 
+/// A Debian's programs once in a full and once in a para guest, as `paravane bench apps` measures them.
+pub(crate) fn programs(workspace: &Workspace) -> Result<()> {
+    let mut paravane = Command::new(build_paravane(workspace)?);
+    let arguments = "bench apps --smoke --launches=1 --arms=full,para --no-doctor";
+    run::show(paravane.args(arguments.split(' ')))
+}
+
 /// Whether this host's KVM runs the direct guest and no other.
 pub(crate) fn prefers_direct(paravane: &Path) -> Result<bool> {
     let mut doctor = Command::new(paravane);

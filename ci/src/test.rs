@@ -38,7 +38,7 @@ const ONE: Count = Count {
 const DOC_FLAGS: &str = "-D warnings -A rustdoc::private-intra-doc-links";
 
 /// Quick ones first; what boots a guest comes after what it boots.
-const STEPS: [Step; 17] = [
+const STEPS: [Step; 18] = [
     Step {
         name: "set-up",
         mend: "run ci/setup",
@@ -126,6 +126,11 @@ const STEPS: [Step; 17] = [
         name: "attack",
         mend: "run `cargo ci attack`",
         run: |workspace| attack::run(workspace, &AttackArgs::default()).map(|()| ONE),
+    },
+    Step {
+        name: "programs",
+        mend: "run `paravane bench apps --smoke --launches 1`",
+        run: |workspace| demo::programs(workspace).map(|()| ONE),
     },
     Step {
         name: "cycles",
