@@ -41,6 +41,7 @@ pub mod net;
 pub mod pause;
 pub mod pv;
 mod random;
+pub mod resident;
 pub mod stats;
 pub mod switcher;
 pub mod terminal;

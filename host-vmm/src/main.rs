@@ -28,6 +28,7 @@ use paravane::gdb;
 use paravane::image::{DebianArgs, ImageError};
 use paravane::kvm::cpuid::GuestCpuid;
 use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
+use paravane::resident;
 use paravane::stats::{Outcome, Stats};
 use paravane::terminal::{self, Raw};
 use paravane::vm::{RunOptions, Vm};
@@ -247,6 +248,7 @@ fn run_once(
         eprintln!("paravane: {awkward}");
     }
     vm.boot()?;
+    resident::give_back();
     if !args.no_sandbox {
         let lacks = confine::process(&Needs {
             config,
