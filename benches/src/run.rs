@@ -18,6 +18,9 @@ use crate::plan::Step;
 use crate::sample::{Origin, Outcome, Sample, Samples};
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, paired_ratio};
 
+/// So many failed launches, and none before that gave a number, end a benchmark.
+const HOPELESS: u32 = 6;
+
 /// The launches of one benchmark on the host that this process is on.
 pub(crate) struct Run<'a> {
     pub(crate) launcher: &'a Launcher,
@@ -64,6 +67,7 @@ impl Run<'_> {
             }
         }
         let mut settled: BTreeMap<(usize, u32), bool> = BTreeMap::new();
+        let (mut failed, mut gave_numbers) = (0, !self.launched.is_empty());
         for step in self.experiment.steps() {
             let (Some(arm), Some(kind)) = (
                 self.arms.get(step.arm),
@@ -77,11 +81,20 @@ impl Run<'_> {
                 continue;
             }
             let result = self.launcher.launch(kind, arm, self.stop);
+            if let Err(LaunchError::Failed(_)) = &result {
+                failed += 1;
+            } else {
+                gave_numbers = true;
+            }
             for sample in self.make_samples(&step, kind, arm, result)? {
                 take(&serde_json::to_string(&sample)?)?;
                 self.samples.add(sample);
             }
             take(&launched(step.order))?;
+            ensure!(
+                gave_numbers || failed < HOPELESS,
+                "the first {HOPELESS} launches have all failed, and the others would; the reasons stand above"
+            );
             if self.stop.load(Ordering::Relaxed) {
                 bail!("interrupted; the samples so far are kept, and `--resume` goes on");
             }
