@@ -2,50 +2,30 @@
 //!
 //! Where there is no KVM, each test that needs one prints `skipped: reason`.
 
+mod counting;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use counting::{COUNTS, Counting, entry, fresh_path};
 use object::{Object, ObjectSegment};
-use paravane::config::{Config, Profile};
-use paravane::console::Console;
 use paravane::ctl::client::{Client, ClientError};
 use paravane::ctl::server::{Server, ServerError};
 use paravane::ctl::{Power, Request};
-use paravane::doctor::image;
-use paravane::memory::Memory;
 use paravane::stats::{Outcome, Stats};
-use paravane::vm::{RunOptions, Vm};
+use paravane::vm::RunOptions;
 use serde_json::Value;
 use vmm_sys_util::tempfile::TempFile;
 
-const COUNTER: u64 = 0x80_0000;
-/// `inc dword [COUNTER]; jmp` to it.
-const COUNTS: [u8; 9] = [0xff, 0x04, 0x25, 0x00, 0x00, 0x80, 0x00, 0xeb, 0xf7];
-
-/// Where the guest's first instruction is.
-fn entry() -> u64 {
-    u64::from_le_bytes(image::ELF[24..32].try_into().unwrap())
-}
-
-/// A path that nobody else uses.
-fn fresh_path() -> PathBuf {
-    let mut file = TempFile::new().unwrap();
-    let path = file.as_path().to_owned();
-    file.remove().unwrap();
-    path
-}
-
-/// A guest that runs.
+/// The guest, and its socket.
 struct Running {
     path: PathBuf,
-    memory: Memory,
-    thread: JoinHandle<Stats>,
+    counting: Counting,
 }
 
 /// Starts the guest with a socket of its own; `None` where there is no KVM.
@@ -55,33 +35,13 @@ fn start() -> Option<Running> {
 
 /// Starts the guest with this socket; `None` where there is no KVM.
 fn start_with(server: &Arc<Server>) -> Option<Running> {
-    if let Err(error) = paravane::kvm::open() {
-        println!("skipped: {error}");
-        return None;
-    }
-    let file = TempFile::new().unwrap();
-    file.as_file().write_all(image::ELF).unwrap();
-    let config = Config {
-        vcpus: 2,
-        watchdog: Some(Duration::from_secs(120)),
-        ..Config::of(Profile::Para, file.as_path().to_owned())
-    };
-    let mut vm = Vm::new(config, Console::memory().unwrap(), Instant::now()).unwrap();
-    let memory = vm.memory().clone();
-    vm.boot().unwrap();
-    memory.write(entry(), &COUNTS).unwrap();
-    let path = server.path().to_owned();
-    let options = RunOptions {
+    let counting = Counting::start(RunOptions {
         ctl: Some(Arc::clone(server)),
         host: "kvm".to_owned(),
         ..RunOptions::default()
-    };
-    let thread = std::thread::spawn(move || vm.run(options).unwrap());
-    Some(Running {
-        path,
-        memory,
-        thread,
-    })
+    })?;
+    let path = server.path().to_owned();
+    Some(Running { path, counting })
 }
 
 impl Running {
@@ -89,25 +49,12 @@ impl Running {
         Client::connect(&self.path).unwrap()
     }
 
-    fn counter(&self) -> u32 {
-        self.memory.read_obj(COUNTER).unwrap()
-    }
-
-    /// Waits until the guest has counted on.
-    fn counts(&self) {
-        let before = self.counter();
-        while self.counter() == before {
-            assert!(!self.thread.is_finished(), "the guest has ended");
-            std::thread::yield_now();
-        }
-    }
-
     /// Switches the guest off by the socket.
     fn off(self) -> Stats {
         let request = Request::Power { action: Power::Off };
         let status = self.client().ask(request).unwrap();
         assert_eq!(status["state"], "ended");
-        self.thread.join().unwrap()
+        self.counting.thread.join().unwrap()
     }
 }
 
@@ -132,17 +79,17 @@ fn a_paused_guest_stands_still_and_goes_on() {
     let mut client = guest.client();
     let mut ask = |request| client.ask(request).unwrap();
     for _ in 0..20 {
-        guest.counts();
+        guest.counting.counts();
         assert_eq!(ask(Request::Pause {})["state"], "paused");
-        let stood = guest.counter();
+        let stood = guest.counting.counter();
         // A second one changes nothing.
         assert_eq!(ask(Request::Pause {})["state"], "paused");
         assert_eq!(ask(Request::Status {})["state"], "paused");
         std::thread::sleep(Duration::from_millis(5));
-        assert_eq!(guest.counter(), stood);
+        assert_eq!(guest.counting.counter(), stood);
         assert_eq!(ask(Request::Resume {})["state"], "running");
     }
-    guest.counts();
+    guest.counting.counts();
     let status = ask(Request::Status {});
     assert_eq!(status["guest"], "para");
     assert_eq!(status["cpus"], 2);
@@ -154,7 +101,7 @@ fn a_paused_guest_stands_still_and_goes_on() {
 #[test]
 fn a_paused_guest_can_be_switched_off() {
     let Some(guest) = start() else { return };
-    guest.counts();
+    guest.counting.counts();
     guest.client().ask(Request::Pause {}).unwrap();
     let path = guest.path.clone();
     assert_eq!(guest.off().outcome, Outcome::PowerOff);
@@ -168,7 +115,10 @@ fn a_reset_ends_the_run_as_a_restart() {
         action: Power::Reset,
     };
     guest.client().ask(request).unwrap();
-    assert_eq!(guest.thread.join().unwrap().outcome, Outcome::Reboot);
+    assert_eq!(
+        guest.counting.thread.join().unwrap().outcome,
+        Outcome::Reboot
+    );
 }
 
 #[test]
@@ -182,7 +132,7 @@ fn a_client_keeps_its_connection_when_the_machine_starts_again() {
         action: Power::Reset,
     };
     assert_eq!(client.ask(reset).unwrap()["state"], "ended");
-    guest.thread.join().unwrap();
+    guest.counting.thread.join().unwrap();
     // In between, a request waits.
     let asking = std::thread::spawn(move || client.ask(Request::Status {}).unwrap());
     let guest = start_with(&server).unwrap();
@@ -205,7 +155,7 @@ fn a_guest_that_does_not_listen_is_not_asked_for_processors() {
 #[test]
 fn a_core_has_memory_and_registers_and_the_guest_goes_on() {
     let Some(guest) = start() else { return };
-    guest.counts();
+    guest.counting.counts();
     let mut client = guest.client();
     match client.ask(Request::Core {}) {
         Err(ClientError::Refused { code, .. }) => assert_eq!(code, "no-file"),
@@ -224,21 +174,21 @@ fn a_core_has_memory_and_registers_and_the_guest_goes_on() {
     assert_eq!(memory.len(), 32 << 20);
     let code = usize::try_from(entry()).unwrap();
     assert_eq!(memory[code..code + COUNTS.len()], COUNTS);
-    guest.counts();
+    guest.counting.counts();
     // A file that takes nothing.
     let full = std::fs::File::options().read(true).open("/dev/null");
     match client.ask_with(Request::Core {}, Some(&full.unwrap())) {
         Err(ClientError::Refused { code, .. }) => assert_eq!(code, "file"),
         other => panic!("{other:?}"),
     }
-    guest.counts();
+    guest.counting.counts();
     guest.off();
 }
 
 #[test]
 fn statistics_and_metrics_tell_the_same() {
     let Some(guest) = start() else { return };
-    guest.counts();
+    guest.counting.counts();
     let mut client = guest.client();
     client.ask(Request::Pause {}).unwrap();
     let stats = client.ask(Request::Stats {}).unwrap();

@@ -3,97 +3,44 @@
 //! The guest counts in memory, for ever. Linux under gdb is in `tests/boot`. Where there is no KVM, or no gdb, a test
 //! prints `skipped: reason`.
 
+mod counting;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use paravane::config::{Config, Profile};
-use paravane::console::Console;
-use paravane::doctor::image;
+use counting::{COUNTER, COUNTS, Counting, entry, fresh_path};
 use paravane::gdb::{Address, Server};
-use paravane::memory::Memory;
-use paravane::stats::{Outcome, Stats};
-use paravane::vm::{RunOptions, Vm};
-use vmm_sys_util::tempfile::TempFile;
+use paravane::stats::Outcome;
+use paravane::vm::RunOptions;
 
-const COUNTER: u64 = 0x80_0000;
-/// `nop; inc dword [COUNTER]; jmp` to the latter.
-const COUNTS: [u8; 10] = [0x90, 0xff, 0x04, 0x25, 0x00, 0x00, 0x80, 0x00, 0xeb, 0xf7];
 /// Where INC is, behind the first instruction.
 const INC: u64 = 1;
 
-/// Where the guest's first instruction is.
-fn entry() -> u64 {
-    u64::from_le_bytes(image::ELF[24..32].try_into().unwrap())
-}
-
-/// A path that nobody else uses.
-fn fresh_path() -> PathBuf {
-    let mut file = TempFile::new().unwrap();
-    let path = file.as_path().to_owned();
-    file.remove().unwrap();
-    path
-}
-
-/// A guest that a debugger can come to.
+/// The guest, and its debugger's socket.
 struct Running {
     path: PathBuf,
-    memory: Memory,
-    thread: JoinHandle<Stats>,
+    counting: Counting,
 }
 
 /// Starts the guest; `None` where there is no KVM.
 fn start(waits: bool) -> Option<Running> {
-    if let Err(error) = paravane::kvm::open() {
-        println!("skipped: {error}");
-        return None;
-    }
     let path = fresh_path();
     let server = Server::bind(&Address::Unix(path.clone()), waits).unwrap();
-    let file = TempFile::new().unwrap();
-    file.as_file().write_all(image::ELF).unwrap();
-    let config = Config {
-        vcpus: 2,
-        watchdog: Some(Duration::from_secs(120)),
-        ..Config::of(Profile::Para, file.as_path().to_owned())
-    };
-    let mut vm = Vm::new(config, Console::memory().unwrap(), Instant::now()).unwrap();
-    let memory = vm.memory().clone();
-    vm.boot().unwrap();
-    memory.write(entry(), &COUNTS).unwrap();
-    let options = RunOptions {
+    let counting = Counting::start(RunOptions {
         gdb: Some(Arc::new(server)),
         ..RunOptions::default()
-    };
-    let thread = std::thread::spawn(move || vm.run(options).unwrap());
-    Some(Running {
-        path,
-        memory,
-        thread,
-    })
+    })?;
+    Some(Running { path, counting })
 }
 
 impl Running {
-    fn counter(&self) -> u32 {
-        self.memory.read_obj(COUNTER).unwrap()
-    }
-
-    /// Waits until the guest has counted on.
-    fn counts(&self) {
-        let before = self.counter();
-        while self.counter() == before {
-            assert!(!self.thread.is_finished(), "the guest has ended");
-            std::thread::yield_now();
-        }
-    }
-
     fn code(&self) -> [u8; 10] {
         let mut code = [0; 10];
-        self.memory.read(entry(), &mut code).unwrap();
+        self.counting.memory.read(entry(), &mut code).unwrap();
         code
     }
 
@@ -115,7 +62,7 @@ impl Running {
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         assert_eq!(
-            self.thread.join().unwrap().outcome,
+            self.counting.thread.join().unwrap().outcome,
             Outcome::Interrupted,
             "{text}"
         );
@@ -127,7 +74,7 @@ impl Running {
 fn a_breakpoint_of_either_kind_is_hit_each_time_the_guest_comes_there() {
     for kind in ["break", "hbreak"] {
         let Some(guest) = start(true) else { return };
-        assert_eq!(guest.counter(), 0, "the guest has not waited");
+        assert_eq!(guest.counting.counter(), 0, "the guest has not waited");
         let commands = [
             format!("{kind} *{:#x}", entry() + INC),
             "continue".to_owned(),
@@ -228,19 +175,19 @@ impl Client {
 #[test]
 fn a_debugger_comes_to_a_running_guest_interrupts_it_and_leaves_nothing_behind() {
     let Some(guest) = start(false) else { return };
-    guest.counts();
+    guest.counting.counts();
     for leaves in ["D", ""] {
         let mut client = Client::connect(&guest);
         // Nothing runs while it is there.
         assert!(client.ask("?").starts_with("T05"));
-        let stood = guest.counter();
+        let stood = guest.counting.counter();
         std::thread::sleep(Duration::from_millis(5));
-        assert_eq!(guest.counter(), stood);
+        assert_eq!(guest.counting.counter(), stood);
         client.send("vCont;c");
-        guest.counts();
+        guest.counting.counts();
         client.0.write_all(b"\x03").unwrap();
         assert!(client.answer().starts_with("T02"));
-        let stood = guest.counter();
+        let stood = guest.counting.counter();
         // A breakpoint that is left behind.
         let place = format!("Z0,{:x},1", entry() + INC);
         assert_eq!(client.ask(&place), "OK");
@@ -249,14 +196,17 @@ fn a_debugger_comes_to_a_running_guest_interrupts_it_and_leaves_nothing_behind()
             assert_eq!(client.ask("D"), "OK");
         }
         drop(client);
-        while guest.counter() == stood {
-            assert!(!guest.thread.is_finished(), "the guest has ended");
+        while guest.counting.counter() == stood {
+            assert!(!guest.counting.thread.is_finished(), "the guest has ended");
             std::thread::yield_now();
         }
         assert_eq!(guest.code(), COUNTS);
     }
     Client::connect(&guest).send("k");
-    assert_eq!(guest.thread.join().unwrap().outcome, Outcome::Interrupted);
+    assert_eq!(
+        guest.counting.thread.join().unwrap().outcome,
+        Outcome::Interrupted
+    );
 }
 
 #[test]
@@ -277,7 +227,10 @@ fn a_watchpoint_takes_registers_until_there_are_none() {
     assert_eq!(client.ask(&format!("z2,{COUNTER:x},4")) == "OK", has_some);
     assert_eq!(client.ask(&format!("Z1,{:x},1", entry() + INC)), "OK");
     client.send("k");
-    assert_eq!(guest.thread.join().unwrap().outcome, Outcome::Interrupted);
+    assert_eq!(
+        guest.counting.thread.join().unwrap().outcome,
+        Outcome::Interrupted
+    );
 }
 
 #[test]
@@ -294,7 +247,7 @@ fn a_hostile_client_harms_nobody_but_the_guest() {
         // It may be thrown out in the middle of this.
         let _ = client.0.write_all(bytes);
         drop(client);
-        guest.counts();
+        guest.counting.counts();
     }
     // A vCPU that is not there, an address that is not there, more than there is.
     let mut client = Client::connect(&guest);
@@ -306,9 +259,12 @@ fn a_hostile_client_harms_nobody_but_the_guest() {
     assert!(client.ask("Mffffffffffffff00,1:00").starts_with('E'));
     assert!(client.ask("Z0,ffffffffffffff00,1").starts_with('E'));
     drop(client);
-    guest.counts();
+    guest.counting.counts();
     Client::connect(&guest).send("k");
-    assert_eq!(guest.thread.join().unwrap().outcome, Outcome::Interrupted);
+    assert_eq!(
+        guest.counting.thread.join().unwrap().outcome,
+        Outcome::Interrupted
+    );
 }
 
 #[test]
@@ -316,9 +272,12 @@ fn a_guest_that_has_waited_goes_on_when_its_debugger_leaves() {
     let Some(guest) = start(true) else { return };
     let mut client = Client::connect(&guest);
     let _ = client.ask("?");
-    assert_eq!(guest.counter(), 0);
+    assert_eq!(guest.counting.counter(), 0);
     drop(client);
-    guest.counts();
+    guest.counting.counts();
     Client::connect(&guest).send("k");
-    assert_eq!(guest.thread.join().unwrap().outcome, Outcome::Interrupted);
+    assert_eq!(
+        guest.counting.thread.join().unwrap().outcome,
+        Outcome::Interrupted
+    );
 }
