@@ -36,6 +36,7 @@ use crate::pv::console::RingConsole;
 use crate::pv::event::EventTarget;
 use crate::pv::{Args, Facility, Reply};
 use crate::random::Random;
+use crate::snapshot::{PartError, Saved, State};
 
 /// Errors that one call gets in a row at most.
 const REFUSALS_MAX: u32 = 3;
@@ -365,6 +366,12 @@ impl Wrapped {
             _ => false,
         };
         sound && unused == [0; 4]
+    }
+}
+
+impl Saved for Wrapped {
+    fn save(&self) -> Result<State, PartError> {
+        Err(PartError::because("is an awkward host's (--awkward)"))
     }
 }
 

@@ -9,6 +9,7 @@ use paravane::config::{Config, ConfigError, Entry, FacilitySet, Io, Profile};
 use paravane::disk::DiskSpec;
 use paravane::gdb;
 use paravane::net::NetSpec;
+use paravane::snapshot::{Instead, RestoreSpec, Snapshot};
 use paravane::switcher::Users;
 use paravane::virtio::poll::Poll;
 
@@ -196,7 +197,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "guest", "cmdline", "initrd", "console_log", "ctl", "gdb", "stats"])]
     pub(crate) file: Option<PathBuf>,
     /// Kernel: an ELF `vmlinux` or a bzImage.
-    #[arg(long, value_name = "FILE", required_unless_present = "file")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["file", "restore"])]
     pub(crate) kernel: Option<PathBuf>,
     /// Initial RAM file system.
     #[arg(long, value_name = "FILE")]
@@ -293,6 +294,18 @@ pub(crate) struct RunArgs {
     /// that gdb opens: gdb VMLINUX FILE. `paravane ctl SOCKET core FILE` writes one of a guest that lives.
     #[arg(long, value_name = "FILE")]
     pub(crate) core: Option<PathBuf>,
+    /// Go on from a snapshot, which `paravane ctl SOCKET snapshot FILE` has written; any number of runs can, at once.
+    ///
+    /// It says what the run is: only --disk, --net and --kernel can be given besides, each in the place of what it names. Each run is
+    /// a copy, and its kernel is told so: time of day and random numbers are not those of another copy. A disk that has
+    /// been written to since, or is in use, is refused: give a copy that was made when the snapshot was. The file must stay as it is
+    /// while a run uses it. Its checksums are compared first; with `,unchecked` behind it, not those of the memory.
+    #[arg(
+        long,
+        value_name = "FILE[,unchecked]",
+        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward"]
+    )]
+    pub(crate) restore: Option<RestoreSpec>,
     /// Keep inherited descriptors, all files and all system calls. Without this the VMM opens no files but its guest's once that
     /// runs (Landlock), and makes only the calls that it has a use for (seccomp); one that tries another is ended, and the call is named.
     #[arg(long)]
@@ -323,13 +336,45 @@ impl RunArgs {
         all.into_iter().flatten().collect()
     }
 
-    /// The run that was asked for.
-    pub(crate) fn config(&self) -> Result<Config, ConfigError> {
+    /// What goes on from a snapshot instead of what that says.
+    pub(crate) fn instead(&self) -> Instead {
+        Instead {
+            kernel: self.kernel.clone(),
+            disks: self.disk.clone(),
+            net: self.net.clone(),
+        }
+    }
+
+    /// The run that goes on from a snapshot, or that was asked for.
+    pub(crate) fn config(&self, snapshot: Option<&Snapshot>) -> Result<Config, ConfigError> {
+        let watchdog = self.watchdog();
+        if let Some(snapshot) = snapshot {
+            return Ok(Config {
+                prealloc: self.prealloc,
+                io: self.io,
+                poll: self.poll,
+                watchdog,
+                ..snapshot.config().clone()
+            });
+        }
+        let config = Config {
+            watchdog,
+            ..self.config_asked_for()?
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn watchdog(&self) -> Option<Duration> {
         let attended = self.console_log.is_none() && paravane::terminal::is_attended();
         let seconds = self
             .watchdog
             .unwrap_or(if attended { 0 } else { UNATTENDED_WATCHDOG });
-        let config = Config {
+        (seconds > 0).then(|| Duration::from_secs(seconds))
+    }
+
+    fn config_asked_for(&self) -> Result<Config, ConfigError> {
+        Ok(Config {
             profile: self.guest,
             // The command line has one, or a fleet's file, which this is not asked about.
             kernel: self.kernel.clone().unwrap_or_default(),
@@ -350,11 +395,9 @@ impl RunArgs {
             net: self.net.clone(),
             io: self.io,
             poll: self.poll,
-            watchdog: (seconds > 0).then(|| Duration::from_secs(seconds)),
+            watchdog: None,
             awkward: self.awkward,
-        };
-        config.validate()?;
-        Ok(config)
+        })
     }
 }
 

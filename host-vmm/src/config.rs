@@ -19,7 +19,9 @@ use crate::virtio::poll::Poll;
 pub const MAX_VCPUS: u8 = 64;
 
 /// How a guest is virtualized.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, clap::ValueEnum, serde::Deserialize, serde::Serialize,
+)]
 #[serde(rename_all = "kebab-case")]
 #[value(rename_all = "kebab-case")]
 pub enum Profile {
@@ -244,8 +246,28 @@ impl FacilitySet {
     }
 }
 
+impl fmt::Display for FacilitySet {
+    /// The list that [`FacilitySet::parse`] makes it of.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let on = FACILITIES.iter().filter(|(_, id)| self.has(*id));
+        let names = on.map(|(name, _)| *name);
+        let names: Vec<_> = names.chain(self.exitless.then_some(EXITLESS)).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
 /// How the kernel is entered.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    clap::ValueEnum,
+    serde::Deserialize,
+    serde::Serialize,
+)]
 pub enum Entry {
     /// The 64-bit entry of Linux's boot protocol: page tables and long mode are set up already.
     #[default]

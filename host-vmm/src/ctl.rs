@@ -18,6 +18,7 @@
 //! | `{"command": "cpus", "count": 2}` | [`Status`]; the guest is asked to have so many processors on, and does it when it can; 0: no wish |
 //! | `{"command": "memory", "mib": N}` | [`Status`]; the guest follows as far as it can, and keeps the rest from itself |
 //! | `{"command": "core"}`, with a file's descriptor (`SCM_RIGHTS`) | `{"bytes": N}`, once an ELF core of the guest is in the file; it stands still meanwhile |
+//! | `{"command": "snapshot"}`, with an empty file's descriptor | `{"bytes": N}`, once the machine is in the file ([`crate::snapshot`]); it stands still meanwhile |
 //! | `{"command": "power", "action": "off"}` | [`Status`]; the guest is not asked: the plug is pulled |
 //! | `{"command": "power", "action": "reset"}` | the same, and the machine starts again where `run` was told `--on-reboot restart` |
 //! | `{"command": "power", "action": "nmi"}` | [`Status`]; the boot processor gets a non-maskable interrupt |
@@ -43,6 +44,7 @@ use crate::config::Profile;
 use crate::core;
 use crate::pause::Holder;
 use crate::pv::smp::Processors;
+use crate::snapshot::SnapshotError;
 use crate::stats::Outcome;
 use crate::vm::Machine;
 
@@ -75,6 +77,8 @@ pub enum Request {
     },
     /// Write a core into the file whose descriptor comes along.
     Core {},
+    /// Write a snapshot into the file whose descriptor comes along.
+    Snapshot {},
     /// Press a button.
     Power {
         /// Which.
@@ -175,9 +179,12 @@ pub enum Refusal {
         /// What was asked for.
         mib: u64,
     },
-    /// A core without a file.
-    #[error("there is no file for the core")]
+    /// A core or snapshot without a file.
+    #[error("there is no file to write to")]
     NoFile,
+    /// A machine that cannot be saved, or a file that does not take it.
+    #[error(transparent)]
+    Snapshot(SnapshotError),
     /// A file that takes no core.
     #[error("the core cannot be written: {reason}")]
     File {
@@ -204,6 +211,7 @@ impl Refusal {
             Self::TooMany { .. } => "too-many",
             Self::Memory { .. } => "memory",
             Self::NoFile => "no-file",
+            Self::Snapshot(_) => "snapshot",
             Self::File { .. } => "file",
             Self::Kvm { .. } => "kvm",
         }
@@ -231,6 +239,9 @@ impl Refusal {
             }
             Self::NoFile => {
                 "send the descriptor of a file along with the request (SCM_RIGHTS), as `paravane ctl SOCKET core FILE` does"
+            }
+            Self::Snapshot(_) => {
+                "`paravane ctl --help` says which guests can be saved; the file wants room for all of the guest's memory"
             }
             Self::File { .. } => {
                 "it takes an ordinary file, and room for all of the guest's memory"
@@ -280,7 +291,17 @@ fn carry_out(machine: &Machine, request: Request, file: Option<File>) -> Result<
         }
         Request::Core {} => {
             let file = file.ok_or(Refusal::NoFile)?;
-            return Ok(serde_json::json!({ "bytes": write_core(machine, &file)? }));
+            let bytes = at_rest(machine, |machine| {
+                core::write(machine, &file).map_err(|reason| Refusal::File { reason })
+            })?;
+            return Ok(serde_json::json!({ "bytes": bytes }));
+        }
+        Request::Snapshot {} => {
+            let file = file.ok_or(Refusal::NoFile)?;
+            let bytes = at_rest(machine, |machine| {
+                machine.save(&file).map_err(Refusal::Snapshot)
+            })?;
+            return Ok(serde_json::json!({ "bytes": bytes }));
         }
         Request::Pause {} => machine
             .pause()
@@ -322,15 +343,18 @@ fn carry_out(machine: &Machine, request: Request, file: Option<File>) -> Result<
     Ok(json(status(machine)))
 }
 
-/// Writes a core of the guest, which stands still for it.
-fn write_core(machine: &Machine, file: &File) -> Result<u64, Refusal> {
+/// Does something with a machine that stands still for it.
+fn at_rest<T>(
+    machine: &Machine,
+    work: impl FnOnce(&Machine) -> Result<T, Refusal>,
+) -> Result<T, Refusal> {
     let pause = machine.pause();
     pause
         .pause(Holder::Core, PAUSE_LIMIT)
         .map_err(|working| Refusal::CannotPause { working })?;
-    let written = core::write(machine, file);
+    let done = work(machine);
     pause.resume(Holder::Core);
-    written.map_err(|reason| Refusal::File { reason })
+    done
 }
 
 /// What of this process is in memory; zero where the host has no /proc.

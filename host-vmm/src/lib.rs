@@ -42,6 +42,7 @@ pub mod pause;
 pub mod pv;
 mod random;
 pub mod resident;
+pub mod snapshot;
 pub mod stats;
 pub mod switcher;
 pub mod terminal;

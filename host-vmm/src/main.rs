@@ -29,6 +29,7 @@ use paravane::image::{DebianArgs, ImageError};
 use paravane::kvm::cpuid::GuestCpuid;
 use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
 use paravane::resident;
+use paravane::snapshot::Snapshot;
 use paravane::stats::{Outcome, Stats};
 use paravane::terminal::{self, Raw};
 use paravane::vm::{RunOptions, Vm};
@@ -157,7 +158,15 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     if !args.no_sandbox {
         confine::descriptors()?;
     }
-    let config = args.config()?;
+    let mut snapshot = match &args.restore {
+        Some(spec) => {
+            let read = Snapshot::open(spec, &args.instead());
+            let path = spec.path.display();
+            Some(read.with_context(|| format!("nothing is started from the snapshot `{path}`"))?)
+        }
+        None => None,
+    };
+    let config = args.config(snapshot.as_ref())?;
     if let Some(why) = needs_reference(args.host, config.profile) {
         let what = format!("the {} guest", config.profile);
         if let Some(path) = &args.ctl {
@@ -213,7 +222,9 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     let (mut config, mut started) = (config, started);
     loop {
         let sockets = (ctl.clone(), gdb.clone());
-        let stats = run_once(args, &config, console.clone(), sockets, &files, started)?;
+        let signals = Signals::block().context("signals cannot be watched")?;
+        let vm = build(&config, snapshot.take(), console.clone(), started)?;
+        let stats = run_once(args, vm, signals, sockets, &files)?;
         let again = stats.outcome == Outcome::Reboot && args.on_reboot == OnReboot::Restart;
         if !again {
             raw.take();
@@ -234,24 +245,36 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn run_once(
-    args: &RunArgs,
+/// A machine that is ready to begin, or to go on.
+fn build(
     config: &Config,
+    snapshot: Option<Snapshot>,
     console: Console,
-    (ctl, gdb): (Option<Arc<Server>>, Option<Arc<gdb::Server>>),
-    files: &Files,
     started: Instant,
-) -> anyhow::Result<Stats> {
-    let signals = Signals::block().context("signals cannot be watched")?;
+) -> anyhow::Result<Vm> {
+    if let Some(snapshot) = snapshot {
+        return Vm::restored(snapshot, config.clone(), console, started)
+            .context("nothing is started from the snapshot");
+    }
     let mut vm = Vm::new(config.clone(), console, started)?;
     if let Some(awkward) = vm.awkward() {
         eprintln!("paravane: {awkward}");
     }
     vm.boot()?;
+    Ok(vm)
+}
+
+fn run_once(
+    args: &RunArgs,
+    vm: Vm,
+    signals: Signals,
+    (ctl, gdb): (Option<Arc<Server>>, Option<Arc<gdb::Server>>),
+    files: &Files,
+) -> anyhow::Result<Stats> {
     resident::give_back();
     if !args.no_sandbox {
         let lacks = confine::process(&Needs {
-            config,
+            config: vm.machine().config(),
             restarts: args.on_reboot == OnReboot::Restart,
             removes: args.removes(),
         })?;

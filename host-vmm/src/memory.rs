@@ -3,11 +3,15 @@
 //! A guest address that reaches this module is a number that somebody hostile chose. It leaves as
 //! bytes that have been copied, or as an error; never as a reference or a pointer.
 
+use std::fs::File;
 use std::sync::atomic::Ordering;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap, MmapRegion,
+};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Least guest memory, MiB: a kernel and a small initrd.
@@ -80,6 +84,18 @@ pub enum MemoryError {
 pub struct Memory {
     mmap: GuestMemoryMmap<()>,
     bytes: u64,
+    /// What nobody has written to is a file's.
+    is_file: bool,
+}
+
+/// Where the regions of so many bytes of RAM begin, and how long they are.
+fn ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
+    let low = bytes.min(MMIO_HOLE);
+    let mut ranges = vec![(GuestAddress(0), low)];
+    if bytes > low {
+        ranges.push((GuestAddress(ABOVE_4G), bytes - low));
+    }
+    ranges
 }
 
 impl Memory {
@@ -92,11 +108,9 @@ impl Memory {
         let bytes = mib << 20;
         let fail = |reason: String| MemoryError::Map { mib, reason };
         let size = |n: u64| usize::try_from(n).map_err(|e| fail(e.to_string()));
-        let low = bytes.min(MMIO_HOLE);
-        let mut ranges = vec![(GuestAddress(0), size(low)?)];
-        if bytes > low {
-            ranges.push((GuestAddress(ABOVE_4G), size(bytes - low)?));
-        }
+        let ranges = ranges(bytes).into_iter();
+        let ranges = ranges.map(|(at, bytes)| Ok((at, size(bytes)?)));
+        let ranges = ranges.collect::<Result<Vec<_>, _>>()?;
         let mmap = GuestMemoryMmap::from_ranges(&ranges).map_err(|e| fail(e.to_string()))?;
         for region in mmap.iter() {
             // SAFETY: the range is the region's own fresh anonymous mapping, alive as long as
@@ -106,7 +120,43 @@ impl Memory {
                 libc::madvise(region.as_ptr().cast(), region.size(), libc::MADV_HUGEPAGE);
             }
         }
-        Ok(Self { mmap, bytes })
+        Ok(Self {
+            mmap,
+            bytes,
+            is_file: false,
+        })
+    }
+
+    /// Maps `mib` MiB of RAM that begins as the bytes of a file from `at` on. The file is read where somebody touches the
+    /// memory, and never written to; it must stay as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Map`].
+    pub fn of_file(mib: u64, file: &File, mut at: u64) -> Result<Self, MemoryError> {
+        let bytes = mib << 20;
+        let fail = |reason: String| MemoryError::Map { mib, reason };
+        let mut regions = Vec::new();
+        for (start, length) in ranges(bytes) {
+            let file = file.try_clone().map_err(|e| fail(e.to_string()))?;
+            let size = usize::try_from(length).map_err(|e| fail(e.to_string()))?;
+            let region = MmapRegion::build(
+                Some(FileOffset::new(file, at)),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+            );
+            let region = region.map_err(|e| fail(e.to_string()))?;
+            let region = GuestRegionMmap::new(region, start);
+            regions.push(region.ok_or_else(|| fail("no room in the address space".to_owned()))?);
+            at += length;
+        }
+        let mmap = GuestMemoryMmap::from_regions(regions).map_err(|e| fail(e.to_string()))?;
+        Ok(Self {
+            mmap,
+            bytes,
+            is_file: true,
+        })
     }
 
     /// Makes the host allocate all of it now instead of at the guest's first touch.
@@ -116,7 +166,7 @@ impl Memory {
     /// the code that it once translated from the same page. A refusal costs nothing but that.
     pub fn populate(&self) {
         for region in self.mmap.iter() {
-            // SAFETY: the range is the region's own anonymous mapping, alive as long as `mmap`;
+            // SAFETY: the range is the region's own private mapping, alive as long as `mmap`;
             // MADV_POPULATE_WRITE faults pages in and leaves their content as it is.
             unsafe {
                 libc::madvise(
@@ -142,7 +192,7 @@ impl Memory {
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
             };
-            // SAFETY: the slot is a live anonymous mapping of `memory_size` bytes that belongs to
+            // SAFETY: the slot is a live private mapping of `memory_size` bytes that belongs to
             // this guest alone. `vm::Vm` keeps a clone of `Memory` for as long as the VM's
             // descriptor is open, so it is not unmapped under KVM.
             unsafe { vm.set_user_memory_region(region_bytes) }.map_err(|e| MemoryError::Slot {
@@ -164,12 +214,30 @@ impl Memory {
         let out = |_| MemoryError::Range { address, length };
         let slice = self.mmap.get_slice(at, length).map_err(out)?;
         let start = slice.ptr_guard_mut().as_ptr();
-        // SAFETY: the slice is a part of one of the regions' anonymous mappings, alive as long as `mmap`, and no reference
-        // to its bytes exists anywhere. MADV_DONTNEED leaves the mapping there and makes its bytes zero.
-        if unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) } == 0 {
+        let discarded = if self.is_file {
+            // The file's bytes would come back: anonymous memory takes their place.
+            // SAFETY: the slice is whole pages of one of the regions' private mappings, alive as long as `mmap`, and no
+            // reference to its bytes exists anywhere. It stays mapped, with the same rights, and its bytes become zero.
+            let mapped = unsafe {
+                libc::mmap(
+                    start.cast(),
+                    length,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED,
+                    -1,
+                    0,
+                )
+            };
+            mapped != libc::MAP_FAILED
+        } else {
+            // SAFETY: the slice is a part of one of the regions' anonymous mappings, alive as long as `mmap`, and no reference
+            // to its bytes exists anywhere. MADV_DONTNEED leaves the mapping there and makes its bytes zero.
+            unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) == 0 }
+        };
+        if discarded {
             return Ok(());
         }
-        // Memory that the host has locked, say: zero all the same.
+        // Memory that the host has locked, or too many mappings, say: zero all the same.
         let zeros = [0; 4096];
         for done in (0..length).step_by(zeros.len()) {
             let part = &zeros[..zeros.len().min(length - done)];

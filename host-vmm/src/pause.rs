@@ -33,7 +33,7 @@ pub enum Holder {
     Client = 1,
     /// The debugger.
     Debugger = 2,
-    /// A core that is being written.
+    /// A core or a snapshot that is being written.
     Core = 4,
 }
 

@@ -19,7 +19,6 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use paravane_abi::call::CallId;
 
 use crate::boot;
-use crate::config::Profile;
 use crate::confine;
 use crate::device::{PortAction, uart};
 use crate::pause::{Pause, Place};
@@ -40,7 +39,6 @@ type Held<'a> = MutexGuard<'a, VcpuFd>;
 #[derive(Debug)]
 pub struct Vcpu {
     id: usize,
-    power_on: Option<PowerOn>,
     machine: Arc<Machine>,
     counts: Arc<VcpuCounts>,
 }
@@ -60,7 +58,7 @@ enum Then {
 
 /// A processor's state after power-on.
 #[derive(Debug)]
-struct PowerOn {
+pub(crate) struct PowerOn {
     sregs: kvm_sregs,
     lapic: kvm_lapic_state,
     /// Of a direct guest: its switcher's processor.
@@ -68,7 +66,7 @@ struct PowerOn {
 }
 
 impl PowerOn {
-    fn of(fd: &VcpuFd, direct: Option<u8>) -> Result<Self, kvm_ioctls::Error> {
+    pub(crate) fn of(fd: &VcpuFd, direct: Option<u8>) -> Result<Self, kvm_ioctls::Error> {
         Ok(Self {
             sregs: fd.get_sregs()?,
             lapic: fd.get_lapic()?,
@@ -112,19 +110,11 @@ impl Vcpu {
     /// Takes vCPU `id` of the machine, whose registers are set.
     #[must_use]
     pub fn new(id: usize, machine: Arc<Machine>, counts: Arc<VcpuCounts>) -> Self {
-        let is_direct = machine.config().profile == Profile::Direct;
-        let direct = u8::try_from(id).ok().filter(|_| is_direct);
-        let power_on = {
-            let mut fd = hold(&machine, id);
-            if machine.pv().is_present() {
-                fd.set_sync_valid_reg(SyncReg::Register);
-            }
-            let processors = machine.processors();
-            processors.and_then(|_| PowerOn::of(&fd, direct).ok())
-        };
+        if machine.pv().is_present() {
+            hold(&machine, id).set_sync_valid_reg(SyncReg::Register);
+        }
         Self {
             id,
-            power_on,
             machine,
             counts,
         }
@@ -132,7 +122,8 @@ impl Vcpu {
 
     /// Waits, as a processor that is off, until the guest starts it. None: the run has ended.
     fn wait_for_start<'a>(&self, machine: &'a Machine, fd: Held<'a>) -> Option<Held<'a>> {
-        let (Some(processors), Some(power_on)) = (machine.processors(), &self.power_on) else {
+        let power_on = machine.power_on(self.id);
+        let (Some(processors), Some(power_on)) = (machine.processors(), power_on) else {
             return Some(fd);
         };
         drop(fd);
@@ -162,7 +153,7 @@ impl Vcpu {
     fn run_to_the_end(&self, machine: &Machine, place: Place) {
         let pause = machine.pause();
         let mut fd = hold(machine, self.id);
-        if self.id != 0 {
+        if !machine.processors().is_none_or(|all| all.runs(self.id)) {
             match self.wait_for_start(machine, fd) {
                 Some(started) => fd = started,
                 None => return,

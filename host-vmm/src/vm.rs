@@ -3,6 +3,7 @@
 mod build;
 mod look;
 mod run;
+mod snapshot;
 
 pub use run::RunOptions;
 
@@ -12,7 +13,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_msi, kvm_regs};
+use kvm_bindings::{kvm_cpuid_entry2, kvm_msi, kvm_regs};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -41,8 +42,10 @@ use crate::pv::mem::Mem;
 use crate::pv::ring::Rings;
 use crate::pv::smp::Processors;
 use crate::pv::{self, Paravirt};
+use crate::snapshot::SnapshotError;
 use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
+use crate::vcpu::PowerOn;
 use crate::virtio::mmio::MmioBus;
 use crate::virtio::unit::UnitStats;
 
@@ -67,6 +70,9 @@ pub enum VmError {
     /// A network.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// A snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     /// The host's descriptors or threads.
     #[error("the host has no {what} left: {reason}")]
     Host {
@@ -87,6 +93,12 @@ pub struct Machine {
     vm: Arc<VmFd>,
     /// Each is locked by its thread while that works: who has paused the machine can have them all.
     vcpus: Vec<Mutex<VcpuFd>>,
+    /// How each is when its guest starts it, where it can.
+    power_on: Vec<Option<PowerOn>>,
+    /// What CPUID says on the boot processor.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    /// The MSRs that this KVM can have.
+    msrs: Vec<u32>,
     memory: Memory,
     console: Console,
     /// What had been put out before this run.
@@ -199,6 +211,12 @@ impl Machine {
     #[must_use]
     pub fn pause(&self) -> &Pause {
         &self.pause
+    }
+
+    /// How vCPU `id` is when its guest starts it.
+    #[must_use]
+    pub(crate) fn power_on(&self, id: usize) -> Option<&PowerOn> {
+        self.power_on.get(id)?.as_ref()
     }
 
     /// Which processors are on, where the guest has facility smp.

@@ -7,6 +7,7 @@ pub mod calls;
 pub mod devices;
 pub mod image;
 pub mod queues;
+pub mod snapshot;
 pub mod text;
 
 /// A target's entry.
@@ -18,6 +19,7 @@ pub const TARGETS: &[(&str, Entry)] = &[
     ("devices", devices::run),
     ("image", image::run),
     ("queues", queues::run),
+    ("snapshot", snapshot::run),
     ("text", text::run),
 ];
 

@@ -42,6 +42,9 @@ fn pv_list_adds_or_removes() {
     assert_eq!(FacilitySet::parse("").unwrap(), all);
     let no_clock = FacilitySet::parse("-clock").unwrap();
     assert_eq!(no_clock.word(), all.word() & !(1 << reg::FACILITY_CLOCK));
+    for set in [all, no_clock, FacilitySet::parse("-exitless").unwrap()] {
+        assert_eq!(FacilitySet::parse(&set.to_string()).unwrap(), set);
+    }
     let only_console = FacilitySet::parse("console").unwrap();
     assert_eq!(
         only_console.word(),

@@ -1,6 +1,6 @@
 //! `paravane ctl`: the control socket by hand.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -65,6 +65,15 @@ enum Command {
         /// The file; it is replaced.
         file: PathBuf,
     },
+    /// Write the whole machine into a file, from which any number of runs go on: paravane run --restore FILE. The guest stands
+    /// still meanwhile, and goes on.
+    ///
+    /// Its disks are not in the file: pause the guest first, take the snapshot, copy the disks, resume. A full guest with
+    /// --disk or --net, one with a debugger, and one on an awkward host cannot be saved.
+    Snapshot {
+        /// The file; one that is there is replaced, and runs that use it keep it.
+        file: PathBuf,
+    },
     /// Press a button of the machine.
     Power {
         /// Which.
@@ -89,7 +98,7 @@ pub enum CtlError {
         /// Seconds.
         wait: u64,
     },
-    /// The file of a core.
+    /// The file of a core or snapshot.
     #[error("`{}` cannot be written: {reason}", path.display())]
     File {
         /// Which.
@@ -118,13 +127,22 @@ pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
         Command::Cpus { count, .. } => Request::Cpus { count: *count },
         Command::Memory { mib } => Request::Memory { mib: *mib },
         Command::Core { .. } => Request::Core {},
+        Command::Snapshot { .. } => Request::Snapshot {},
         Command::Power { action } => Request::Power { action: *action },
     };
     let file = match &args.command {
         Command::Core { file } => Some(create(file)?),
+        Command::Snapshot { file } => Some(create(&unfinished(file))?),
         _ => None,
     };
-    let mut answer = client.ask_with(request, file.as_ref())?;
+    let mut answer = client.ask_with(request, file.as_ref()).inspect_err(|_| {
+        if let Command::Snapshot { file } = &args.command {
+            let _ = fs::remove_file(unfinished(file));
+        }
+    })?;
+    if let Command::Snapshot { file } = &args.command {
+        fs::rename(unfinished(file), file).map_err(cannot_write(file))?;
+    }
     if let Command::Cpus { count, wait } = args.command {
         let deadline = Instant::now() + Duration::from_secs(wait);
         while !(count == 0 || wait == 0 || has_on(&answer, count)) {
@@ -147,10 +165,19 @@ pub fn run(args: &CtlArgs) -> Result<(), CtlError> {
 }
 
 fn create(path: &Path) -> Result<File, CtlError> {
-    File::create(path).map_err(|reason| CtlError::File {
-        path: path.to_owned(),
-        reason,
-    })
+    File::create(path).map_err(cannot_write(path))
+}
+
+fn cannot_write(path: &Path) -> impl FnOnce(io::Error) -> CtlError {
+    let path = path.to_owned();
+    move |reason| CtlError::File { path, reason }
+}
+
+/// The name of a snapshot until it is whole: one that runs go on from must not change.
+fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    name.into()
 }
 
 /// Whether a status has so many processors on.

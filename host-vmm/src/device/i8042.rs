@@ -26,7 +26,8 @@ const SELF_TEST_PASSED: u8 = 0x55;
 const CLOCK_STUCK_LOW: u8 = 0x01;
 
 /// The device.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct I8042 {
     command_byte: u8,
     output: Option<u8>,

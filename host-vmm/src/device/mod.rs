@@ -13,12 +13,15 @@ pub mod uart;
 
 use std::sync::{Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use self::i8042::I8042;
 use self::ide::Ide;
 use self::ne2000::Ne2000;
 use self::pci::Pci;
 use self::rtc::Rtc;
 use self::uart::Uart;
+use crate::snapshot::{PartError, Saved, State, from_state, to_state};
 
 /// What a port access asks of the run loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,49 @@ impl Cards {
 fn lock<T>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A device whose thread panicked is in some state that a device may be in: the guest's problem.
     device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a snapshot has of the port devices: those that there are.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct SavedPorts {
+    uart: Option<State>,
+    rtc: Option<State>,
+    keyboard: Option<I8042>,
+}
+
+impl Saved for Ports {
+    fn save(&self) -> Result<State, PartError> {
+        if self.cards.is_some() {
+            return Err(PartError::because(
+                "have a PCI bus with an IDE controller or an NE2000; use a kvm-pv or para guest, or leave out --disk and --net",
+            ));
+        }
+        let rtc = self.rtc.as_ref().map(|rtc| lock(rtc).save());
+        to_state(&SavedPorts {
+            uart: self.with_uart(|uart| uart.save()).transpose()?,
+            rtc: rtc.transpose()?,
+            keyboard: self
+                .keyboard
+                .as_ref()
+                .map(|keyboard| lock(keyboard).clone()),
+        })
+    }
+
+    fn restore(&self, state: State) -> Result<(), PartError> {
+        let saved: SavedPorts = from_state(state)?;
+        if let Some(uart) = saved.uart {
+            self.with_uart(|uart_here| uart_here.restore(uart))
+                .unwrap_or_else(|| Err(PartError::because("there is no UART here")))?;
+        }
+        if let (Some(rtc), Some(saved)) = (&self.rtc, saved.rtc) {
+            lock(rtc).restore(saved)?;
+        }
+        if let (Some(keyboard), Some(saved)) = (&self.keyboard, saved.keyboard) {
+            *lock(keyboard) = saved;
+        }
+        Ok(())
+    }
 }
 
 impl Ports {

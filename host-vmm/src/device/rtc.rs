@@ -2,6 +2,8 @@
 //!
 //! No interrupts and no alarm: Linux reads the time at boot and sets it at shutdown.
 
+use crate::snapshot::{PartError, State, from_state, to_state};
+
 /// Index port; bit 7 is the NMI mask and is ignored.
 pub const INDEX: u16 = 0x70;
 /// Data port.
@@ -52,6 +54,21 @@ fn now() -> libc::tm {
 }
 
 impl Rtc {
+    /// What a snapshot has of it: index and RAM.
+    pub fn save(&self) -> Result<State, PartError> {
+        to_state(&(self.index, self.ram.as_slice()))
+    }
+
+    /// Takes on a snapshot's state.
+    pub fn restore(&mut self, state: State) -> Result<(), PartError> {
+        let (index, ram): (u8, Vec<u8>) = from_state(state)?;
+        self.ram = ram
+            .try_into()
+            .map_err(|_| PartError::because("it has another size"))?;
+        self.index = index & 0x7f;
+        Ok(())
+    }
+
     /// A write to the index or data port.
     pub fn write(&mut self, port: u16, value: u8) {
         if port == INDEX {

@@ -5,10 +5,12 @@
 
 use std::io;
 
+use vm_superio::serial::SerialState;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Console;
+use crate::snapshot::{PartError, State, from_state, to_state};
 
 /// First port of COM1.
 pub const FIRST: u16 = 0x3f8;
@@ -58,6 +60,57 @@ impl Uart {
     /// A register read.
     pub fn read(&mut self, port: u16) -> u8 {
         self.serial.read(u8::try_from(port - FIRST).unwrap_or(0))
+    }
+
+    /// What a snapshot has of it.
+    ///
+    /// # Errors
+    ///
+    /// Never.
+    pub fn save(&self) -> Result<State, PartError> {
+        let s = self.serial.state();
+        let registers = [
+            s.baud_divisor_low,
+            s.baud_divisor_high,
+            s.interrupt_enable,
+            s.interrupt_identification,
+            s.line_control,
+            s.line_status,
+            s.modem_control,
+            s.modem_status,
+            s.scratch,
+        ];
+        to_state(&(registers, s.in_buffer))
+    }
+
+    /// Takes on a snapshot's state.
+    ///
+    /// # Errors
+    ///
+    /// It has more input than there is room for.
+    pub fn restore(&mut self, state: State) -> Result<(), PartError> {
+        let (registers, in_buffer): ([u8; 9], Vec<u8>) = from_state(state)?;
+        let [low, high, enable, identification, line, line_status, ..] = registers;
+        let [.., modem_control, modem_status, scratch] = registers;
+        let state = SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: enable,
+            interrupt_identification: identification,
+            line_control: line,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer,
+        };
+        let cannot = |e: &dyn std::fmt::Display| PartError(e.to_string());
+        let irq = self.serial.interrupt_evt().0.try_clone();
+        let irq = IrqLine(irq.map_err(|e| cannot(&e))?);
+        let console = self.serial.writer().clone();
+        self.serial = Serial::from_state(&state, irq, vm_superio::serial::NoEvents, console)
+            .map_err(|e| PartError(format!("{e:?}")))?;
+        Ok(())
     }
 
     /// Puts terminal input into the receive FIFO; returns how many bytes fitted.

@@ -1,7 +1,8 @@
-//! KVM itself: opening it, what a guest's CPUID says, and the host's own counters.
+//! KVM itself: opening it, what a guest's CPUID says, a vCPU's state, and the host's own counters.
 
 pub mod counters;
 pub mod cpuid;
+pub mod vcpu_state;
 
 use kvm_ioctls::{Cap, Kvm};
 
@@ -27,6 +28,14 @@ pub enum KvmError {
     /// A KVM too old for us.
     #[error("this host's KVM lacks {0}, which Paravane needs; Linux 5.10 or later has it")]
     Capability(&'static str),
+    /// A register of a snapshot.
+    #[error(
+        "this host's KVM does not set MSR {index:#x} to what it was: it is another KVM or another processor"
+    )]
+    Msr {
+        /// Which.
+        index: u32,
+    },
     /// An ioctl failed.
     #[error("KVM refused to {what}: {reason}")]
     Ioctl {

@@ -6,6 +6,7 @@ use paravane_abi::registry as reg;
 
 use super::{Args, Facility, Reply, take};
 use crate::config::FacilitySet;
+use crate::snapshot::Saved;
 use crate::stats::Outcome;
 
 /// The facility.
@@ -43,6 +44,8 @@ impl Base {
         )
     }
 }
+
+impl Saved for Base {}
 
 impl Facility for Base {
     fn id(&self) -> u32 {

@@ -21,6 +21,7 @@ use paravane_abi::registry as reg;
 use super::event::{Event, EventTarget};
 use super::{Args, CLOCK_PAGE, Facility, Reply, take};
 use crate::memory::{Memory, MemoryError};
+use crate::snapshot::{self, PartError, Saved, from_state, to_state};
 
 /// KVM's LAPIC timer counts nanoseconds (api.rst, `KVM_CAP_X86_APIC_BUS_CYCLES_NS`, the default).
 const APIC_TIMER_HZ: u64 = 1_000_000_000;
@@ -77,8 +78,9 @@ impl Counter {
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
+    counter: Counter,
     /// The host's own copies: the page is in the guest's memory.
     sequence: u32,
     disruption: u64,
@@ -89,7 +91,6 @@ struct State {
 #[derive(Debug)]
 pub struct Clock {
     memory: Memory,
-    counter: Counter,
     event: Event,
     vcpus: u8,
     state: Mutex<State>,
@@ -101,11 +102,20 @@ impl Clock {
     pub fn new(memory: Memory, counter: Counter, vcpus: u8) -> Self {
         Self {
             memory,
-            counter,
             event: Event::default(),
             vcpus,
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                counter,
+                sequence: 0,
+                disruption: 0,
+                generation: 0,
+            }),
         }
+    }
+
+    /// The guest's counter has been set: it is this one from now on.
+    pub fn set_counter(&self, counter: Counter) {
+        self.lock().counter = counter;
     }
 
     /// Spec: PV-CLOCK-3
@@ -122,17 +132,17 @@ impl Clock {
 
     /// Writes the page with the pair of now. Spec: PV-CLOCK-8
     fn write_page(&self, state: &mut State) -> Result<(), MemoryError> {
-        let (wall_ns, wall_tsc) = self.counter.pair();
+        let (wall_ns, wall_tsc) = state.counter.pair();
         let odd = state.sequence.wrapping_add(1);
         state.sequence = odd.wrapping_add(1);
         self.memory.store_u32(CLOCK_PAGE, odd, Ordering::Relaxed)?;
         fence(Ordering::SeqCst);
         let page = ClockPage {
             sequence: odd,
-            flags: self.counter.flags(),
+            flags: state.counter.flags(),
             disruption: state.disruption,
             generation: state.generation,
-            tsc_hz: self.counter.hz,
+            tsc_hz: state.counter.hz,
             wall_ns,
             wall_tsc,
             reserved: [0; 2],
@@ -163,6 +173,30 @@ impl Clock {
     }
 }
 
+/// What a snapshot has of it: sequence, disruption, generation, event.
+type SavedClock = (u32, u64, u64, u64);
+
+impl Saved for Arc<Clock> {
+    fn save(&self) -> Result<snapshot::State, PartError> {
+        let state = self.lock();
+        let saved: SavedClock = (
+            state.sequence,
+            state.disruption,
+            state.generation,
+            self.event.word(),
+        );
+        to_state(&saved)
+    }
+
+    fn restore(&self, state: snapshot::State) -> Result<(), PartError> {
+        let saved: SavedClock = from_state(state)?;
+        self.event.set_word(saved.3, self.vcpus)?;
+        let mut state = self.lock();
+        (state.sequence, state.disruption, state.generation) = (saved.0, saved.1, saved.2);
+        Ok(())
+    }
+}
+
 impl Facility for Arc<Clock> {
     fn id(&self) -> u32 {
         reg::FACILITY_CLOCK
@@ -170,14 +204,16 @@ impl Facility for Arc<Clock> {
 
     /// Spec: PV-CLOCK-2, PV-CLOCK-7
     fn describe(&self, _memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
-        self.write_page(&mut self.lock())?;
-        let (wall_ns, wall_tsc) = self.counter.pair();
+        let mut state = self.lock();
+        self.write_page(&mut state)?;
+        let counter = state.counter;
+        let (wall_ns, wall_tsc) = counter.pair();
         info.clock = ClockInfo {
-            tsc_hz: self.counter.hz,
+            tsc_hz: counter.hz,
             apic_timer_hz: APIC_TIMER_HZ,
             wall_ns,
             wall_tsc,
-            flags: self.counter.flags(),
+            flags: counter.flags(),
             reserved0: 0,
             page: CLOCK_PAGE,
         };

@@ -23,6 +23,7 @@ use super::looks::{Looked, stop_looking};
 use super::{Args, CONSOLE_PAGE, Facility, Reply, take};
 use crate::console::Console;
 use crate::memory::{Memory, MemoryError};
+use crate::snapshot::{self, PartError, Saved, from_state, to_state};
 
 /// How often the event loop looks at the output ring while it has promised to.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(4);
@@ -267,6 +268,34 @@ impl Looked for Output<'_> {
 
     fn take(&mut self) -> Result<u32, MemoryError> {
         self.console.drain(self.state)
+    }
+}
+
+/// What a snapshot has of it: `out_tail`, `in_head`, whether the host looks, event.
+type SavedConsole = (u32, u32, bool, u64);
+
+impl Saved for std::sync::Arc<RingConsole> {
+    fn save(&self) -> Result<snapshot::State, PartError> {
+        let state = self.lock();
+        let saved: SavedConsole = (
+            state.out_tail,
+            state.in_head,
+            state.looking,
+            self.event.word(),
+        );
+        to_state(&saved)
+    }
+
+    fn restore(&self, state: snapshot::State) -> Result<(), PartError> {
+        let saved: SavedConsole = from_state(state)?;
+        self.event.set_word(saved.3, self.vcpus)?;
+        let mut state = self.lock();
+        (state.out_tail, state.in_head, state.looking) = (saved.0, saved.1, saved.2);
+        if state.looking {
+            // A full event counter means that the loop is awake anyway.
+            let _ = self.wake.write(1);
+        }
+        Ok(())
     }
 }
 

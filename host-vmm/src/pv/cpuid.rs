@@ -11,6 +11,7 @@ use super::{Args, CLOCK_PAGE, CPUID_TABLE, Facility, Reply};
 use crate::kvm::KvmError;
 use crate::kvm::cpuid::{has_subleaves, shown};
 use crate::memory::{Memory, MemoryError};
+use crate::snapshot::Saved;
 
 /// Most entries that there is room for.
 const ENTRIES_MAX: usize = 256;
@@ -89,6 +90,8 @@ impl Cpuid {
         Ok(Self { entries })
     }
 }
+
+impl Saved for Cpuid {}
 
 impl Facility for Cpuid {
     fn id(&self) -> u32 {

@@ -10,6 +10,7 @@ use paravane_abi::registry as reg;
 
 use super::{Args, Facility, Reply, take};
 use crate::memory::Memory;
+use crate::snapshot::Saved;
 
 /// The last record that a guest has left.
 pub type LastWords = Arc<Mutex<Option<Box<CrashRecord>>>>;
@@ -58,6 +59,8 @@ impl Crash {
         Ok(0)
     }
 }
+
+impl Saved for Crash {}
 
 impl Facility for Crash {
     fn id(&self) -> u32 {

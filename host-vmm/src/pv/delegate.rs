@@ -12,6 +12,7 @@ use super::{Args, Facility, Reply};
 use crate::config::FacilitySet;
 use crate::kvm::cpuid::KVM_BASE;
 use crate::memory::{Memory, MemoryError};
+use crate::snapshot::Saved;
 
 /// The facilities that can be delegated.
 pub const DELEGATED: [u32; 4] = [
@@ -38,6 +39,8 @@ impl Delegate {
             .map(move |id| Box::new(Self { id, features }) as Box<dyn Facility>)
     }
 }
+
+impl Saved for Delegate {}
 
 impl Facility for Delegate {
     fn id(&self) -> u32 {

@@ -24,6 +24,7 @@ use super::{Args, DEV_TABLE, Facility, Reply, take};
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
+use crate::snapshot::{PartError, Saved, State, from_state, to_state};
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{QUEUE_MAX, QueueError, QueueSetup};
 use crate::virtio::unit::{Interrupt, Unit, UnitStats};
@@ -264,6 +265,34 @@ fn status(error: &QueueError) -> Status {
         QueueError::Host(_) => Status::HostError,
         // Sizes have been looked at.
         _ => Status::BadAddress,
+    }
+}
+
+impl Saved for Arc<Dev> {
+    /// Of each device its event, and how it works.
+    fn save(&self) -> Result<State, PartError> {
+        let slots = self.slots.iter().enumerate().map(|(number, slot)| {
+            let saved = slot.unit.save();
+            let saved = saved.map_err(|e| PartError(format!("has device {number}, which {e}")))?;
+            Ok((slot.message.event.word(), saved))
+        });
+        to_state(&slots.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    fn restore(&self, state: State) -> Result<(), PartError> {
+        let saved: Vec<(u64, State)> = from_state(state)?;
+        if saved.len() != self.slots.len() {
+            return Err(PartError::because("it has another number of devices"));
+        }
+        for (slot, (event, unit)) in self.slots.iter().zip(saved) {
+            slot.message.event.set_word(event, self.vcpus)?;
+            slot.unit.restore(unit)?;
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) {
+        self.slots.iter().for_each(|slot| slot.unit.go_on());
     }
 }
 

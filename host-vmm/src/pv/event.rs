@@ -6,6 +6,7 @@ use paravane_abi::call::{CallResult, Status};
 use paravane_abi::registry as reg;
 
 use super::{Args, take};
+use crate::snapshot::PartError;
 
 /// A vector on a vCPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,24 @@ impl Event {
     pub fn copy(&self, other: &Self) {
         self.0
             .store(other.0.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
+    /// The word that a snapshot has of it.
+    #[must_use]
+    pub fn word(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+
+    /// Takes on the word of a snapshot, in a guest that has `vcpus` processors.
+    ///
+    /// # Errors
+    ///
+    /// No guest could have named this.
+    pub fn set_word(&self, word: u64, vcpus: u8) -> Result<(), PartError> {
+        let args = [word & 0xff, word >> 8, 0, 0, 0, 0];
+        let named = self.name(&args, vcpus);
+        named.map_err(|_| PartError(format!("an event {word:#x} cannot be")))?;
+        Ok(())
     }
 
     /// What the guest has named.

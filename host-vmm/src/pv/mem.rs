@@ -20,6 +20,7 @@ use super::event::{Event, EventTarget};
 use super::{Args, Facility, MEM_PAGE, Reply, take};
 use crate::boot::Loaded;
 use crate::memory::{self, Memory, MemoryError};
+use crate::snapshot::{PartError, Saved, State, from_state, to_state};
 
 const PAGE: u64 = reg::PAGE_SIZE as u64;
 const WANTED: u64 = MEM_PAGE + offset_of!(MemPage, wanted) as u64;
@@ -166,6 +167,19 @@ fn fresh_ranges(
         };
     }
     ranges
+}
+
+impl Saved for Arc<Mem> {
+    /// Bytes that have been reported, and the event.
+    fn save(&self) -> Result<State, PartError> {
+        to_state(&(self.reported_bytes(), self.event.word()))
+    }
+
+    fn restore(&self, state: State) -> Result<(), PartError> {
+        let (reported, event) = from_state(state)?;
+        self.reported.store(reported, Ordering::Relaxed);
+        self.event.set_word(event, self.vcpus)
+    }
 }
 
 impl Facility for Arc<Mem> {

@@ -29,10 +29,11 @@ use paravane_abi::call::{CallId, CallResult, MAX_ARGS, Status};
 use paravane_abi::registry as reg;
 
 use self::ring::Rings;
-use crate::config::{FacilitySet, slot};
+use crate::config::{FACILITIES, FacilitySet, slot};
 use crate::end::End;
 use crate::memory::{Memory, MemoryError, PV_AREA};
 use crate::pause::Pause;
+use crate::snapshot::Saved;
 use crate::stats::Outcome;
 
 /// The doorbell's port. KVM steps over an OUT to this one before it exits (`KVM_X86_QUIRK_OUT_7E_INC_RIP`),
@@ -41,7 +42,7 @@ pub const DOORBELL_PORT: u16 = 0x7e;
 /// The boot-info page.
 pub const BOOT_INFO: u64 = PV_AREA;
 /// Where `generation` is in it.
-const GENERATION: u64 = std::mem::offset_of!(BootInfo, generation) as u64;
+pub(crate) const GENERATION_AT: u64 = BOOT_INFO + std::mem::offset_of!(BootInfo, generation) as u64;
 /// The console page; the output buffer follows, then the input buffer.
 pub const CONSOLE_PAGE: u64 = PV_AREA + 0x1000;
 /// The CPUID table; the console's buffers end before it.
@@ -79,7 +80,7 @@ impl From<CallResult> for Reply {
 }
 
 /// A paravirtual facility: one mechanism that replaces privileged operations.
-pub trait Facility: fmt::Debug + Send + Sync {
+pub trait Facility: Saved + fmt::Debug + Send + Sync {
     /// Its id in the ABI's registry.
     fn id(&self) -> u32;
 
@@ -133,6 +134,11 @@ impl Calls {
             calls.facilities[index] = Some(facility);
         }
         calls
+    }
+
+    /// All of them.
+    fn all(&self) -> impl Iterator<Item = &dyn Facility> {
+        self.facilities.iter().flatten().map(|facility| &**facility)
     }
 
     fn find(&self, id: CallId) -> Option<&dyn Facility> {
@@ -204,6 +210,16 @@ impl Paravirt {
         self.rings.as_ref()
     }
 
+    /// What a snapshot has of it: each facility under its name.
+    pub fn parts(&self) -> impl Iterator<Item = (String, &dyn Saved)> {
+        let ring = self.rings.iter().map(|rings| rings as &dyn Facility);
+        self.calls.all().chain(ring).map(|facility| {
+            let known = FACILITIES.iter().find(|(_, id)| *id == facility.id());
+            let name = known.map_or_else(|| facility.id().to_string(), |(n, _)| (*n).to_owned());
+            (format!("facility {name}"), facility as &dyn Saved)
+        })
+    }
+
     /// Whether this guest has the doorbell.
     #[must_use]
     pub fn is_present(&self) -> bool {
@@ -249,7 +265,7 @@ impl Paravirt {
             vcpu_count: u32::from(vcpus),
             ..BootInfo::default()
         };
-        for facility in self.calls.facilities.iter().flatten() {
+        for facility in self.calls.all() {
             facility.describe(memory, &mut info)?;
         }
         memory.write_obj(BOOT_INFO, &info)
@@ -264,6 +280,6 @@ impl Paravirt {
         if !self.is_present() {
             return Ok(());
         }
-        memory.write_obj(BOOT_INFO + GENERATION, &generation)
+        memory.write_obj(GENERATION_AT, &generation)
     }
 }

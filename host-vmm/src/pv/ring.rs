@@ -27,6 +27,7 @@ use paravane_abi::registry as reg;
 use paravane_abi::ring::{
     RING_EXITLESS, RingEntry, RingHeader, entry_offset, is_ring_size, ring_bytes,
 };
+use serde::{Deserialize, Serialize};
 
 use super::looks::{Looked, stop_looking};
 use super::{Args, Calls, Facility, Reply, take};
@@ -34,6 +35,7 @@ use crate::confine;
 use crate::end::End;
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
+use crate::snapshot::{PartError, Saved, State, from_state, to_state};
 use crate::stats::{Outcome, VcpuCounts};
 
 /// How long the poller looks at a ring in which it finds nothing.
@@ -73,6 +75,8 @@ struct Slot {
     ring: Mutex<Option<Ring>>,
     /// Whether the poller has promised to look; written under the ring's lock.
     looking: AtomicBool,
+    /// Whether it had when the machine was saved from which this one goes on.
+    looked: AtomicBool,
     /// Entries by call; written under the ring's lock.
     counts: VcpuCounts,
 }
@@ -225,6 +229,8 @@ impl Rings {
             let thread = std::thread::Builder::new()
                 .name("poller".to_owned())
                 .spawn(move || {
+                    // The process may not be confined yet, until a guest runs.
+                    shared.sleep();
                     // It carries out a vCPU's calls.
                     confine::thread(confine::Thread::Vcpu);
                     shared.poll();
@@ -456,6 +462,69 @@ impl Looked for Polled<'_> {
     fn take(&mut self) -> Result<u32, MemoryError> {
         let found = self.shared.take_by_poller(self.slot, self.ring)?;
         Ok(u32::from(found))
+    }
+}
+
+/// What a snapshot has of a ring.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct SavedRing {
+    address: u64,
+    entries: u32,
+    exitless: bool,
+    tail: u32,
+    looking: bool,
+}
+
+impl Saved for Rings {
+    fn save(&self) -> Result<State, PartError> {
+        let rings = self.shared.slots.iter().map(|slot| {
+            lock(&slot.ring).as_ref().map(|ring| SavedRing {
+                address: ring.address,
+                entries: ring.entries,
+                exitless: ring.exitless,
+                tail: ring.tail,
+                looking: slot.looking.load(Ordering::Relaxed),
+            })
+        });
+        to_state(&rings.collect::<Vec<_>>())
+    }
+
+    fn restore(&self, state: State) -> Result<(), PartError> {
+        let rings: Vec<Option<SavedRing>> = from_state(state)?;
+        if rings.len() != self.shared.slots.len() {
+            return Err(PartError::because("there is not one for each processor"));
+        }
+        for (id, ring) in (0..).zip(rings) {
+            let Some(ring) = ring else { continue };
+            let flags = if ring.exitless { RING_EXITLESS } else { 0 };
+            let cannot = |_| PartError(format!("processor {id} cannot have this ring: {ring:?}"));
+            let args = [id, ring.address, ring.entries.into(), flags, 0, 0];
+            self.register(&args).map_err(cannot)?;
+            let slot = self.shared.slot(id).map_err(cannot)?;
+            let mut place = lock(&slot.ring);
+            let Some(registered) = place.as_mut() else {
+                continue;
+            };
+            registered.tail = ring.tail;
+            self.shared
+                .publish_tail(registered)
+                .and_then(|()| self.shared.tell(registered, ring.looking))
+                .map_err(|e| PartError(e.to_string()))?;
+            let looked = ring.looking && ring.exitless;
+            slot.looked.store(looked, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) {
+        for slot in &self.shared.slots {
+            if slot.looked.swap(false, Ordering::Relaxed) {
+                slot.looking.store(true, Ordering::Release);
+                *lock(&self.shared.news) = true;
+                self.shared.wake.notify_one();
+            }
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use paravane_abi::rng::{RNG_FILL_MAX, RngInfo};
 
 use super::{Args, Facility, RNG_SEED, Reply, take};
 use crate::memory::{Memory, MemoryError};
+use crate::snapshot::Saved;
 
 /// Bytes of the seed: twice what a generator's key has.
 const SEED_BYTES: u32 = 64;
@@ -60,6 +61,8 @@ impl Rng {
         Ok(length)
     }
 }
+
+impl Saved for Rng {}
 
 impl Facility for Rng {
     fn id(&self) -> u32 {

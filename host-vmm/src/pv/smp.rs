@@ -13,15 +13,18 @@ use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallResult, Status};
 use paravane_abi::registry as reg;
 use paravane_abi::smp::{SMP_OFF, SMP_ON, SmpInfo, SmpPage};
+use serde::{Deserialize, Serialize};
 
 use super::event::{Event, EventTarget};
 use super::{Args, Facility, Reply, SMP_PAGE, take};
 use crate::memory::{Memory, MemoryError};
+use crate::snapshot::{self, PartError, Saved, from_state, to_state};
 
 const WANTED: u64 = SMP_PAGE + offset_of!(SmpPage, wanted) as u64;
 
 /// Where a processor begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct Start {
     /// RIP, virtual.
     pub rip: u64,
@@ -33,7 +36,7 @@ pub struct Start {
     pub argument: u64,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 enum Processor {
     Off,
     /// Somebody has called for it; its thread will find this.
@@ -127,6 +130,12 @@ impl Processors {
         Ok(self.event.target())
     }
 
+    /// Whether processor `id` runs already, and need not be waited for.
+    #[must_use]
+    pub fn runs(&self, id: usize) -> bool {
+        self.lock().processors.get(id) == Some(&Processor::On)
+    }
+
     /// How many the host wants on; `None`: it has no wish.
     #[must_use]
     pub fn wanted(&self) -> Option<u8> {
@@ -195,6 +204,41 @@ pub struct Smp {
     memory: Memory,
 }
 
+/// What a snapshot has of it: the processors, the host's wish, the event.
+type SavedSmp = (Vec<Processor>, u8, u64);
+
+impl Saved for Smp {
+    fn save(&self) -> Result<snapshot::State, PartError> {
+        let all = &self.processors;
+        let processors = all.lock().processors.clone();
+        let saved: SavedSmp = (
+            processors,
+            all.wanted.load(Ordering::Relaxed),
+            all.event.word(),
+        );
+        to_state(&saved)
+    }
+
+    fn restore(&self, state: snapshot::State) -> Result<(), PartError> {
+        let all = &self.processors;
+        let (processors, wanted, event): SavedSmp = from_state(state)?;
+        let off = processors.iter().filter(|p| **p == Processor::Off).count();
+        if processors.len() != usize::from(all.vcpus) || off == processors.len() {
+            return Err(PartError::because("processors are missing, or all off"));
+        }
+        for processor in &processors {
+            if let Processor::Called(start) = processor {
+                self.check(start)
+                    .map_err(|_| PartError::because("a processor cannot be started so"))?;
+            }
+        }
+        all.event.set_word(event, all.vcpus)?;
+        all.wanted.store(wanted.min(all.vcpus), Ordering::Relaxed);
+        all.lock().processors = processors;
+        Ok(())
+    }
+}
+
 /// Whether bits 63 to 47 are equal: with five levels of page tables more is possible, which a
 /// processor that begins does not have.
 const fn is_canonical(address: u64) -> bool {
@@ -212,21 +256,29 @@ impl Smp {
     /// Spec: PV-SMP-2 to PV-SMP-5
     fn start(&self, args: &Args) -> CallResult {
         let [id, rip, rsp, root, argument] = take(args)?;
-        if !is_canonical(rip) || !is_canonical(rsp) {
-            return Err(Status::InvalidParam);
-        }
-        self.processors.is_on(id)?;
-        let page = reg::PAGE_SIZE;
-        if !root.is_multiple_of(page as u64) || !self.memory.contains(root, page) {
-            return Err(Status::BadAddress);
-        }
         let start = Start {
             rip,
             rsp,
             root,
             argument,
         };
+        match self.check(&start) {
+            Err(Status::InvalidParam) => return Err(Status::InvalidParam),
+            checked => self.processors.is_on(id).and(checked)?,
+        }
         self.processors.start(id, start)
+    }
+
+    /// Whether a processor can begin so.
+    fn check(&self, start: &Start) -> Result<(), Status> {
+        if !is_canonical(start.rip) || !is_canonical(start.rsp) {
+            return Err(Status::InvalidParam);
+        }
+        let page = reg::PAGE_SIZE;
+        if !start.root.is_multiple_of(page as u64) || !self.memory.contains(start.root, page) {
+            return Err(Status::BadAddress);
+        }
+        Ok(())
     }
 }
 

@@ -7,10 +7,13 @@ use paravane_abi::call::Status;
 use paravane_abi::registry as reg;
 
 use super::{Args, Facility, Reply};
+use crate::snapshot::Saved;
 
 /// The facility.
 #[derive(Debug)]
 pub struct Timer;
+
+impl Saved for Timer {}
 
 impl Facility for Timer {
     fn id(&self) -> u32 {

@@ -165,7 +165,7 @@ pub fn crossings(memory: &Memory, vcpu: u8) -> Result<Crossings, MemoryError> {
 }
 
 /// Where users of a direct guest are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub enum Users {
     /// In address spaces of their own, which hide the kernel and the switcher from them.
     #[default]

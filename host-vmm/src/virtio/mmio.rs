@@ -5,9 +5,10 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
+use serde::{Deserialize, Serialize};
 use virtio_bindings::virtio_config as config;
 use virtio_bindings::virtio_mmio as reg;
 use vmm_sys_util::eventfd::EventFd;
@@ -19,6 +20,7 @@ use super::{CONFIG_MAX, Device, QUEUES_MAX};
 use crate::kvm::refused;
 use crate::memory::Memory;
 use crate::pause::Pause;
+use crate::snapshot::{PartError, Saved, State, from_state, to_state};
 use crate::vm::VmError;
 
 /// The first device's registers; no memory and no other device of a PC is there.
@@ -65,7 +67,8 @@ impl Interrupt for Line {
 }
 
 /// What a driver has written.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 struct Registers {
     status: u32,
     features: u64,
@@ -177,6 +180,38 @@ impl MmioBus {
     }
 }
 
+/// What a snapshot has of a device: its registers, why it has interrupted, and how it works.
+type SavedMmio = (Registers, u32, State);
+
+impl Saved for MmioBus {
+    fn save(&self) -> Result<State, PartError> {
+        let devices = self.0.iter().enumerate().map(|(number, device)| {
+            let unit = device.unit.save();
+            let unit = unit.map_err(|e| PartError(format!("have number {number}, which {e}")))?;
+            let registers = device.lock().clone();
+            Ok((registers, device.why.load(Ordering::SeqCst), unit))
+        });
+        to_state(&devices.collect::<Result<Vec<SavedMmio>, _>>()?)
+    }
+
+    fn restore(&self, state: State) -> Result<(), PartError> {
+        let saved: Vec<SavedMmio> = from_state(state)?;
+        if saved.len() != self.0.len() {
+            return Err(PartError::because("their number is another"));
+        }
+        for (device, (registers, why, unit)) in self.0.iter().zip(saved) {
+            *device.lock() = registers;
+            device.why.store(why, Ordering::SeqCst);
+            device.unit.restore(unit)?;
+        }
+        Ok(())
+    }
+
+    fn go_on(&self) {
+        self.0.iter().for_each(|device| device.unit.go_on());
+    }
+}
+
 /// One half of a word; there is nothing beyond the second.
 fn half(word: u64, which: u32) -> u32 {
     let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
@@ -204,6 +239,12 @@ impl MmioDevice {
         }
     }
 
+    fn lock(&self) -> MutexGuard<'_, Registers> {
+        self.registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn read(&self, offset: u32, data: &mut [u8]) {
         if let Some(at) = offset.checked_sub(reg::VIRTIO_MMIO_CONFIG) {
             let at = usize::try_from(at).unwrap_or(CONFIG_MAX);
@@ -220,10 +261,7 @@ impl MmioDevice {
     }
 
     fn register(&self, offset: u32) -> u32 {
-        let registers = self
-            .registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let registers = self.lock();
         let queue = registers.queues.get(registers.queue as usize);
         let exists = (registers.queue as usize) < self.unit.doorbells().len();
         match offset {
@@ -250,10 +288,7 @@ impl MmioDevice {
     }
 
     pub(super) fn write(&self, offset: u32, value: u32) {
-        let mut registers = self
-            .registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut registers = self.lock();
         let registers = &mut *registers;
         match offset {
             reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => registers.offered_half = value,

@@ -1,5 +1,6 @@
 //! Queues: chains of descriptors become slices of guest memory.
 
+use serde::{Deserialize, Serialize};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::{Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
@@ -69,7 +70,8 @@ pub enum QueueError {
 }
 
 /// What a driver says of a queue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub struct QueueSetup {
     /// Requests that it holds.
     pub size: u16,
@@ -81,6 +83,17 @@ pub struct QueueSetup {
     pub available: u64,
     /// Of the ring of used ones.
     pub used: u64,
+}
+
+/// A queue in a snapshot.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SavedQueue {
+    pub(super) setup: QueueSetup,
+    event_idx: bool,
+    /// The next request that the device takes, and where it leaves the next that it has done.
+    next_avail: u16,
+    next_used: u16,
 }
 
 /// A queue that is set up.
@@ -102,21 +115,53 @@ impl Virtqueue {
         if !setup.ready {
             return Err(QueueError::NotReady(index));
         }
-        let queue = Queue::try_from(QueueState {
-            max_size: QUEUE_MAX,
+        let begins = SavedQueue {
+            setup: *setup,
+            event_idx: features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
             next_avail: 0,
             next_used: 0,
-            event_idx_enabled: features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
-            size: setup.size,
+        };
+        Self::of(begins, memory)
+    }
+
+    /// A queue as a snapshot has it.
+    ///
+    /// # Errors
+    ///
+    /// [`QueueError`]: what is wrong with it.
+    pub(super) fn of(saved: SavedQueue, memory: &GuestMemoryMmap) -> Result<Self, QueueError> {
+        let queue = Queue::try_from(QueueState {
+            max_size: QUEUE_MAX,
+            next_avail: saved.next_avail,
+            next_used: saved.next_used,
+            event_idx_enabled: saved.event_idx,
+            size: saved.setup.size,
             ready: true,
-            desc_table: setup.descriptors,
-            avail_ring: setup.available,
-            used_ring: setup.used,
+            desc_table: saved.setup.descriptors,
+            avail_ring: saved.setup.available,
+            used_ring: saved.setup.used,
         })?;
         if !queue.is_valid(memory) {
             return Err(QueueError::Rings);
         }
         Ok(Self(queue))
+    }
+
+    /// What a snapshot has of it.
+    pub(super) fn save(&self) -> SavedQueue {
+        let state = self.0.state();
+        SavedQueue {
+            setup: QueueSetup {
+                size: state.size,
+                ready: state.ready,
+                descriptors: state.desc_table,
+                available: state.avail_ring,
+                used: state.used_ring,
+            },
+            event_idx: state.event_idx_enabled,
+            next_avail: state.next_avail,
+            next_used: state.next_used,
+        }
     }
 
     /// The next request, if there is one.
@@ -320,6 +365,11 @@ impl<'m> Io<'m> {
         Ok(self.again != 0)
     }
 
+    /// Between two requests: parks where a pause is wanted. False: the thread is to end.
+    pub(super) fn may_go_on(&self) -> bool {
+        self.link.may_go_on(&self.queues)
+    }
+
     /// The queues to be served without a doorbell, a bit each; they are forgotten here.
     pub(super) fn take_again(&mut self) -> u32 {
         std::mem::take(&mut self.again)
@@ -363,7 +413,7 @@ impl<'m> Io<'m> {
             let written = serve(&mut self.chain)?;
             self.done(queue, written)?;
             news = true;
-            if !self.link.may_go_on() {
+            if !self.may_go_on() {
                 break;
             }
         }

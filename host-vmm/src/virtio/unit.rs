@@ -16,16 +16,17 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::poll::{Poll, Poller};
-use super::queue::{Io, QueueError, QueueSetup, Virtqueue};
+use super::queue::{Io, QueueError, QueueSetup, SavedQueue, Virtqueue};
 use super::{CONFIG_MAX, Device, Lent, QUEUES_MAX, Server};
 use crate::confine;
 use crate::memory::Memory;
 use crate::pause::{Pause, Place};
+use crate::snapshot::{self, PartError, Saved, from_state, to_state};
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 /// Tokens of the thread's epoll, beside the queues' numbers.
@@ -92,12 +93,21 @@ pub struct Link {
     broken: OnceLock<String>,
     pause: Arc<Pause>,
     place: Place,
+    /// The queues when the thread last parked, or began.
+    parked: Mutex<Vec<SavedQueue>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Link {
-    /// Between two requests: parks where a pause is wanted. False: the thread is to end.
-    pub(super) fn may_go_on(&self) -> bool {
-        self.pause.checkpoint(self.place);
+    /// Between two requests: parks where a pause is wanted, and leaves there how the queues stand. False: the thread is to end.
+    pub(super) fn may_go_on(&self, queues: &[Virtqueue]) -> bool {
+        if self.pause.is_wanted() {
+            *lock(&self.parked) = queues.iter().map(Virtqueue::save).collect();
+            self.pause.checkpoint(self.place);
+        }
         !self.stopping.load(Ordering::Relaxed)
     }
 
@@ -116,6 +126,8 @@ impl Link {
 #[derive(Debug)]
 enum State {
     Idle(Box<dyn Device>),
+    /// Waits for its machine to go on, with what the driver has agreed to.
+    Restored(Box<dyn Device>, u64, Vec<Virtqueue>),
     Works(JoinHandle<Box<dyn Device>>),
     /// Its thread has panicked, or could not be made.
     Lost,
@@ -133,7 +145,17 @@ pub struct Unit {
     is_lent: bool,
     poll: Poll,
     link: Arc<Link>,
+    /// What the driver has agreed to.
+    agreed: AtomicU64,
     state: Mutex<State>,
+}
+
+/// What a snapshot has of a device at work.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct SavedUnit {
+    features: u64,
+    queues: Vec<SavedQueue>,
 }
 
 impl Unit {
@@ -168,7 +190,9 @@ impl Unit {
                 broken: OnceLock::new(),
                 place: pause.add_worker(),
                 pause,
+                parked: Mutex::default(),
             }),
+            agreed: AtomicU64::new(0),
             state: Mutex::new(State::Idle(device)),
         })
     }
@@ -232,7 +256,7 @@ impl Unit {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Whether a driver can agree to these features.
@@ -265,7 +289,10 @@ impl Unit {
             let setup = setups.get(index).copied().unwrap_or_default();
             Virtqueue::new(index, &setup, features, self.memory.mmap())
         });
-        let queues = queues.collect::<Result<Vec<_>, _>>()?;
+        self.begin(features, queues.collect::<Result<_, _>>()?)
+    }
+
+    fn begin(&self, features: u64, queues: Vec<Virtqueue>) -> Result<(), QueueError> {
         let mut state = self.lock();
         let mut device = match std::mem::replace(&mut *state, State::Lost) {
             State::Idle(device) => device,
@@ -275,13 +302,16 @@ impl Unit {
             }
         };
         device.begin(features);
+        self.agreed.store(features, Ordering::Relaxed);
+        let saved = queues.iter().map(Virtqueue::save);
+        let saved: Vec<_> = saved.collect();
+        let setups: Vec<_> = saved.iter().map(|queue| queue.setup).collect();
+        *lock(&self.link.parked) = saved;
         let own: &[EventFd] = if self.is_lent { &[] } else { &self.doorbells };
         let watched = watch(own, &self.link, &*device);
         let (memory, link) = (self.memory.clone(), Arc::clone(&self.link));
         let doorbells = Arc::clone(&self.doorbells);
         let poller = Poller::new(self.poll);
-        let setups = setups.iter().copied().take(doorbells.len());
-        let setups: Vec<_> = setups.collect();
         let spawned = watched.and_then(|epoll| {
             std::thread::Builder::new()
                 .name(self.name.to_owned())
@@ -322,6 +352,60 @@ impl Unit {
             other => other,
         };
         self.link.needs_reset.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Saved for Unit {
+    fn save(&self) -> Result<snapshot::State, PartError> {
+        match *self.lock() {
+            _ if self.needs_reset() => Err(PartError::because("waits for a reset by its driver")),
+            State::Lost | State::Restored(..) => Err(PartError::because("has failed")),
+            State::Idle(_) => Ok(snapshot::State::Null),
+            State::Works(_) if self.is_lent => Err(PartError::because(
+                "is served by the host's kernel (--io kernel)",
+            )),
+            State::Works(_) => to_state(&SavedUnit {
+                features: self.agreed.load(Ordering::Relaxed),
+                queues: lock(&self.link.parked).clone(),
+            }),
+        }
+    }
+
+    /// It goes on with the queues where they were. The driver may not have been told of the last requests that were done, so
+    /// it is told again.
+    fn restore(&self, state: snapshot::State) -> Result<(), PartError> {
+        let Some(saved) = from_state::<Option<SavedUnit>>(state)? else {
+            return Ok(());
+        };
+        if saved.queues.len() != self.doorbells.len() {
+            return Err(PartError::because("it has another number of queues"));
+        }
+        let cannot = |e: QueueError| PartError(e.to_string());
+        self.check(saved.features).map_err(cannot)?;
+        let queues = saved.queues.into_iter();
+        let queues = queues.map(|queue| Virtqueue::of(queue, self.memory.mmap()));
+        let queues = queues.collect::<Result<_, _>>().map_err(cannot)?;
+        let mut state = self.lock();
+        *state = match std::mem::replace(&mut *state, State::Lost) {
+            State::Idle(device) => State::Restored(device, saved.features, queues),
+            other => other,
+        };
+        Ok(())
+    }
+
+    fn go_on(&self) {
+        let mut state = self.lock();
+        match std::mem::replace(&mut *state, State::Lost) {
+            State::Restored(device, features, queues) => {
+                *state = State::Idle(device);
+                drop(state);
+                if let Err(error) = self.begin(features, queues) {
+                    self.fails(&error);
+                }
+                self.link.interrupt.queue_used();
+            }
+            other => *state = other,
+        }
     }
 }
 
@@ -376,7 +460,7 @@ fn lend(
     link: &Link,
     epoll: &Epoll,
 ) -> Result<(), QueueError> {
-    while link.may_go_on() {
+    while link.may_go_on(&[]) {
         server.begin(lent).map_err(QueueError::Server)?;
         let mut event = [EpollEvent::default()];
         // A signal asks for a look at the pause.
@@ -396,7 +480,7 @@ fn serve(
     link: &Link,
     epoll: &Epoll,
 ) -> Result<(), QueueError> {
-    while link.may_go_on() {
+    while io.may_go_on() {
         let again = io.take_again();
         for queue in (0..QUEUES_MAX).filter(|queue| again & 1 << queue != 0) {
             device.serve(queue, io)?;

@@ -40,6 +40,7 @@ use crate::pv::smp::{Processors, Smp};
 use crate::pv::timer::Timer;
 use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
 use crate::switcher;
+use crate::vcpu::PowerOn;
 use crate::virtio::Device;
 use crate::virtio::block::Block;
 use crate::virtio::mmio::MmioBus;
@@ -60,8 +61,15 @@ impl Vm {
     /// # Errors
     ///
     /// [`VmError`]; each says what to do about it.
-    pub fn new(
+    pub fn new(config: Config, console: Console, setup_started: Instant) -> Result<Self, VmError> {
+        let memory = Memory::new(config.memory_mib)?;
+        Self::with_memory(config, memory, console, setup_started)
+    }
+
+    /// The same with memory that there is already.
+    pub(super) fn with_memory(
         mut config: Config,
+        memory: Memory,
         console: Console,
         setup_started: Instant,
     ) -> Result<Self, VmError> {
@@ -70,7 +78,7 @@ impl Vm {
             config.facilities = awkward.offers(config.facilities);
         }
         let kvm = kvm::open()?;
-        let (vm, memory) = create_vm(&kvm, &config)?;
+        let vm = create_vm(&kvm, &config, &memory)?;
         let ports = create_devices(&vm, &config, &console, &memory)?;
 
         let set = match config.profile {
@@ -84,12 +92,22 @@ impl Vm {
         }
         cpuid.move_block(awkward.as_ref().map_or(0, |a| a.block_moved_by()));
         let vcpus = create_vcpus(&vm, &cpuid, config.vcpus)?;
+        let cpuid_of_boot_cpu = cpuid.for_vcpu(0, config.vcpus);
         if config.profile == Profile::Direct {
             for (id, fd) in (0..).zip(&vcpus) {
                 switcher::set_msrs(fd, id, config.users)?;
             }
         }
 
+        let has_smp = set.has(reg::FACILITY_SMP);
+        let power_on = (0..).zip(&vcpus).map(|(id, fd)| {
+            let is_direct = config.profile == Profile::Direct;
+            let direct = is_direct.then_some(id);
+            has_smp.then(|| PowerOn::of(fd, direct).ok()).flatten()
+        });
+        let power_on = power_on.collect();
+        let msrs = kvm.get_msr_index_list();
+        let msrs = msrs.map_err(refused("tell which MSRs there are"))?;
         let last_words = LastWords::default();
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
         let pause = Arc::new(Pause::new(config.vcpus));
@@ -114,7 +132,7 @@ impl Vm {
         ));
         let mem = Arc::new(Mem::new(memory.clone(), config.vcpus));
         let trusted = !awkward.as_ref().is_some_and(|a| a.distrusts_the_tsc());
-        let counter = counter(&vm, &vcpus, trusted)?;
+        let counter = counter(&vm, vcpus.first(), trusted)?;
         let clock = Arc::new(Clock::new(memory.clone(), counter, config.vcpus));
         let pv = if set == FacilitySet::NONE {
             Paravirt::none()
@@ -163,6 +181,9 @@ impl Vm {
             counts: vcpus.iter().map(|_| Arc::default()).collect(),
             marks: Mutex::default(),
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
+            power_on,
+            cpuid: cpuid_of_boot_cpu,
+            msrs: msrs.as_slice().to_vec(),
         };
         Ok(Self {
             machine: Arc::new(machine),
@@ -174,9 +195,8 @@ impl Vm {
 }
 
 /// The VM with its memory.
-fn create_vm(kvm: &Kvm, config: &Config) -> Result<(VmFd, Memory), VmError> {
+fn create_vm(kvm: &Kvm, config: &Config, memory: &Memory) -> Result<VmFd, VmError> {
     let vm = kvm.create_vm().map_err(refused("create a VM"))?;
-    let memory = Memory::new(config.memory_mib)?;
     if config.prealloc {
         memory.populate();
     }
@@ -185,7 +205,7 @@ fn create_vm(kvm: &Kvm, config: &Config) -> Result<(VmFd, Memory), VmError> {
         .map_err(refused("set the TSS address"))?;
     vm.set_identity_map_address(memory::KVM_IDENTITY_MAP)
         .map_err(refused("set the identity map"))?;
-    Ok((vm, memory))
+    Ok(vm)
 }
 
 /// Interrupt controllers and port devices, before any vCPU.
@@ -255,8 +275,11 @@ fn create_vcpus(vm: &VmFd, cpuid: &GuestCpuid, count: u8) -> Result<Vec<VcpuFd>,
 }
 
 /// What KVM tells of this VM's TSC; `trusted`: it can be reliable.
-fn counter(vm: &VmFd, vcpus: &[VcpuFd], trusted: bool) -> Result<Counter, VmError> {
-    let boot_cpu = vcpus.first();
+pub(super) fn counter(
+    vm: &VmFd,
+    boot_cpu: Option<&VcpuFd>,
+    trusted: bool,
+) -> Result<Counter, KvmError> {
     let tsc_khz = boot_cpu
         .map_or(Ok(0), VcpuFd::get_tsc_khz)
         .map_err(refused("tell the TSC's frequency"))?;
@@ -365,7 +388,7 @@ fn set_xcr0(fd: &VcpuFd, value: u64) {
 }
 
 /// The guest's TSC now; 0 where KVM does not tell.
-fn guest_tsc(fd: &VcpuFd) -> u64 {
+pub(super) fn guest_tsc(fd: &VcpuFd) -> u64 {
     let entry = kvm_msr_entry {
         index: MSR_TSC,
         ..Default::default()

@@ -75,6 +75,7 @@ impl Vm {
             .gdb
             .map(|server| debug(machine, server))
             .transpose()?;
+        machine.parts().iter().for_each(|(_, part)| part.go_on());
         let mut threads = Vec::new();
         for (id, counts) in machine.counts.iter().enumerate() {
             let vcpu = Vcpu::new(id, Arc::clone(machine), Arc::clone(counts));
