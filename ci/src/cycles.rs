@@ -1,4 +1,4 @@
-//! Task `cycles`: boots, ends, restarts and hotplug in a random mix, and nothing of it may hang.
+//! Task `cycles`: boots, ends, restarts, hotplug and copies in a random mix, and nothing of it may hang.
 //!
 //! # How it works
 //!
@@ -37,7 +37,7 @@ const PIECE_LIMIT: Duration = Duration::from_secs(1800);
 #[derive(Debug, Args)]
 #[command(verbatim_doc_comment)]
 pub(crate) struct CyclesArgs {
-    /// How many cycles: a boot and its end is one, and so is a restart, and a change of the processors that are on
+    /// How many cycles: a boot and its end is one, and so is a restart, a change of the processors that are on, and a copy's run
     #[arg(long, value_name = "N", default_value_t = COUNT)]
     count: u32,
     /// The mix's seed
@@ -49,6 +49,9 @@ pub(crate) struct CyclesArgs {
     /// Run guests here, on this host's /dev/kvm, and not on the reference host
     #[arg(long)]
     here: bool,
+    /// Only save direct guests and run copies of them to their end, here
+    #[arg(long)]
+    clones: bool,
 }
 
 impl Default for CyclesArgs {
@@ -58,6 +61,7 @@ impl Default for CyclesArgs {
             seed: SEED,
             json: None,
             here: false,
+            clones: false,
         }
     }
 }
@@ -133,7 +137,8 @@ pub(crate) fn run(workspace: &Workspace, args: &CyclesArgs) -> Result<()> {
     if paravane_reference_host::is_inside() {
         // A piece: nothing is built in there.
         let made = Made::find(workspace)?;
-        return session::run_all(&made, args.seed, args.count, &mut io::stdout().lock());
+        let out = &mut io::stdout().lock();
+        return session::run_all(&made, args.seed, args.count, args.clones, out);
     }
     demo::build_paravane(workspace)?;
     kernel::build(workspace, Arm::Full, None)?;
@@ -162,8 +167,8 @@ pub(crate) fn run(workspace: &Workspace, args: &CyclesArgs) -> Result<()> {
     let mut left = args.count;
     for seed in args.seed.. {
         let count = left.min(PIECE);
-        if args.here {
-            session::run_all(&made, seed, count, &mut sink)?;
+        if args.here || args.clones {
+            session::run_all(&made, seed, count, args.clones, &mut sink)?;
         } else {
             piece(workspace, seed, count, sink.clone())?;
         }

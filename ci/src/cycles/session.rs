@@ -1,5 +1,6 @@
 //! One guest after the other, each with what can be done to it.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
@@ -35,15 +36,23 @@ struct Report {
     why: Option<String>,
 }
 
-/// Runs sessions until `count` cycles are done, and writes a line of JSON for each.
-pub(super) fn run_all(made: &Made, seed: u64, count: u32, out: &mut impl Write) -> Result<()> {
+/// Runs sessions until `count` cycles are done, and writes a line of JSON for each. `clones`: copies of direct guests only.
+pub(super) fn run_all(
+    made: &Made,
+    seed: u64,
+    count: u32,
+    clones: bool,
+    out: &mut impl Write,
+) -> Result<()> {
     let mut random = Rng::with_seed(seed);
     let mut left = count;
     for index in 0.. {
         let mut guest = Guest::new(made, seed, index)?;
         let started = Instant::now();
         let most = left;
-        let (kind, result) = match random.u32(..5) {
+        let (kind, result) = match random.u32(..6) {
+            _ if clones => ("clone", guest.clones(&mut random, most, "direct")),
+            5 => ("clone", guest.clones(&mut random, most, "para")),
             0 | 1 => ("boot", guest.boot(&mut random)),
             2 => ("restart", guest.restart(&mut random, most)),
             3 => ("reset", guest.reset(&mut random, most)),
@@ -192,6 +201,33 @@ impl<'a> Guest<'a> {
         self.power_off()
     }
 
+    /// A guest that is saved while it has nothing to do, and copies of it, which all come to its end.
+    fn clones(&mut self, random: &mut Rng, most: u32, guest: &str) -> Result<()> {
+        let cpus = random.u32(1..=2);
+        let arguments = format!("--guest {guest} --cpus {cpus} --ctl SOCKET");
+        self.start(true, &arguments, "quiet -- quietly job=idle:1000")?;
+        self.until("the guest's kernel does not listen", Self::is_up)?;
+        let snapshot = self.socket.with_extension("snapshot");
+        let saved = Command::new(&self.made.paravane)
+            .arg("ctl")
+            .arg(&self.socket)
+            .arg("snapshot")
+            .arg(&snapshot)
+            .output()?;
+        if !saved.status.success() {
+            bail!("no snapshot: {}", String::from_utf8_lossy(&saved.stderr));
+        }
+        self.power_off()?;
+        for _ in 1..random.u32(10..=50).min(most) {
+            let restore = [Path::new("--restore"), &snapshot];
+            self.spawn(restore)?;
+            self.wait()?;
+            self.cycles += 1;
+        }
+        fs::remove_file(snapshot)?;
+        Ok(())
+    }
+
     /// Whether the VMM answers.
     fn answers(&mut self) -> Result<bool> {
         Ok(UnixStream::connect(&self.socket).is_ok())
@@ -227,16 +263,21 @@ impl<'a> Guest<'a> {
         };
         self.arguments = format!("{arguments} --cmdline '{cmdline}'");
         let _ = fs::remove_file(&self.socket);
-        let socket = self.socket.to_string_lossy();
-        let mut command = Command::new(&self.made.paravane);
-        command
-            .args(["run", "--host", "kvm", "--kernel"])
-            .arg(kernel);
-        command.arg("--initrd").arg(&self.made.initrd);
-        command.arg("--console-log").arg(&self.console);
-        command.args(arguments.split(' ').map(|a| a.replace("SOCKET", &socket)));
-        command.args(["--cmdline", cmdline, "--watchdog", "300"]);
-        let child = command
+        let socket = self.socket.to_string_lossy().into_owned();
+        let arguments = arguments.split(' ').map(|a| a.replace("SOCKET", &socket));
+        let mut all: Vec<OsString> = vec!["--kernel".into(), kernel.into()];
+        all.extend(["--initrd".into(), self.made.initrd.clone().into()]);
+        all.extend(["--cmdline".into(), cmdline.into()]);
+        all.extend(arguments.map(OsString::from));
+        self.spawn(all)
+    }
+
+    fn spawn(&mut self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<()> {
+        let child = Command::new(&self.made.paravane)
+            .args(["run", "--host", "kvm", "--watchdog", "300"])
+            .arg("--console-log")
+            .arg(&self.console)
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&self.errors)?)
