@@ -209,6 +209,11 @@ impl Part {
         paired(raw(base)?, raw(job)?, self.seed)
     }
 
+    /// One arm's values by another's, paired by launch.
+    pub(super) fn between_arms(&self, arm: &ArmFigures, base: &ArmFigures) -> Option<Ratio> {
+        paired(&base.raw, &arm.raw, self.seed)
+    }
+
     /// A name for links to a job's raw samples.
     pub(super) fn anchor(&self, job: &Job) -> String {
         format!("{}-{}-{}", self.host, self.suite, job.name)

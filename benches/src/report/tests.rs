@@ -189,6 +189,29 @@ fn trouble_is_compared_with_a_neighbour_that_makes_none() {
 }
 
 #[test]
+fn places_of_drivers_are_compared_with_each_other() {
+    let slow = |_: &str, arm: &str, launch| noise("", launch) * if arm == "para" { 2 } else { 1 };
+    let of = |time: &dyn Fn(&str, &str, u32) -> u64| {
+        Report::of(vec![suite_result("io", &["para", "para@kernel"], time)])
+    };
+    let report = of(&slow);
+    let (rows, verdict) = claim(&report, "H1");
+    assert!(
+        rows.contains("para/para@kernel 2.00 (2.00 to 2.00)"),
+        "{rows}"
+    );
+    assert!(verdict.starts_with("holds: 2.00"), "{verdict}");
+    assert!(
+        claim(&report, "H4")
+            .1
+            .starts_with("holds against the hosted place: 0.500")
+    );
+    assert!(claim(&report, "H5").1.starts_with("not yet testable"));
+    let same = of(&|_, arm, launch| noise(arm, launch));
+    assert!(claim(&same, "H1").1.starts_with("not shown here"));
+}
+
+#[test]
 fn drivers_are_credited_with_their_part_of_the_saving() {
     let time = |_: &str, arm: &str, launch| {
         noise("", launch)
