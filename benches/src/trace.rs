@@ -5,7 +5,8 @@
 //! The guest's init does the operation between two marks. KVM's own tracepoints (`kvm_exit`, `kvm_entry`,
 //! `kvm_userspace_exit` and what they were about) are recorded meanwhile in a buffer of their own, and what lies between
 //! the marks is the *flow*: who had the processor, for how long, and what was asked ([`flow`]). It is drawn with a lane
-//! each for guest, KVM and VMM ([`draw`]), as text or as SVG.
+//! each for guest, KVM and VMM ([`draw`]), as text or as SVG; what other threads did on the guest's behalf, a disk's or those
+//! of a driver domain, stands below the crossing that came before.
 //!
 //! Tracing costs time itself, so the times are for proportion; figures come from the benchmarks.
 
@@ -25,15 +26,16 @@ use crate::session::GuestFiles;
 #[command(
     after_help = "Operations are the words of the guest's init (benches/init/src/jobs.rs), with a number of rounds:\n\
     console:64 a line to the console · sleep:1 arm a timer, halt, wake up · fork:1 a process, its end, its wait ·\n\
-    switch:1 to another process and back · fault:1 the first touch of a page\n\
+    switch:1 to another process and back · fault:1 the first touch of a page · read:1 4 KiB from a disk\n\
     Needs root, and tracefs at /sys/kernel/tracing; the reference host has both.\n\
-    Example: paravane trace sleep:1 --svg sleep.svg"
+    Examples: paravane trace sleep:1 --svg sleep.svg\n\
+    \x20         paravane trace read:1 --arms full,para,para@driver-domain --svg read.svg"
 )]
 pub struct TraceArgs {
     /// What the guests do.
     #[arg(default_value = "console:64")]
     pub operation: String,
-    /// The two arms.
+    /// The arms.
     #[arg(
         long,
         value_delimiter = ',',

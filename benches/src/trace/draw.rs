@@ -23,6 +23,9 @@ pub(super) fn text(operation: &str, flows: &[(String, Flow)]) -> String {
                     " ".repeat(7)
                 };
                 let _ = writeln!(out, "{count} {}", path(crossing));
+                for what in &crossing.elsewhere {
+                    let _ = writeln!(out, "        ─ {what}");
+                }
             }
             let _ = writeln!(
                 out,
@@ -72,16 +75,32 @@ const LANES: [(f64, &str); 3] = [(50.0, "guest"), (260.0, "KVM"), (410.0, "VMM")
 const FLOW_WIDTH: f64 = 500.0;
 const TOP: f64 = 112.0;
 const STEP: f64 = 26.0;
+/// A line about another thread.
+const LINE: f64 = 13.0;
+
+fn rows(count: usize) -> f64 {
+    f64::from(u32::try_from(count).unwrap_or(0))
+}
 
 /// The flows as one SVG picture.
 pub(super) fn svg(operation: &str, flows: &[(String, Flow)]) -> String {
-    let rows = |flow: &Flow| {
-        let runs = fold(&flow.crossings);
-        let rows: usize = runs.iter().take(MOST).map(|run| run.turn.len() + 1).sum();
-        u32::try_from(rows).unwrap_or(0)
+    let lines = |run: &Run| {
+        run.turn
+            .iter()
+            .map(|crossing| crossing.elsewhere.len())
+            .sum()
     };
-    let most = flows.iter().map(|(_, flow)| rows(flow)).max().unwrap_or(0);
-    let height = TOP + f64::from(most + 2) * STEP;
+    let tall = |flow: &Flow| {
+        let runs = fold(&flow.crossings);
+        let runs = runs.iter().take(MOST);
+        runs.map(|run| rows(run.turn.len() + 1) * STEP + rows(lines(run)) * LINE)
+            .sum()
+    };
+    let most = flows
+        .iter()
+        .map(|(_, flow)| tall(flow))
+        .fold(0.0_f64, f64::max);
+    let height = TOP + most + 2.0 * STEP;
     let count = u32::try_from(flows.len()).unwrap_or(1);
     let width = FLOW_WIDTH * f64::from(count);
     let markup = html! {
@@ -129,8 +148,13 @@ fn turn(run: &Run, y: &mut f64, guest: f64, kvm: f64, vmm: f64) -> maud::Markup 
     let top = *y - 14.0;
     let mut arrows = Vec::new();
     for crossing in &run.turn {
-        arrows.push((*y, label(crossing), crossing.to_vmm.clone()));
-        *y += STEP;
+        arrows.push((
+            *y,
+            label(crossing),
+            crossing.to_vmm.clone(),
+            &crossing.elsewhere,
+        ));
+        *y += STEP + LINE * rows(crossing.elsewhere.len());
     }
     let back = *y - STEP + 10.0;
     let out = run.turn.iter().any(|crossing| crossing.to_vmm.is_some());
@@ -138,12 +162,15 @@ fn turn(run: &Run, y: &mut f64, guest: f64, kvm: f64, vmm: f64) -> maud::Markup 
     let from = if out { vmm } else { kvm };
     *y += STEP;
     html! {
-        @for (at, text, exit) in arrows {
+        @for (at, text, exit, elsewhere) in arrows {
             (arrow(guest, kvm, at))
             text.call x=(guest + 8.0) y=(at - 4.0) { (text) }
             @if let Some(exit) = exit {
                 (arrow(kvm, vmm, at))
                 text.call x=(kvm + 8.0) y=(at - 4.0) { (exit.trim_start_matches("KVM_EXIT_")) }
+            }
+            @for (index, what) in elsewhere.iter().enumerate() {
+                text.note x=(vmm + 60.0) y=(at + LINE * rows(index + 1)) text-anchor="end" { (what) }
             }
         }
         g.back { (arrow(from, guest, back)) }
@@ -177,6 +204,7 @@ mod tests {
             guest_us: 3.0,
             away_us: 80.0,
             injected: 0,
+            elsewhere: vec!["disk: pread64".into()],
         };
         Flow {
             crossings: vec![crossing; 64],
@@ -201,6 +229,7 @@ mod tests {
             text.contains("   64 × guest ─ io: OUT 0x3f8 '<' → KVM ─ KVM_EXIT_IO → VMM"),
             "{text}"
         );
+        assert!(text.contains("─ disk: pread64") && svg("x", &flows).contains(">disk: pread64<"));
         assert!(
             text.contains("64 exits, 64 of them to the VMM; 5312 µs in all, 5120 µs"),
             "{text}"

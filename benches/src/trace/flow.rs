@@ -5,6 +5,8 @@ use serde::Serialize;
 /// One line of the trace.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Event {
+    /// The thread, `vcpu0-99`.
+    pub(super) task: String,
     /// Microseconds.
     pub(super) at: f64,
     pub(super) name: String,
@@ -26,6 +28,8 @@ pub(super) struct Crossing {
     pub(super) away_us: f64,
     /// Interrupts that were injected on the way back.
     pub(super) injected: u32,
+    /// What the VMM asked its host for, and what other threads did from then on until the next one: `disk: pread64`.
+    pub(super) elsewhere: Vec<String>,
 }
 
 /// One operation.
@@ -48,8 +52,10 @@ pub(super) fn parse(trace: &str) -> Vec<Event> {
         let at: f64 = head.split_ascii_whitespace().next_back()?.parse().ok()?;
         let (name, text) = rest.split_once(':')?;
         Some(Event {
+            task: head.split_ascii_whitespace().next()?.to_owned(),
             at: at * 1e6,
-            name: name.to_owned(),
+            // A system call has its arguments' names behind its own.
+            name: name.split('(').next()?.to_owned(),
             text: text.trim().to_owned(),
         })
     };
@@ -65,11 +71,13 @@ pub(super) fn between_marks(events: &[Event]) -> Option<Flow> {
         })
     };
     let (begin, end) = (mark(BEGIN)?, mark(END)?);
+    // The thread of the guest's processor; what others do is on its behalf.
+    let vcpu = &events.get(begin)?.task;
     // The operation begins when the guest goes on after its mark.
-    let entry = |event: &Event| event.name == "kvm_entry";
+    let entry = |event: &Event| event.name == "kvm_entry" && event.task == *vcpu;
     let first = begin + events.get(begin..end)?.iter().position(entry)?;
     // The exit of the second mark is not the operation's.
-    let exit = |event: &Event| event.name == "kvm_exit";
+    let exit = |event: &Event| event.name == "kvm_exit" && event.task == *vcpu;
     let last = events.get(..end)?.iter().rposition(exit)?;
     let mut crossings: Vec<Crossing> = Vec::new();
     let mut entered = events.get(first)?.at;
@@ -77,6 +85,11 @@ pub(super) fn between_marks(events: &[Event]) -> Option<Flow> {
     let mut left: Option<f64> = None;
     for event in events.get(first..last)? {
         match event.name.as_str() {
+            _ if event.task != *vcpu => {
+                if let (Some(what), Some(crossing)) = (other(event), crossings.last_mut()) {
+                    crossing.elsewhere.push(what);
+                }
+            }
             "kvm_entry" => {
                 if let (Some(left), Some(crossing)) = (left.take(), crossings.last_mut()) {
                     crossing.away_us = event.at - left;
@@ -92,6 +105,7 @@ pub(super) fn between_marks(events: &[Event]) -> Option<Flow> {
                     guest_us: event.at - entered,
                     away_us: 0.0,
                     injected: 0,
+                    elsewhere: Vec::new(),
                 });
             }
             name => {
@@ -105,11 +119,25 @@ pub(super) fn between_marks(events: &[Event]) -> Option<Flow> {
     Some(Flow { crossings, took_us })
 }
 
+/// What another thread did, if it is worth a word: a system call, or a way out of another guest.
+fn other(event: &Event) -> Option<String> {
+    let (thread, _) = event.task.rsplit_once('-')?;
+    if event.name == "kvm_exit" {
+        return Some(format!(
+            "{thread}: exit, {}",
+            word_after(&event.text, "reason")
+        ));
+    }
+    let call = event.name.strip_prefix("sys_")?;
+    Some(format!("{thread}: {call}"))
+}
+
 /// Adds to a crossing what a further line says about it.
 fn note(crossing: &mut Crossing, name: &str, text: &str) {
     match name {
         "kvm_userspace_exit" => crossing.to_vmm = Some(word_after(text, "reason").to_owned()),
         "kvm_inj_virq" => crossing.injected += 1,
+        _ if name.starts_with("sys_") => crossing.elsewhere.push(name.replacen("sys_", "VMM: ", 1)),
         _ if !crossing.what.is_empty() => {}
         "kvm_pio" => crossing.what = port(text),
         "kvm_msr" => crossing.what = msr(text),
@@ -267,6 +295,9 @@ mod tests {
   vcpu0-99 [000] d.... 10.000190: kvm_entry: vcpu 0, rip 0x4\n\
   vcpu0-99 [000] ..... 10.000200: kvm_exit: vcpu 0 reason io rip 0x5 info1 0x3f80011\n\
   vcpu0-99 [000] ..... 10.000210: kvm_pio: pio_write at 0x3f8 size 1 count 1 val 0x61\n\
+  disk-98 [000] ..... 10.000215: sys_pread64(fd: 7, buf: 7f00, count: 1000, pos: 0)\n\
+  disk-98 [000] ..... 10.000216: sys_pread64 -> 0x1000\n\
+  vcpu0-90 [000] ..... 10.000217: kvm_exit: vcpu 0 reason hlt rip 0x1\n\
   vcpu0-99 [000] ..... 10.000220: kvm_userspace_exit: reason KVM_EXIT_IO (2)\n\
   vcpu0-99 [000] ..... 10.000230: kvm_inj_virq: IRQ 0xec\n\
   vcpu0-99 [000] d.... 10.000240: kvm_entry: vcpu 0, rip 0x6\n\
@@ -283,6 +314,10 @@ mod tests {
         assert_eq!(first.to_vmm.as_deref(), Some("KVM_EXIT_IO"));
         assert!((first.guest_us - 50.0).abs() < 0.5 && (first.away_us - 40.0).abs() < 0.5);
         assert_eq!(flow.crossings[1].injected, 1);
+        assert_eq!(
+            flow.crossings[1].elsewhere,
+            ["disk: pread64", "vcpu0: exit, hlt"]
+        );
     }
 
     #[test]
@@ -308,6 +343,7 @@ mod tests {
             guest_us: 1.0,
             away_us: 2.0,
             injected: 0,
+            elsewhere: Vec::new(),
         };
         let line = [
             "IN 0x3fd",

@@ -8,6 +8,8 @@ use anyhow::Context as _;
 
 use crate::arm::Arm;
 use crate::experiment::Experiment;
+use crate::job::suite;
+use crate::launch::Launcher;
 use crate::session::{GuestFiles, launcher};
 
 /// Where the kernel keeps its trace buffers.
@@ -26,6 +28,18 @@ const EVENTS: [&str; 11] = [
     "kvm_page_fault",
     "kvm_inj_virq",
     "kvm_hypercall",
+];
+
+/// What the VMM's other threads do for a device: a kernel without such tracepoints is traced without them.
+const CALLS: [&str; 8] = [
+    "pread64",
+    "pwrite64",
+    "preadv",
+    "pwritev",
+    "readv",
+    "writev",
+    "fdatasync",
+    "write",
 ];
 
 /// KiB of buffer for each CPU: a boot with messages fits.
@@ -53,6 +67,9 @@ impl Buffer {
         for event in EVENTS {
             // A kernel without one of them is traced without it.
             let _ = buffer.write(&format!("events/kvm/{event}/enable"), "1");
+        }
+        for call in CALLS {
+            let _ = buffer.write(&format!("events/syscalls/sys_enter_{call}/enable"), "1");
         }
         Ok(buffer)
     }
@@ -97,7 +114,13 @@ pub(super) fn record(
         until: None,
         smoke: false,
     };
-    let launcher = launcher(files, &experiment, std::slice::from_ref(arm))?;
+    // A request to a device takes the device that the benchmark of it has.
+    let work = operation.split(':').next();
+    let job = suite("io").find(|job| job.work.as_deref() == work);
+    let launcher = Launcher {
+        disk_mib: job.map_or(0, |job| job.disk),
+        ..launcher(files, &experiment, std::slice::from_ref(arm))?
+    };
     let end = if arm.is_para() { "poweroff" } else { "restart" };
     let cmdline = format!("quiet -- job={operation} end={end}");
     let buffer = Buffer::new()?;
