@@ -263,6 +263,13 @@ pub(crate) struct RunArgs {
     /// in place of 20; elsewhere it saves loading page tables.
     #[arg(long)]
     no_user_isolation: bool,
+    /// Carry out in the VMM what a kernel executes and this host's KVM cannot emulate: for hosts whose KVM is software, with
+    /// --host kvm.
+    ///
+    /// An unmodified kernel then gets further than KVM alone would bring it, correctly and very slowly: at CPL 0 an instruction takes a
+    /// microsecond, and one that KVM does not know some tens. An instruction that the VMM does not know either ends the run and is named.
+    #[arg(long)]
+    complete: bool,
     /// Where the guest runs.
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) host: Host,
@@ -386,6 +393,7 @@ impl RunArgs {
             dedicated: self.dedicated,
             facilities: FacilitySet::parse(&self.pv)?,
             entry: self.entry,
+            complete: self.complete,
             users: if self.no_user_isolation {
                 Users::Shared
             } else {

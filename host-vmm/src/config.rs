@@ -299,6 +299,8 @@ pub struct Config {
     pub facilities: FacilitySet,
     /// How the kernel is entered.
     pub entry: Entry,
+    /// The VMM carries out what KVM cannot emulate.
+    pub complete: bool,
     /// Where users of a direct guest are.
     pub users: Users,
     /// Disks, in the order in which the guest finds them.
@@ -448,6 +450,7 @@ impl Config {
             dedicated: false,
             facilities: FacilitySet::default(),
             entry: Entry::Linux64,
+            complete: false,
             users: Users::default(),
             disks: Vec::new(),
             net: None,
@@ -532,7 +535,13 @@ impl Config {
             Profile::KvmPv => MmioBus::cmdline(self.virtio_devices()),
             _ => String::new(),
         };
-        format!("{ours}{root}{devices} {}", self.cmdline)
+        // Completion knows the standard form of extended state alone.
+        let known = if self.complete {
+            " clearcpuid=xsavec,xsaves"
+        } else {
+            ""
+        };
+        format!("{ours}{root}{devices}{known} {}", self.cmdline)
             .trim_end()
             .to_owned()
     }

@@ -20,6 +20,7 @@
 pub mod awkward;
 pub mod boot;
 pub mod clock_watch;
+pub mod complete;
 pub mod config;
 pub mod confine;
 pub mod conformance;

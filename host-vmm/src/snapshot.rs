@@ -294,6 +294,7 @@ impl SavedConfig {
             vcpus,
             dedicated,
             users,
+            complete,
             facilities,
             entry,
             disks,
@@ -303,6 +304,12 @@ impl SavedConfig {
             watchdog: _,
             awkward: _,
         } = config;
+        if *complete {
+            // What completion has changed in the guest's kernel is not in a snapshot.
+            let reason =
+                "a guest whose instructions the VMM completes (--complete) cannot be saved";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+        }
         let disk = |spec: &DiskSpec| {
             Ok(SavedDisk {
                 file: Named::look(&spec.path)?,

@@ -19,6 +19,7 @@ use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use paravane_abi::call::CallId;
 
 use crate::boot;
+use crate::complete::Completer;
 use crate::confine;
 use crate::device::{PortAction, uart};
 use crate::pause::{Pause, Place};
@@ -52,6 +53,8 @@ enum Then {
     Debug(kvm_debug_exit_arch),
     /// A byte to the doorbell: nothing, or a breakpoint.
     DoorbellByte,
+    /// KVM does not know the instruction.
+    Complete,
     /// The vCPU's own registers belong into the message.
     Die(Outcome, String),
 }
@@ -159,6 +162,7 @@ impl Vcpu {
                 None => return,
             }
         }
+        let mut completer = machine.config().complete.then(Completer::default);
         while !machine.is_stopping() {
             // Before it parks it goes into KVM and out again: the last exit is then complete, and the registers are
             // where whoever looks at them expects them.
@@ -192,6 +196,15 @@ impl Vcpu {
                 Then::Mark(code) => machine.mark(code),
                 Then::Debug(exit) => self.debug(&fd, &exit),
                 Then::DoorbellByte => self.look_for_breakpoint(&mut fd),
+                Then::Complete => {
+                    let done = completer.as_mut().map(|it| it.complete(machine, &fd));
+                    let message = match done {
+                        Some(Ok(())) => continue,
+                        Some(Err(error)) => error.to_string(),
+                        None => NOT_EMULATED.to_owned(),
+                    };
+                    fd = self.die(machine, fd, Outcome::Error, &message);
+                }
                 Then::Die(outcome, message) => fd = self.die(machine, fd, outcome, &message),
             }
         }
@@ -278,7 +291,7 @@ impl Vcpu {
             }
             VcpuExit::InternalError => {
                 counts.exit_at(Exit::Other, Step::Other);
-                Then::Die(Outcome::Error, NOT_EMULATED.to_owned())
+                Then::Complete
             }
             VcpuExit::Debug(exit) => {
                 counts.exit_at(Exit::Other, Step::Other);

@@ -1,0 +1,148 @@
+//! Instructions on general registers and flags.
+
+use iced_x86::{Instruction, Mnemonic};
+
+use super::Stopped;
+use super::operand::{Fault, write_register};
+
+const CARRY: u64 = 0x1;
+const ZERO: u64 = 0x40;
+/// Carry, parity, adjust, zero, sign and overflow.
+const ARITHMETIC: u64 = 0x8d5;
+const DIRECTION: u64 = 0x400;
+const ALIGNMENT_CHECK: u64 = 0x4_0000;
+
+/// How many bits are set, and the flags after that.
+fn population_count(value: u64, flags: u64) -> (u64, u64) {
+    let zero = if value == 0 { ZERO } else { 0 };
+    (value.count_ones().into(), flags & !ARITHMETIC | zero)
+}
+
+/// Trailing zeroes of `bits` bits, and the flags after that; those that are undefined stay.
+fn trailing_zeroes(value: u64, bits: u32, flags: u64) -> (u64, u64) {
+    let count = value.trailing_zeros().min(bits);
+    let carry = if value == 0 { CARRY } else { 0 };
+    let zero = if count == 0 { ZERO } else { 0 };
+    (count.into(), flags & !(CARRY | ZERO) | carry | zero)
+}
+
+/// CMPXCHG16B: what memory has after it, and registers and flags if that is not what it had.
+fn compare_and_exchange(memory: u128, expected: u128, new: u128, flags: u64) -> (u128, u128, u64) {
+    if memory == expected {
+        (new, expected, flags | ZERO)
+    } else {
+        (memory, memory, flags & !ZERO)
+    }
+}
+
+const fn pair(high: u64, low: u64) -> u128 {
+    (high as u128) << 64 | low as u128
+}
+
+fn halves(value: u128) -> (u64, u64) {
+    let bytes = value.to_le_bytes();
+    let (words, _) = bytes.as_chunks();
+    (u64::from_le_bytes(words[1]), u64::from_le_bytes(words[0]))
+}
+
+impl Stopped<'_> {
+    /// Carries out an instruction on registers and memory.
+    pub(super) fn carry_out(&mut self, instruction: &Instruction) -> Result<(), Fault> {
+        match instruction.mnemonic() {
+            Mnemonic::Clac => self.regs.rflags &= !ALIGNMENT_CHECK,
+            Mnemonic::Stac => self.regs.rflags |= ALIGNMENT_CHECK,
+            Mnemonic::Cld => self.regs.rflags &= !DIRECTION,
+            Mnemonic::Nop | Mnemonic::Endbr64 => {}
+            // It clears the processor's buffers: KVM's business.
+            Mnemonic::Verw => self.regs.rflags |= ZERO,
+            Mnemonic::Popcnt | Mnemonic::Tzcnt => {
+                let value = self.value(instruction, 1)?;
+                let to = instruction.op_register(0);
+                let bits = u32::try_from(8 * to.size()).unwrap_or(64);
+                let (result, flags) = match instruction.mnemonic() {
+                    Mnemonic::Popcnt => population_count(value, self.regs.rflags),
+                    _ => trailing_zeroes(value, bits, self.regs.rflags),
+                };
+                write_register(&mut self.regs, to, result)?;
+                self.regs.rflags = flags;
+            }
+            Mnemonic::Cmpxchg16b => {
+                let address = self.address(instruction, 0)?;
+                let mut bytes = [0; 16];
+                self.read(address, &mut bytes)?;
+                let r = &self.regs;
+                let (memory, loaded, flags) = compare_and_exchange(
+                    u128::from_le_bytes(bytes),
+                    pair(r.rdx, r.rax),
+                    pair(r.rcx, r.rbx),
+                    r.rflags,
+                );
+                // The instruction writes in any case.
+                self.write(address, &memory.to_le_bytes())?;
+                (self.regs.rdx, self.regs.rax) = halves(loaded);
+                self.regs.rflags = flags;
+            }
+            _ => return Err(Fault::Unknown),
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::arch::asm;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// The flags after an instruction.
+    macro_rules! flags_after {
+        ($instruction:literal, $($operands:tt)*) => {{
+            let flags: u64;
+            // SAFETY: the instruction changes flags and what its operands say; the stack is as before.
+            unsafe { asm!($instruction, "pushfq", "pop {flags}", flags = out(reg) flags, $($operands)*) };
+            flags
+        }};
+    }
+
+    proptest! {
+        #[test]
+        fn popcnt_does_as_the_processor_does(value in prop_oneof![any::<u64>(), Just(0)]) {
+            let result: u64;
+            let flags = flags_after!("popcnt {result}, {value}", result = out(reg) result, value = in(reg) value);
+            let (ours, our_flags) = population_count(value, ARITHMETIC);
+            prop_assert_eq!((ours, our_flags), (result, flags & ARITHMETIC));
+        }
+
+        #[test]
+        fn tzcnt_does_as_the_processor_does(shift in 0_u32..=64, value: u64) {
+            let value = value.checked_shl(shift).unwrap_or(0);
+            let result: u64;
+            let flags = flags_after!("tzcnt {result}, {value}", result = out(reg) result, value = in(reg) value);
+            let (ours, our_flags) = trailing_zeroes(value, 64, 0);
+            prop_assert_eq!((ours, our_flags), (result, flags & (CARRY | ZERO)));
+        }
+
+        #[test]
+        fn cmpxchg16b_does_as_the_processor_does(memory: u128, other: u128, new: u128, equal: bool) {
+            #[repr(align(16))]
+            struct Aligned(u128);
+            let expected = if equal { memory } else { other };
+            let mut place = Aligned(memory);
+            let ((mut high, mut low), (new_high, new_low)) = (halves(expected), halves(new));
+            // RBX is the compiler's own, so it is exchanged for a while.
+            let flags = flags_after!(
+                "xchg {new}, rbx\n cmpxchg16b [{place}]\n mov rbx, {new}",
+                place = in(reg) &raw mut place.0,
+                new = inout(reg) new_low => _,
+                inout("rdx") high,
+                inout("rax") low,
+                in("rcx") new_high,
+            );
+            let (after, loaded, our_flags) = compare_and_exchange(memory, expected, new, 0);
+            prop_assert_eq!((after, loaded), (place.0, pair(high, low)));
+            prop_assert_eq!(our_flags, flags & ZERO);
+        }
+    }
+}
