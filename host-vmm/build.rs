@@ -15,8 +15,8 @@ fn var(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("Cargo sets {name}"))
 }
 
-/// Compiles the guest in folder `guest` to `file`, to be entered at `entry`.
-fn build(guest: &Path, file: &str, entry: &str) {
+/// Compiles `source` of the guests in folder `guest` to `file`, to be entered at `entry`.
+fn build(guest: &Path, source: &str, file: &str, entry: &str) {
     let mut command = Command::new(var("RUSTC"));
     command.args(["--edition", "2024", "--crate-name", "paravane_bare_metal"]);
     command.args([
@@ -38,7 +38,7 @@ fn build(guest: &Path, file: &str, entry: &str) {
     }
     command.arg("-o").arg(Path::new(&var("OUT_DIR")).join(file));
     let status = command
-        .arg(guest.join("src/main.rs"))
+        .arg(guest.join("src").join(source))
         .status()
         .expect("the compiler that Cargo named can be started");
     assert!(
@@ -51,8 +51,10 @@ fn main() {
     let root = Path::new(&var("CARGO_MANIFEST_DIR")).join("..");
     let guest = root.join("benches/bare-metal");
     // Entered at a call table that the VMM has written, or at the steps of the guest's own.
-    build(&guest, "bare-metal", "entry");
-    build(&guest, "conformance-guest", "conform");
+    build(&guest, "main.rs", "bare-metal", "entry");
+    build(&guest, "main.rs", "conformance-guest", "conform");
+    // What `driver_domain` embeds.
+    build(&guest, "driver.rs", "driver-domain", "entry");
     let registry = root.join("hypercall-abi/src/abi/registry.rs");
     for path in [Path::new("build.rs"), &guest, &registry] {
         println!("cargo:rerun-if-changed={}", path.display());

@@ -9,6 +9,7 @@ use paravane_abi::registry as reg;
 
 use crate::device::ide::DISKS_MAX;
 use crate::disk::DiskSpec;
+use crate::driver_domain::channel;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 use crate::net::NetSpec;
 use crate::switcher::{self, Users};
@@ -85,6 +86,8 @@ pub enum Io {
     Hosted,
     /// In the host's kernel, as in a hypervisor that has its drivers: the network only, over a TAP device (vhost-net).
     Kernel,
+    /// In another guest that owns the disks, as under a microkernel hypervisor: the disks only.
+    DriverDomain,
 }
 
 /// The facilities that a para guest finds, and whether its submission rings can be exitless.
@@ -382,6 +385,14 @@ pub enum ConfigError {
         "--io kernel is for a virtio network device: use --guest kvm-pv or para with --net tap=NAME"
     )]
     NoKernelIo,
+    /// `--io driver-domain` for a guest without such a device.
+    #[error(
+        "--io driver-domain is for virtio disks: use --guest kvm-pv, para or direct with --disk FILE"
+    )]
+    NoDomainIo,
+    /// More memory than a driver domain can reach.
+    #[error("a driver domain reaches {} MiB of its guest's memory; use no more (--memory)", channel::WINDOW_MAX >> 20)]
+    DomainMemory,
     /// More disks than a guest has places for.
     #[error("{disks} disks cannot be: a {profile} guest takes {most} (--disk)")]
     TooManyDisks {
@@ -500,6 +511,14 @@ impl Config {
         let has_tap = matches!(self.net, Some(NetSpec::Tap { .. }));
         if self.io == Io::Kernel && (self.profile == Profile::Full || !has_tap) {
             return Err(ConfigError::NoKernelIo);
+        }
+        if self.io == Io::DriverDomain {
+            if self.profile == Profile::Full || self.disks.is_empty() {
+                return Err(ConfigError::NoDomainIo);
+            }
+            if self.memory_mib > channel::WINDOW_MAX >> 20 {
+                return Err(ConfigError::DomainMemory);
+            }
         }
         let (disks, most) = (self.disks.len(), self.profile.disks_max());
         if disks > most {

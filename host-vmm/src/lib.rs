@@ -31,6 +31,7 @@ pub mod ctl;
 pub mod device;
 pub mod disk;
 pub mod doctor;
+pub mod driver_domain;
 pub mod end;
 pub mod event_loop;
 pub mod fleet;

@@ -4,6 +4,7 @@
 //! bytes that have been copied, or as an error; never as a reference or a pointer.
 
 use std::fs::File;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kvm_bindings::kvm_userspace_memory_region;
@@ -86,6 +87,9 @@ pub struct Memory {
     bytes: u64,
     /// What nobody has written to is a file's.
     is_file: bool,
+    /// The guest's whose memory is mapped here, too.
+    #[expect(dead_code, reason = "it keeps the mapping alive")]
+    shared: Option<Arc<Self>>,
 }
 
 /// Where the regions of so many bytes of RAM begin, and how long they are.
@@ -124,6 +128,7 @@ impl Memory {
             mmap,
             bytes,
             is_file: false,
+            shared: None,
         })
     }
 
@@ -156,6 +161,42 @@ impl Memory {
             mmap,
             bytes,
             is_file: true,
+            shared: None,
+        })
+    }
+
+    /// The same with `other`'s RAM from address `at` on, where nothing is: both guests then have it.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::Map`].
+    pub fn with_window(self, at: u64, other: &Self) -> Result<Self, MemoryError> {
+        let mib = other.bytes >> 20;
+        let mut mmap = self.mmap;
+        for region in other.mmap.iter() {
+            // SAFETY: the range is a live mapping of `other`'s, which `shared` keeps for as long as this memory.
+            let same = unsafe {
+                MmapRegion::build_raw(
+                    region.as_ptr(),
+                    region.size(),
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE,
+                )
+            };
+            let start = GuestAddress(at + region.start_addr().0);
+            let region = same.ok().and_then(|same| GuestRegionMmap::new(same, start));
+            let inserted = region.map(|region| mmap.insert_region(Arc::new(region)));
+            let Some(Ok(with)) = inserted else {
+                let reason = format!("there is no room for it at {at:#x}");
+                return Err(MemoryError::Map { mib, reason });
+            };
+            mmap = with;
+        }
+        Ok(Self {
+            mmap,
+            bytes: self.bytes,
+            is_file: self.is_file,
+            shared: Some(Arc::new(other.clone())),
         })
     }
 

@@ -13,7 +13,9 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{kvm_cpuid_entry2, kvm_msi, kvm_regs};
+use kvm_bindings::{
+    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_msi, kvm_regs,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,6 +28,7 @@ use crate::crash::Symbols;
 use crate::device::Ports;
 use crate::device::mark::MARKS_MAX;
 use crate::disk::DiskError;
+use crate::driver_domain::DriverDomain;
 use crate::end::End;
 use crate::gdb::debugger::Debugger;
 use crate::kvm::counters::Counters;
@@ -83,7 +86,7 @@ pub enum VmError {
     },
 }
 
-fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
+pub(crate) fn host(what: &'static str) -> impl FnOnce(io::Error) -> VmError {
     move |reason| VmError::Host { what, reason }
 }
 
@@ -106,6 +109,8 @@ pub struct Machine {
     ports: Ports,
     virtio: MmioBus,
     dev: Option<Arc<Dev>>,
+    /// Who serves its disks, where it is another guest.
+    domain: Option<Arc<DriverDomain>>,
     pv: Paravirt,
     rings: Option<Arc<RingConsole>>,
     clock: Option<Arc<Clock>>,
@@ -150,6 +155,28 @@ pub(crate) fn raise(vm: &VmFd, target: EventTarget) {
     let _ = vm.signal_msi(message(target));
 }
 
+/// Tells KVM which interrupt each line is, of those that have no interrupt controller.
+pub(crate) fn route(
+    vm: &VmFd,
+    lines: impl IntoIterator<Item = (u32, EventTarget)>,
+) -> Result<(), KvmError> {
+    let routes = lines.into_iter().map(|(gsi, target)| {
+        let msi = message(target);
+        let mut route = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_MSI,
+            ..Default::default()
+        };
+        route.u.msi.address_lo = msi.address_lo;
+        route.u.msi.data = msi.data;
+        route
+    });
+    let routes = KvmIrqRouting::from_entries(&routes.collect::<Vec<_>>())
+        .map_err(|_| KvmError::Capability("interrupt routes"))?;
+    vm.set_gsi_routing(&routes)
+        .map_err(refused("route a device's interrupt"))
+}
+
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
@@ -187,6 +214,18 @@ impl Machine {
     #[must_use]
     pub fn virtio(&self) -> &MmioBus {
         &self.virtio
+    }
+
+    /// KVM's side of it.
+    #[must_use]
+    pub fn vm(&self) -> &VmFd {
+        &self.vm
+    }
+
+    /// Devices in a table, where the guest has facility dev.
+    #[must_use]
+    pub fn dev(&self) -> Option<&Dev> {
+        self.dev.as_deref()
     }
 
     /// What the run is.
@@ -351,7 +390,8 @@ impl Machine {
     /// What the virtio devices have done.
     fn unit_stats(&self) -> Vec<UnitStats> {
         let dev = self.dev.iter().flat_map(|dev| dev.stats());
-        self.virtio.stats().chain(dev).collect()
+        let served = self.domain.iter().flat_map(|d| d.machine().unit_stats());
+        self.virtio.stats().chain(dev).chain(served).collect()
     }
 
     /// Ends the virtio devices' work: guest memory stays as it is.

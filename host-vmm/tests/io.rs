@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
 
@@ -17,6 +18,11 @@ const GUESTS: [(&str, &str, &str); 2] =
 
 /// What the guest does with its network. There is no init but busybox.
 const PING: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B ifconfig eth0 10.9.0.2 up; $B ping -c 4 10.9.0.1; $B END -f";
+
+/// What it does with a disk, which has a file `in`.
+const COPY: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B mount -t ext4 /dev/vda /m; for n in 1 2 3 4 5 6; do \
+     $B cp /m/in /m/out; $B sync; echo copied $n; done; $B umount /m; $B mount -t ext4 /dev/vda /m && $B cmp /m/in /m/out && \
+     echo copy is good; $B umount /m; $B END -f";
 
 /// What the script begins with: a network, and how a guest is run, paused once it has printed something, and waited for.
 const BEGIN: &str = r#"ip tuntap add paravane0 mode tap && ip addr add 10.9.0.1/24 dev paravane0 && ip link set paravane0 up
@@ -42,6 +48,13 @@ fn folder() -> Option<&'static Path> {
     }
 }
 
+/// The content of the file `in`.
+fn content() -> Vec<u8> {
+    (0..100_000_u32)
+        .flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_le_bytes())
+        .collect()
+}
+
 fn run() -> Result<PathBuf, String> {
     let initrd = paravane_reference_host::built("initramfs/guest.cpio", "initramfs")?;
     paravane_reference_host::built("reference-host/current", "reference-host")?;
@@ -61,6 +74,21 @@ fn run() -> Result<PathBuf, String> {
             "--guest {guest} --kernel '{}' --initrd '{}'",
             kernel.display(),
             initrd.display()
+        );
+        fs::create_dir_all(folder.join("root")).unwrap();
+        fs::write(folder.join("root/in"), content()).unwrap();
+        let disk = folder.join(format!("{guest}.img"));
+        let made = Command::new("mkfs.ext4")
+            .args(["-q", "-d"])
+            .arg(folder.join("root"))
+            .arg(&disk)
+            .arg("24M")
+            .status();
+        assert!(made.expect("e2fsprogs is installed").success());
+        let init = COPY.replace("END", end);
+        script += &format!(
+            "guest {guest}.driver-domain 'copied 2' {image} --io driver-domain --disk {guest}.img \
+             --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
         );
         for io in ["hosted", "kernel"] {
             let init = PING.replace("END", end);
@@ -108,5 +136,29 @@ fn the_hosts_kernel_moves_frames_and_the_vmm_does_not() {
         };
         assert!(requests("hosted") >= 8, "{guest}");
         assert_eq!(requests("kernel"), 0, "{guest}");
+    }
+}
+
+#[test]
+fn another_guest_serves_the_disk_and_what_is_written_is_in_its_file() {
+    let Some(folder) = folder() else { return };
+    for (guest, ..) in GUESTS {
+        let stats = stats(folder, &format!("{guest}.driver-domain"), "copy is good");
+        let [guests, domains] = [0, 1].map(|n| stats["devices"][n]["requests"].as_u64().unwrap());
+        assert!(guests == 0 && domains > 10, "{stats}");
+        let image = folder.join(format!("{guest}.img"));
+        let check = Command::new("e2fsck")
+            .arg("-fn")
+            .arg(&image)
+            .output()
+            .unwrap();
+        assert!(check.status.success(), "{guest}: {check:?}");
+        let copy = folder.join("copy");
+        let request = format!("dump out {}", copy.display());
+        let dumped = Command::new("debugfs")
+            .args(["-R", &request])
+            .arg(&image)
+            .output();
+        assert!(fs::read(&copy).unwrap() == content(), "{guest}: {dumped:?}");
     }
 }

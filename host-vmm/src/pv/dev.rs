@@ -7,7 +7,6 @@ use std::mem::{offset_of, size_of};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{IoEventAddress, VmFd};
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallResult, Status};
@@ -29,7 +28,7 @@ use crate::virtio::poll::Poll;
 use crate::virtio::queue::{QUEUE_MAX, QueueError, QueueSetup};
 use crate::virtio::unit::{Interrupt, Unit, UnitStats};
 use crate::virtio::{CONFIG_MAX, Device, QUEUES_MAX};
-use crate::vm::{VmError, message, raise};
+use crate::vm::{VmError, raise, route};
 
 /// The doorbell of all devices. No PC has a device there.
 pub const DOORBELL_PORT: u16 = 0x78;
@@ -155,23 +154,17 @@ impl Dev {
 
     /// Tells KVM which message the line of each lent device is.
     fn route(&self) -> Result<(), KvmError> {
-        let routes = (0_u32..).zip(&self.slots).filter_map(|(gsi, slot)| {
+        let routes = (0_u32..).zip(&self.slots).filter_map(|(number, slot)| {
             slot.message.line.as_ref()?;
-            let msi = message(slot.message.event.target()?);
-            let mut route = kvm_irq_routing_entry {
-                gsi,
-                type_: KVM_IRQ_ROUTING_MSI,
-                ..Default::default()
-            };
-            route.u.msi.address_lo = msi.address_lo;
-            route.u.msi.__bindgen_anon_1 = Default::default();
-            route.u.msi.data = msi.data;
-            Some(route)
+            Some((number, slot.message.event.target()?))
         });
-        let routes = KvmIrqRouting::from_entries(&routes.collect::<Vec<_>>())
-            .map_err(|_| KvmError::Capability("interrupt routes"))?;
-        let refusal = refused("route a device's interrupt");
-        self.vm.set_gsi_routing(&routes).map_err(refusal)
+        route(&self.vm, routes)
+    }
+
+    /// Device number `number`.
+    #[must_use]
+    pub fn unit(&self, number: u32) -> Option<&Unit> {
+        self.slot(number.into()).ok().map(|slot| &slot.unit)
     }
 
     fn slot(&self, number: u64) -> Result<&Slot, Status> {

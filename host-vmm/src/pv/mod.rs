@@ -185,6 +185,12 @@ impl Paravirt {
         }
     }
 
+    /// What it has.
+    #[must_use]
+    pub fn facilities(&self) -> FacilitySet {
+        self.set
+    }
+
     /// The same with submission rings in `memory`, if they are in the set: one for each of `vcpus`.
     /// `end`, `pause`: see [`Rings::new`].
     #[must_use]

@@ -20,6 +20,7 @@ use crate::device::ide::{self, Ide};
 use crate::device::ne2000::{self, Ne2000};
 use crate::device::uart::{self, Uart};
 use crate::disk::Disk;
+use crate::driver_domain::DriverDomain;
 use crate::end::End;
 use crate::kvm::counters::Counters;
 use crate::kvm::cpuid::{GuestCpuid, delegable};
@@ -67,7 +68,7 @@ impl Vm {
     }
 
     /// The same with memory that there is already.
-    pub(super) fn with_memory(
+    pub(crate) fn with_memory(
         mut config: Config,
         memory: Memory,
         console: Console,
@@ -112,7 +113,14 @@ impl Vm {
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
         let pause = Arc::new(Pause::new(config.vcpus));
         let vm = Arc::new(vm);
-        let devices = create_virtio(&config, &memory)?;
+        let domain = (config.io == Io::DriverDomain)
+            .then(|| DriverDomain::start(&config, &memory))
+            .transpose()?;
+        let mut devices = match &domain {
+            Some(domain) => domain.disks(),
+            None => create_disks(&config)?,
+        };
+        devices.extend(create_net(&config, &memory)?);
         let (registers, table) = if config.profile.is_paravane() {
             (Vec::new(), devices)
         } else {
@@ -155,6 +163,9 @@ impl Vm {
             }
             Paravirt::new(set, facilities).with_rings(&memory, config.vcpus, &end, &pause)
         };
+        // What the guest costs, its driver domain costs.
+        let served = domain.iter().flat_map(|domain| domain.counters());
+        let served: Vec<Counters> = served.collect();
         let machine = Machine {
             vm,
             memory: memory.clone(),
@@ -163,6 +174,7 @@ impl Vm {
             ports,
             virtio,
             dev: set.has(reg::FACILITY_DEV).then_some(dev),
+            domain,
             pv,
             rings: set.has(reg::FACILITY_CONSOLE).then_some(rings),
             clock: set.has(reg::FACILITY_CLOCK).then_some(clock),
@@ -177,7 +189,11 @@ impl Vm {
             end,
             pause,
             started: OnceLock::new(),
-            counters: vcpus.iter().filter_map(Counters::open).collect(),
+            counters: vcpus
+                .iter()
+                .filter_map(Counters::open)
+                .chain(served)
+                .collect(),
             counts: vcpus.iter().map(|_| Arc::default()).collect(),
             marks: Mutex::default(),
             vcpus: vcpus.into_iter().map(Mutex::new).collect(),
@@ -232,23 +248,27 @@ fn create_devices(
     Ok(Ports::uart_only(Uart::new(irq, console.clone())))
 }
 
-/// The devices that do their work in guest memory.
-fn create_virtio(config: &Config, memory: &Memory) -> Result<Vec<Box<dyn Device>>, VmError> {
+/// The disks that are served in this process.
+fn create_disks(config: &Config) -> Result<Vec<Box<dyn Device>>, VmError> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
-    if config.profile == Profile::Full {
-        return Ok(devices);
-    }
-    for (index, spec) in config.disks.iter().enumerate() {
-        devices.push(Box::new(Block::new(Disk::open(spec)?, index)));
-    }
-    match &config.net {
-        Some(spec @ NetSpec::Tap { name }) if config.io == Io::Kernel => {
-            devices.push(Box::new(VhostNet::new(name, spec.mac(), memory)?));
+    if config.profile != Profile::Full {
+        for (index, spec) in config.disks.iter().enumerate() {
+            devices.push(Box::new(Block::new(Disk::open(spec)?, index)));
         }
-        Some(spec) => devices.push(Box::new(NetDevice::new(Net::open(spec)?))),
-        None => {}
     }
     Ok(devices)
+}
+
+/// The network device that works in guest memory.
+fn create_net(config: &Config, memory: &Memory) -> Result<Option<Box<dyn Device>>, VmError> {
+    Ok(match &config.net {
+        None => None,
+        Some(_) if config.profile == Profile::Full => None,
+        Some(spec @ NetSpec::Tap { name }) if config.io == Io::Kernel => {
+            Some(Box::new(VhostNet::new(name, spec.mac(), memory)?))
+        }
+        Some(spec) => Some(Box::new(NetDevice::new(Net::open(spec)?))),
+    })
 }
 
 fn create_vcpus(vm: &VmFd, cpuid: &GuestCpuid, count: u8) -> Result<Vec<VcpuFd>, VmError> {

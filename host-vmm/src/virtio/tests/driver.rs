@@ -11,11 +11,11 @@ use vmm_sys_util::tempfile::TempFile;
 use crate::disk::{Disk, DiskSpec};
 use crate::memory::Memory;
 use crate::pause::Pause;
-use crate::virtio::COMMON_FEATURES;
 use crate::virtio::block::Block;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{QueueError, QueueSetup};
 use crate::virtio::unit::{Interrupt, Unit};
+use crate::virtio::{COMMON_FEATURES, Device};
 
 pub(super) const NEXT: u16 = 1;
 pub(super) const WRITE: u16 = 2;
@@ -89,10 +89,21 @@ impl Driver {
             path: image.as_path().to_owned(),
             read_only,
         };
-        let device = Box::new(Block::new(Disk::open(&spec).unwrap(), 0));
         let memory = Memory::new(32).unwrap();
-        let (told, pause) = (Arc::<Told>::default(), Arc::<Pause>::default());
+        let told = Arc::<Told>::default();
+        let device = Box::new(Block::new(Disk::open(&spec).unwrap(), 0));
         let interrupt = Box::new(Arc::clone(&told));
+        Self::with(device, interrupt, memory, (image, told), poll)
+    }
+
+    pub(super) fn with(
+        device: Box<dyn Device>,
+        interrupt: Box<dyn Interrupt>,
+        memory: Memory,
+        (image, told): (TempFile, Arc<Told>),
+        poll: Poll,
+    ) -> Self {
+        let pause = Arc::<Pause>::default();
         let unit = Unit::new(device, memory.clone(), interrupt, Arc::clone(&pause)).unwrap();
         Self {
             memory,

@@ -1,6 +1,7 @@
 //! Drivers, good and hostile, on real memory and real files.
 
 mod block;
+mod domain;
 mod driver;
 mod hostile;
 mod net;

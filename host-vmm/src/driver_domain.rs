@@ -1,0 +1,333 @@
+//! The driver domain: another guest, which owns the disks and serves them to this one (`--io driver-domain`).
+//!
+//! # How it works
+//!
+//! As under a microkernel hypervisor, a request goes from the guest's driver by way of another guest, the management
+//! operating system with the drivers, to the device, and its answer the same way back. Here that guest is a small
+//! program of its own (`benches/bare-metal/src/driver.rs`), in a machine of its own in this process, with one processor. Its disks
+//! are the files, by facility dev, as any para guest's.
+//!
+//! The VMM sets up the sharing, and has no part in a request. The guest's memory is mapped into the domain, from
+//! [`channel::WINDOW`] on; the guest's doorbell is an eventfd that KVM rings here and turns into an interrupt there, and
+//! the way back is another one. Where the guest resets a device, or is paused, the domain is asked to end what it has
+//! in work ([`channel`] has the words for it), so that memory stands still.
+
+/// Where things are in the domain; it compiles the same file.
+#[path = "../../benches/bare-metal/src/channel.rs"]
+pub mod channel;
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::IoEventAddress;
+use paravane_abi::dev::{DevQueue, DevStart};
+use paravane_abi::registry as reg;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::config::{Config, FacilitySet, Profile};
+use crate::console::Console;
+use crate::kvm::counters::Counters;
+use crate::memory::{Memory, MemoryError};
+use crate::pv::DOORBELL_PORT;
+use crate::pv::dev::DOORBELL_PORT as DEV_DOORBELL_PORT;
+use crate::pv::event::EventTarget;
+use crate::stats::Outcome;
+use crate::virtio::queue::{Io, QueueError};
+use crate::virtio::{COMMON_FEATURES, CONFIG_MAX, Device, Lent, Server};
+use crate::vm::{Machine, RunOptions, Vm, VmError, host, raise, route};
+use channel as at;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+
+static ELF: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/driver-domain"));
+
+/// The interrupt line of all doorbells in the domain.
+const LINE: u32 = 0;
+/// How long the domain may take to begin or to end its work on a queue.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// How often it is looked at meanwhile.
+const LOOK: Duration = Duration::from_micros(200);
+
+/// A domain at work.
+#[derive(Debug)]
+pub struct DriverDomain {
+    machine: Arc<Machine>,
+    memory: Memory,
+    /// Readable where the domain's guest of this disk has broken the rules, or the domain has ended.
+    broken: Vec<Arc<EventFd>>,
+    /// Of its processor, for whoever adds them to the guest's.
+    counters: Mutex<Vec<Counters>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl DriverDomain {
+    /// Starts a domain with the disks of `config`, for the guest that has `guest` as memory.
+    ///
+    /// # Errors
+    ///
+    /// [`VmError`], as for any guest.
+    pub fn start(config: &Config, guest: &Memory) -> Result<Arc<Self>, VmError> {
+        // The loader wants a file; this one is nowhere but in memory.
+        // SAFETY: the name is a C string; the descriptor is ours alone.
+        let image = unsafe { libc::memfd_create(c"driver-domain".as_ptr(), libc::MFD_CLOEXEC) };
+        if image < 0 {
+            return Err(host("descriptor")(io::Error::last_os_error()));
+        }
+        // SAFETY: as above.
+        let mut image = unsafe { File::from_raw_fd(image) };
+        image.write_all(ELF).map_err(host("memory"))?;
+        let kernel = format!("/proc/self/fd/{}", image.as_raw_fd());
+        let domain = Config {
+            facilities: FacilitySet::parse("dev,irq").unwrap_or_default(),
+            disks: config.disks.clone(),
+            ..Config::of(Profile::Para, kernel.into())
+        };
+        let console = Console::memory().map_err(host("memory"))?;
+        let memory = Memory::new(domain.memory_mib)?.with_window(at::WINDOW, guest)?;
+        let mut vm = Vm::with_memory(domain, memory, console, Instant::now())?;
+        vm.boot()?;
+        let (machine, memory) = (Arc::clone(vm.machine()), vm.memory().clone());
+        let has_no_eoi = machine.pv().facilities().has(reg::FACILITY_IRQ);
+        let count = u32::try_from(config.disks.len()).unwrap_or(0);
+        memory.write_obj(at::CHANNELS, &count)?;
+        memory.write_obj(at::CALL_PORT, &DOORBELL_PORT)?;
+        memory.write_obj(at::DOORBELL, &DEV_DOORBELL_PORT)?;
+        memory.write_obj(at::HAS_NO_EOI, &u32::from(has_no_eoi))?;
+        memory.write_obj(at::GUEST_END, &guest.bytes())?;
+        route(machine.vm(), [(LINE, EVENT)])?;
+        let broken = (0..count).map(|_| EventFd::new(libc::EFD_NONBLOCK).map(Arc::new));
+        let broken: Vec<_> = broken
+            .collect::<io::Result<_>>()
+            .map_err(host("descriptor"))?;
+        for (number, broken) in (0_u32..).zip(&broken) {
+            let word = number | at::EVENT_BROKEN;
+            connect(&machine, broken, word).map_err(host("doorbell"))?;
+        }
+        // Before its thread has them for good.
+        let vcpus = machine.vcpus().iter();
+        let counters = vcpus.filter_map(|vcpu| Counters::open(&*vcpu.lock().ok()?));
+        let counters = counters.collect();
+        let ended = broken.clone();
+        let thread = std::thread::Builder::new()
+            .name("domain".to_owned())
+            .spawn(move || {
+                // How it ends is of no interest to anybody but its guest, whose devices are broken then.
+                let _ = vm.run(RunOptions::default());
+                for broken in ended {
+                    let _ = broken.write(1);
+                }
+            })
+            .map_err(host("thread"))?;
+        Ok(Arc::new(Self {
+            machine,
+            memory,
+            broken,
+            counters: Mutex::new(counters),
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    /// The domain's machine.
+    #[must_use]
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// What KVM counts of its processor.
+    #[must_use]
+    pub fn counters(&self) -> Vec<Counters> {
+        self.counters
+            .lock()
+            .map_or_else(|_| Vec::new(), |mut c| std::mem::take(&mut *c))
+    }
+
+    /// What the guest gets: a device for each disk, which the domain serves.
+    #[must_use]
+    pub fn disks(self: &Arc<Self>) -> Vec<Box<dyn Device>> {
+        let disk = |(number, broken): (u32, &Arc<EventFd>)| {
+            let own = self.machine.dev()?.unit(number)?;
+            let disk = DomainDisk {
+                domain: Arc::clone(self),
+                number,
+                base: at::FIRST + u64::from(number) * at::STRIDE,
+                kind: own.kind(),
+                features: own.features() & !COMMON_FEATURES,
+                config: *own.config(),
+                broken: Arc::clone(broken),
+                connected: None,
+            };
+            Some(Box::new(disk) as Box<dyn Device>)
+        };
+        (0..).zip(&self.broken).filter_map(disk).collect()
+    }
+}
+
+impl Drop for DriverDomain {
+    fn drop(&mut self) {
+        self.machine.stop(Outcome::PowerOff, None);
+        let thread = self.thread.lock();
+        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        // One that has panicked has ended as well.
+        let _ = thread.map(JoinHandle::join);
+    }
+}
+
+/// The domain's only interrupt.
+const EVENT: EventTarget = EventTarget {
+    vector: at::VECTOR,
+    apic_id: 0,
+};
+
+/// What the domain writes to is `word`, and rings `eventfd`.
+fn connect(machine: &Machine, eventfd: &EventFd, word: u32) -> io::Result<()> {
+    let port = IoEventAddress::Pio(at::EVENT_PORT.into());
+    let connected = machine.vm().register_ioevent(eventfd, &port, word);
+    connected.map_err(|e| io::Error::from_raw_os_error(e.errno()))
+}
+
+/// A disk of the domain's, as its guest has it.
+#[derive(Debug)]
+struct DomainDisk {
+    domain: Arc<DriverDomain>,
+    number: u32,
+    /// Its channel.
+    base: u64,
+    kind: u32,
+    features: u64,
+    config: [u8; CONFIG_MAX],
+    broken: Arc<EventFd>,
+    /// The guest's doorbell and interrupt, while the domain has them.
+    connected: Option<(EventFd, EventFd)>,
+}
+
+impl DomainDisk {
+    fn wants(&self, wanted: u32) -> Result<(), MemoryError> {
+        let at = self.base + at::WANTED;
+        self.domain.memory.store_u32(at, wanted, Ordering::SeqCst)?;
+        raise(self.domain.machine.vm(), EVENT);
+        Ok(())
+    }
+
+    fn wait_for(&self, wanted: u32) -> io::Result<()> {
+        let since = Instant::now();
+        loop {
+            let at = self.base + at::STATE;
+            let state = self.domain.memory.load_u32(at, Ordering::SeqCst);
+            if state.map_err(io::Error::other)? == wanted {
+                return Ok(());
+            }
+            if since.elapsed() > PATIENCE || self.domain.machine.is_stopping() {
+                return Err(io::Error::other("the driver domain does not answer"));
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn disconnect(&mut self) {
+        if let Some((doorbell, interrupt)) = self.connected.take() {
+            let vm = self.domain.machine.vm();
+            let port = IoEventAddress::Pio(at::EVENT_PORT.into());
+            // What has been connected can be taken away.
+            let _ = vm.unregister_irqfd(&doorbell, LINE);
+            let _ = vm.unregister_ioevent(&interrupt, &port, self.number);
+        }
+    }
+
+    /// Describes the guest's queue, and the one that the domain has for its own disk.
+    fn describe(&self, lent: &Lent<'_>) -> Result<(), MemoryError> {
+        let memory = &self.domain.memory;
+        let Some(queue) = lent.queues.first() else {
+            return Ok(());
+        };
+        memory.write_obj(self.base + at::SIZE, &queue.size)?;
+        memory.write_obj(self.base + at::DESCRIPTORS, &queue.descriptors)?;
+        memory.write_obj(self.base + at::AVAILABLE, &queue.available)?;
+        memory.write_obj(self.base + at::USED, &queue.used)?;
+        let mut start = DevStart {
+            features: lent.features,
+            vector: at::VECTOR.into(),
+            ..DevStart::default()
+        };
+        start.queues[0] = DevQueue {
+            descriptors: self.base + at::OWN_DESCRIPTORS,
+            available: self.base + at::OWN_AVAILABLE,
+            used: self.base + at::OWN_USED,
+            size: queue.size.into(),
+            reserved: 0,
+        };
+        memory.write_obj(self.base + at::START, &start)
+    }
+}
+
+impl Server for DomainDisk {
+    fn begin(&mut self, lent: &Lent<'_>) -> io::Result<()> {
+        self.describe(lent).map_err(io::Error::other)?;
+        let Some(doorbell) = lent.doorbells.first() else {
+            return Ok(());
+        };
+        // What an attempt that has failed may have left.
+        self.disconnect();
+        let (doorbell, interrupt) = (doorbell.try_clone()?, lent.interrupt.try_clone()?);
+        let domain = &self.domain.machine;
+        connect(domain, &interrupt, self.number)?;
+        let rung = domain.vm().register_irqfd(&doorbell, LINE);
+        self.connected = Some((doorbell, interrupt));
+        rung.map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        self.wants(1).map_err(io::Error::other)?;
+        self.wait_for(at::SERVING)
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        self.wants(0).map_err(io::Error::other)?;
+        self.wait_for(at::IDLE)?;
+        self.disconnect();
+        Ok(())
+    }
+}
+
+impl Device for DomainDisk {
+    fn kind(&self) -> u32 {
+        self.kind
+    }
+
+    fn name(&self) -> &'static str {
+        "domain"
+    }
+
+    /// The domain's program is small: no tables of descriptors, and no event indices.
+    fn common_features(&self) -> u64 {
+        1 << VIRTIO_F_VERSION_1
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn queues(&self) -> usize {
+        1
+    }
+
+    fn config(&self) -> [u8; CONFIG_MAX] {
+        self.config
+    }
+
+    fn begin(&mut self, _features: u64) {
+        let _ = self.broken.read();
+    }
+
+    fn backend(&self) -> Option<RawFd> {
+        Some(self.broken.as_raw_fd())
+    }
+
+    fn server(&mut self) -> Option<&mut dyn Server> {
+        Some(self)
+    }
+
+    fn serve(&mut self, _queue: usize, _io: &mut Io<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
+}

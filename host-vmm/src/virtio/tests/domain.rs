@@ -1,0 +1,162 @@
+//! A disk that a driver domain serves: a real one, on this host's KVM. Where there is none, the tests print `skipped: reason`.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use virtio_bindings::virtio_blk::*;
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::tempfile::TempFile;
+
+use super::driver::*;
+use crate::config::{Config, Io, Profile};
+use crate::disk::DiskSpec;
+use crate::driver_domain::DriverDomain;
+use crate::memory::Memory;
+use crate::pause::Holder;
+use crate::virtio::poll::Poll;
+use crate::virtio::unit::Interrupt;
+
+const SECTORS: u8 = 16;
+
+/// An interrupt that others can raise.
+#[derive(Debug)]
+struct Line(Arc<Told>, Arc<EventFd>);
+
+impl Interrupt for Line {
+    fn line(&self) -> Option<&EventFd> {
+        Some(&self.1)
+    }
+
+    fn queue_used(&self) {
+        self.0.queue_used();
+    }
+
+    fn needs_reset(&self) {
+        self.0.needs_reset();
+    }
+}
+
+/// A driver of a domain's disk, and its interrupt.
+fn served() -> Option<(Driver, Arc<EventFd>)> {
+    if let Err(reason) = crate::kvm::open() {
+        println!("skipped: {reason}");
+        return None;
+    }
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    register_signal_handler(SIGRTMIN(), nothing).unwrap();
+    let image = TempFile::new().unwrap();
+    for sector in 0..SECTORS {
+        image.as_file().write_all(&[sector; 512]).unwrap();
+    }
+    let spec = DiskSpec {
+        path: image.as_path().to_owned(),
+        read_only: false,
+    };
+    let config = Config {
+        disks: vec![spec],
+        io: Io::DriverDomain,
+        ..Config::of(Profile::Para, "/".into())
+    };
+    let memory = Memory::new(32).unwrap();
+    let domain = DriverDomain::start(&config, &memory).unwrap();
+    let device = domain.disks().remove(0);
+    let told = Arc::<Told>::default();
+    let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let interrupt = Box::new(Line(Arc::clone(&told), Arc::clone(&line)));
+    let mut driver = Driver::with(device, interrupt, memory, (image, told), Poll::Off);
+    driver.start().unwrap();
+    Some((driver, line))
+}
+
+#[test]
+fn a_domain_reads_and_writes_its_disk_for_the_guest() {
+    let Some((mut driver, line)) = served() else {
+        return;
+    };
+    assert_eq!(
+        driver.unit.features() & 1 << VIRTIO_F_VERSION_1,
+        1 << VIRTIO_F_VERSION_1
+    );
+    driver.memory.write(DATA, &[0xa5; 1024]).unwrap();
+    assert_eq!(driver.request(VIRTIO_BLK_T_OUT, 3, 1024, 0), 0);
+    assert_eq!(driver.request(VIRTIO_BLK_T_FLUSH, 0, 0, 0), 0);
+    assert_eq!([driver.sector(3), driver.sector(4)], [[0xa5; 512]; 2]);
+    // More than the ring has places for.
+    for round in 0..40_u64 {
+        let sector = 5 + round % 8;
+        assert_eq!(driver.request(VIRTIO_BLK_T_IN, sector, 512, WRITE), 0);
+        assert_eq!(driver.written(), 513);
+        assert_eq!(
+            driver.data(512),
+            [5 + u8::try_from(round % 8).unwrap(); 512]
+        );
+    }
+    wait_for("an interrupt", || line.read().is_ok());
+    assert_eq!(
+        driver.request(VIRTIO_BLK_T_IN, SECTORS.into(), 512, WRITE),
+        1,
+        "beyond its end"
+    );
+}
+
+#[test]
+fn a_paused_guests_memory_stands_still_and_its_requests_go_on_afterwards() {
+    let Some((mut driver, _line)) = served() else {
+        return;
+    };
+    for _ in 0..3 {
+        assert_eq!(driver.request(VIRTIO_BLK_T_IN, 4, 512, WRITE), 0);
+        let pause = driver.pause.pause(Holder::Client, Duration::from_secs(30));
+        assert_eq!(pause, Ok(()));
+        let before = driver.used();
+        driver.prepare(VIRTIO_BLK_T_IN, 7, 512, WRITE);
+        driver.offer(0);
+        driver.ring();
+        std::thread::sleep(Duration::from_millis(30));
+        assert_eq!(driver.used(), before);
+        driver.pause.resume(Holder::Client);
+        wait_for("an answer", || driver.used() != before);
+        assert_eq!((driver.status(), driver.data(512)), (0, vec![7; 512]));
+    }
+}
+
+#[test]
+fn a_guest_that_breaks_the_rules_loses_the_device_until_a_reset() {
+    let Some((mut driver, _line)) = served() else {
+        return;
+    };
+    let end = driver.memory.bytes();
+    // Out of memory, at its end, around the address space, a table, a loop, a head that is none.
+    let chains: [&[Descriptor]; 6] = [
+        &[(end, 16, 0, 0)],
+        &[(end - 8, 16, 0, 0)],
+        &[(u64::MAX - 8, 16, 0, 0)],
+        &[(0x6000, 32, INDIRECT, 0)],
+        &[(HEADER, 16, NEXT, 0)],
+        &[(HEADER, 16, NEXT, QUEUE.size)],
+    ];
+    for chain in chains {
+        for (index, descriptor) in (0..).zip(chain) {
+            driver.put(index, *descriptor);
+        }
+        driver.offer(0);
+        driver.ring();
+        wait_for("the device's end", || driver.unit.needs_reset());
+        assert_eq!(driver.used(), 0, "{chain:?}");
+        driver.unit.stop();
+        driver.start().unwrap();
+        assert_eq!(
+            driver.request(VIRTIO_BLK_T_IN, 4, 512, WRITE),
+            0,
+            "{chain:?}"
+        );
+        driver.unit.stop();
+        driver.start().unwrap();
+    }
+    driver.set_available(QUEUE.size + 1);
+    driver.ring();
+    wait_for("the device's end", || driver.unit.needs_reset());
+}
