@@ -3,11 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::job::Kind;
 use crate::peer::{self, Peer};
 
 /// One side of a comparison, written `full`, `kvm-pv`, `para`, `direct`, `para-console` for para without its console,
 /// `para+console` for para with nothing else, or by the name of a [peer]. Behind an `@` it says where and how its devices are
-/// served: `para@kernel`, `para@poll`.
+/// served: `para@kernel`, `para@driver-domain`, `para@poll`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arm {
     /// How the arm is called in results.
@@ -28,13 +29,15 @@ pub struct Arm {
 
 /// Where devices are served unless an arm says otherwise.
 const HOSTED: &str = "hosted";
+const KERNEL: &str = "kernel";
+const DRIVER_DOMAIN: &str = "driver-domain";
 
 /// A word that is not an arm.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "there is no arm `{0}`; arms are full, kvm-pv, para, direct, para-FACILITY for para without that facility, para+FACILITY for \
      para with that one only, and the peers {peers}; GUEST@kernel has the host's kernel serve its network, \
-     GUEST@poll has threads look at its queues under load; ARM~5 does five percent more than it says",
+     GUEST@driver-domain another guest its disks, GUEST@poll has threads look at its queues under load; ARM~5 does five percent more than it says",
     peers = peer::names().collect::<Vec<_>>().join(", ")
 )]
 pub struct ArmError(String);
@@ -54,7 +57,8 @@ impl FromStr for Arm {
         };
         let (io, poll) = match place {
             None => (HOSTED, "off"),
-            Some("kernel") => ("kernel", "off"),
+            Some("kernel") => (KERNEL, "off"),
+            Some("driver-domain") => (DRIVER_DOMAIN, "off"),
             Some("poll") => (HOSTED, "auto"),
             Some(_) => return Err(wrong()),
         };
@@ -109,6 +113,17 @@ impl Arm {
         match self.peer {
             Some(peer) => peer.kernel == "para",
             None => matches!(self.guest, "para" | "direct"),
+        }
+    }
+
+    /// Whether launches of this kind have what the arm serves elsewhere; without, they would be those of another arm.
+    #[must_use]
+    pub fn fits(&self, kind: &Kind) -> bool {
+        match self.io {
+            DRIVER_DOMAIN => kind.disk() > 0,
+            KERNEL => kind.net(),
+            // A peer has no network here.
+            _ => self.peer.is_none() || !kind.net(),
         }
     }
 

@@ -63,6 +63,9 @@ pub struct Job {
     /// MiB of the guest's disk, which is new and empty; 0: it has none.
     #[serde(default)]
     pub disk: u64,
+    /// Whether its guest is connected to a network of this host's.
+    #[serde(default)]
+    pub net: bool,
     /// What the guest's init does, by its own word; nothing for a boot.
     #[serde(default)]
     pub work: Option<String>,
@@ -166,6 +169,12 @@ impl Kind {
         self.jobs.iter().find_map(|job| job.beside)
     }
 
+    /// Whether the guest is connected to a network.
+    #[must_use]
+    pub fn net(&self) -> bool {
+        self.jobs.iter().any(|job| job.net)
+    }
+
     /// vCPUs of the guest.
     #[must_use]
     pub fn cpus(&self) -> u8 {
@@ -185,7 +194,7 @@ const FILES: &[(&str, &str, &str)] = files! {
     "boot": "boot" "boot-quiet" "console" "syscall";
     "os": "null" "clock" "open" "switch" "pipe" "fork" "exec" "fault" "hash" "map" "signal" "sleep" "nap" "idle";
     "sched": "message-2x" "futex-2x" "shootdown-2x" "lock-2x" "message-4x" "futex-4x" "shootdown-4x" "lock-4x";
-    "io": "read" "write" "sync" "scan" "load";
+    "io": "read" "write" "sync" "scan" "load" "ping" "send";
     "apps": "compile" "database" "cache";
     "neighbours": "alone" "busy-guest" "crashing-guest" "busy-host";
 };
@@ -263,8 +272,13 @@ mod tests {
         for suite in suites() {
             for kind in kinds(suite_of(suite), 1) {
                 for job in &kind.jobs {
-                    let agreed = (kind.quiet(), kind.cpus(), kind.disk());
-                    assert_eq!((job.quiet, job.cpus, job.disk), agreed, "{}", job.name);
+                    let agreed = (kind.quiet(), kind.cpus(), kind.disk(), kind.net());
+                    assert_eq!(
+                        (job.quiet, job.cpus, job.disk, job.net),
+                        agreed,
+                        "{}",
+                        job.name
+                    );
                     assert_eq!(job.command.is_some(), kind.has_root(), "{}", job.name);
                     assert_eq!(job.beside, kind.beside(), "{}", job.name);
                     assert!(

@@ -13,6 +13,7 @@ use crate::arm::Arm;
 use crate::job::Kind;
 use crate::metrics::{Metric, metrics};
 use crate::neighbour::Neighbour;
+use crate::network::TAP;
 use crate::peer::{ConsoleTo, Peer};
 
 /// How often a running child is looked at. Only a peer's time as a process is measured by it.
@@ -40,6 +41,8 @@ pub struct Launcher {
     pub cpus: u8,
     /// MiB of the guests' disk; 0: they have none. A job that wants one gets it.
     pub disk_mib: u64,
+    /// Whether the guests are connected to the launches' network. A job that wants it is.
+    pub net: bool,
     /// How many seconds a boot may take; one with further jobs may take ten times as long.
     pub watchdog: u64,
     /// A folder for the files of one launch.
@@ -138,6 +141,7 @@ impl Launcher {
             cpus: self.cpus.max(kind.cpus()),
             disk_mib: self.disk_mib.max(kind.disk()),
             root: self.root.clone().filter(|_| kind.has_root()),
+            net: self.net || kind.net(),
             ..self.clone()
         };
         // It runs until the launch is over.
@@ -246,6 +250,9 @@ impl Launcher {
         }
         if self.disk_mib > 0 {
             command.arg("--disk").arg(self.disk());
+        }
+        if self.net {
+            command.arg(format!("--net=tap={TAP}"));
         }
         command
             .arg(format!("--memory={}", self.memory_mib))

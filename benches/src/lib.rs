@@ -28,6 +28,7 @@ pub mod launch;
 pub mod machine;
 pub mod metrics;
 pub mod neighbour;
+mod network;
 pub mod ops;
 mod ops_launch;
 mod ops_results;

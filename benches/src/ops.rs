@@ -235,6 +235,7 @@ fn launcher(args: &OpsArgs) -> anyhow::Result<Launcher> {
         memory_mib: args.memory,
         cpus: args.cpus,
         disk_mib: 0,
+        net: false,
         watchdog: args.watchdog,
         scratch: scratch_folder()?,
     })

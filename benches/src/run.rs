@@ -14,6 +14,7 @@ use crate::job::Kind;
 use crate::launch::{LaunchError, Launcher};
 use crate::machine;
 use crate::metrics::Metric;
+use crate::network::Network;
 use crate::plan::Step;
 use crate::sample::{Origin, Outcome, Sample, Samples};
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, paired_ratio};
@@ -66,6 +67,8 @@ impl Run<'_> {
                 take(&json!({ "record": "absent", "arm": arm.name, "why": why }).to_string())?;
             }
         }
+        let wants_network = self.experiment.kinds.iter().any(Kind::net);
+        let network = wants_network.then(Network::new).transpose();
         let mut settled: BTreeMap<(usize, u32), bool> = BTreeMap::new();
         let (mut failed, mut gave_numbers) = (0, !self.launched.is_empty());
         for step in self.experiment.steps() {
@@ -77,10 +80,13 @@ impl Run<'_> {
             };
             let block = (step.kind, step.block);
             let enough = *settled.entry(block).or_insert_with(|| self.settled(kind));
-            if enough || !self.wanted(&step, arm) {
+            if enough || !arm.fits(kind) || !self.wanted(&step, arm) {
                 continue;
             }
-            let result = self.launcher.launch(kind, arm, self.stop);
+            let result = match &network {
+                Err(why) if kind.net() => Err(LaunchError::Failed(why.clone())),
+                _ => self.launcher.launch(kind, arm, self.stop),
+            };
             if let Err(LaunchError::Failed(_)) = &result {
                 failed += 1;
             } else {

@@ -330,6 +330,7 @@ pub(crate) fn launcher(
         memory_mib: experiment.memory_mib,
         cpus: experiment.cpus,
         disk_mib: 0,
+        net: false,
         watchdog: experiment.watchdog,
         scratch: scratch_folder()?,
     })

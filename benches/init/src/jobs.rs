@@ -8,10 +8,11 @@ use core::ffi::CStr;
 use core::fmt::Write as _;
 
 use crate::disk::Request;
+use crate::net::Talk;
 use crate::sys::{self, Errno, Fd};
 use crate::task::{self, Gate, Mapping};
 use crate::text::{Text, number};
-use crate::{LINE, Mark, MarkPort, PAGE, complain, disk, hash, memory, naps, program, sched};
+use crate::{LINE, Mark, MarkPort, PAGE, complain, disk, hash, memory, naps, net, program, sched};
 
 /// How many jobs one launch runs at most.
 pub(crate) const JOBS: usize = 24;
@@ -65,13 +66,15 @@ pub(crate) enum Work {
     Shootdown,
     /// A request to the disk.
     Disk(Request),
+    /// A word with the host, over a network.
+    Net(Talk),
     /// A descriptor is duplicated and closed, by many threads that share a table, and its lock.
     Lock,
     /// A shell command in the root file system on the disk, which says itself what a round is.
     Program,
 }
 
-const WORKS: [(&[u8], Work); 25] = [
+const WORKS: [(&[u8], Work); 27] = [
     (b"console", Work::Console),
     (b"null", Work::Null),
     (b"clock", Work::Clock),
@@ -97,6 +100,8 @@ const WORKS: [(&[u8], Work); 25] = [
     (b"write", Work::Disk(Request::Write)),
     (b"sync", Work::Disk(Request::Sync)),
     (b"scan", Work::Disk(Request::Scan)),
+    (b"ping", Work::Net(Talk::Ping)),
+    (b"send", Work::Net(Talk::Send)),
 ];
 
 /// A workload to run.
@@ -217,6 +222,7 @@ impl Job {
             Work::Futex => sched::futex(watch, rounds),
             Work::Shootdown => sched::shootdown(watch, rounds, tasks),
             Work::Disk(request) => disk::request(watch, request, rounds, tasks),
+            Work::Net(talk) => net::talk(watch, talk, rounds),
             Work::Lock => sched::lock(watch, rounds, tasks),
             Work::Program => program::run(watch, self.command, rounds),
         }

@@ -33,6 +33,7 @@ mod jobs;
 mod memory;
 mod naps;
 mod program;
+mod net;
 mod report;
 mod sched;
 mod sys;

@@ -143,6 +143,11 @@ impl Fd {
         Self(number)
     }
 
+    /// Its number.
+    pub(crate) const fn number(self) -> usize {
+        self.0
+    }
+
     /// Another descriptor of this open file.
     pub(crate) fn duplicate(self) -> Result<Self, Errno> {
         // SAFETY: dup takes a number.

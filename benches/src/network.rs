@@ -1,0 +1,68 @@
+//! The network of the launches: a TAP device of this host, and somebody who takes what guests send.
+
+use std::io::{self, Read};
+use std::net::TcpListener;
+use std::process::Command;
+
+/// The TAP device.
+pub(crate) const TAP: &str = "paravane-bench";
+/// The host's address and the port that it listens at: `benches/init/src/net.rs` has them, too.
+const HOST: &str = "10.9.0.1";
+const PORT: u16 = 5001;
+
+/// It is there until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Network(());
+
+fn ip(arguments: &str) -> Result<(), String> {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .map_err(|error| format!("`ip` cannot be started: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim();
+    Err(format!(
+        "there is no network for the guests: `ip {arguments}`: {said}; it takes root and the module tun"
+    ))
+}
+
+impl Network {
+    /// Makes it.
+    ///
+    /// # Errors
+    ///
+    /// What is missing.
+    pub(crate) fn new() -> Result<Self, String> {
+        // What an earlier process has left; usually there is none.
+        let _ = ip(&format!("link delete {TAP}"));
+        ip(&format!("tuntap add {TAP} mode tap"))?;
+        let network = Self(());
+        ip(&format!("addr add {HOST}/24 dev {TAP}"))?;
+        ip(&format!("link set {TAP} up"))?;
+        listen().map_err(|error| format!("nobody can listen at {HOST}:{PORT}: {error}"))?;
+        Ok(network)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        let _ = ip(&format!("link delete {TAP}"));
+    }
+}
+
+/// Takes what guests send, and closes each connection once it has taken all, until this process ends.
+fn listen() -> io::Result<()> {
+    let listener = TcpListener::bind((HOST, PORT))?;
+    std::thread::Builder::new()
+        .name("sink".to_owned())
+        .spawn(move || {
+            let mut room = vec![0; 1 << 16];
+            for mut connection in listener.incoming().flatten() {
+                while connection.read(&mut room).is_ok_and(|count| count > 0) {}
+            }
+        })
+        .map(drop)
+}
