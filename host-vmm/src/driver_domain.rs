@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -71,16 +71,7 @@ impl DriverDomain {
     ///
     /// [`VmError`], as for any guest.
     pub fn start(config: &Config, guest: &Memory) -> Result<Arc<Self>, VmError> {
-        // The loader wants a file; this one is nowhere but in memory.
-        // SAFETY: the name is a C string; the descriptor is ours alone.
-        let image = unsafe { libc::memfd_create(c"driver-domain".as_ptr(), libc::MFD_CLOEXEC) };
-        if image < 0 {
-            return Err(host("descriptor")(io::Error::last_os_error()));
-        }
-        // SAFETY: as above.
-        let mut image = unsafe { File::from_raw_fd(image) };
-        image.write_all(ELF).map_err(host("memory"))?;
-        let kernel = format!("/proc/self/fd/{}", image.as_raw_fd());
+        let kernel = image().map_err(host("memory"))?;
         let domain = Config {
             facilities: FacilitySet::parse("dev,irq").unwrap_or_default(),
             disks: config.disks.clone(),
@@ -158,12 +149,29 @@ impl DriverDomain {
                 features: own.features() & !COMMON_FEATURES,
                 config: *own.config(),
                 broken: Arc::clone(broken),
-                connected: None,
             };
             Some(Box::new(disk) as Box<dyn Device>)
         };
         (0..).zip(&self.broken).filter_map(disk).collect()
     }
+}
+
+/// The domain's program as the loader wants it, a file. It is nowhere but in memory, and made once: a process that is confined makes none.
+fn image() -> io::Result<String> {
+    static IMAGE: OnceLock<File> = OnceLock::new();
+    let path = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+    if let Some(file) = IMAGE.get() {
+        return Ok(path(file));
+    }
+    // SAFETY: the name is a C string.
+    let fd = unsafe { libc::memfd_create(c"driver-domain".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor is ours alone.
+    let mut file = unsafe { File::from_raw_fd(fd) };
+    file.write_all(ELF)?;
+    Ok(path(IMAGE.get_or_init(|| file)))
 }
 
 impl Drop for DriverDomain {
@@ -200,8 +208,6 @@ struct DomainDisk {
     features: u64,
     config: [u8; CONFIG_MAX],
     broken: Arc<EventFd>,
-    /// The guest's doorbell and interrupt, while the domain has them.
-    connected: Option<(EventFd, EventFd)>,
 }
 
 impl DomainDisk {
@@ -212,12 +218,13 @@ impl DomainDisk {
         Ok(())
     }
 
-    fn wait_for(&self, wanted: u32) -> io::Result<()> {
+    /// Waits until the domain serves the guest, or does not; it may have broken the rules by then.
+    fn wait_until(&self, idle: bool) -> io::Result<()> {
         let since = Instant::now();
         loop {
             let at = self.base + at::STATE;
             let state = self.domain.memory.load_u32(at, Ordering::SeqCst);
-            if state.map_err(io::Error::other)? == wanted {
+            if (state.map_err(io::Error::other)? == at::IDLE) == idle {
                 return Ok(());
             }
             if since.elapsed() > PATIENCE || self.domain.machine.is_stopping() {
@@ -227,14 +234,14 @@ impl DomainDisk {
         }
     }
 
-    fn disconnect(&mut self) {
-        if let Some((doorbell, interrupt)) = self.connected.take() {
-            let vm = self.domain.machine.vm();
-            let port = IoEventAddress::Pio(at::EVENT_PORT.into());
-            // What has been connected can be taken away.
-            let _ = vm.unregister_irqfd(&doorbell, LINE);
-            let _ = vm.unregister_ioevent(&interrupt, &port, self.number);
+    /// Takes doorbell and interrupt from the domain, if it has them.
+    fn disconnect(&self, lent: &Lent<'_>) {
+        let vm = self.domain.machine.vm();
+        let port = IoEventAddress::Pio(at::EVENT_PORT.into());
+        for doorbell in lent.doorbells {
+            let _ = vm.unregister_irqfd(doorbell, LINE);
         }
+        let _ = vm.unregister_ioevent(lent.interrupt, &port, self.number);
     }
 
     /// Describes the guest's queue, and the one that the domain has for its own disk.
@@ -270,21 +277,19 @@ impl Server for DomainDisk {
             return Ok(());
         };
         // What an attempt that has failed may have left.
-        self.disconnect();
-        let (doorbell, interrupt) = (doorbell.try_clone()?, lent.interrupt.try_clone()?);
+        self.disconnect(lent);
         let domain = &self.domain.machine;
-        connect(domain, &interrupt, self.number)?;
-        let rung = domain.vm().register_irqfd(&doorbell, LINE);
-        self.connected = Some((doorbell, interrupt));
+        connect(domain, lent.interrupt, self.number)?;
+        let rung = domain.vm().register_irqfd(doorbell, LINE);
         rung.map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
         self.wants(1).map_err(io::Error::other)?;
-        self.wait_for(at::SERVING)
+        self.wait_until(false)
     }
 
-    fn end(&mut self) -> io::Result<()> {
+    fn end(&mut self, lent: &Lent<'_>) -> io::Result<()> {
         self.wants(0).map_err(io::Error::other)?;
-        self.wait_for(at::IDLE)?;
-        self.disconnect();
+        self.wait_until(true)?;
+        self.disconnect(lent);
         Ok(())
     }
 }

@@ -46,7 +46,7 @@ use crate::pv::ring::Rings;
 use crate::pv::smp::Processors;
 use crate::pv::{self, Paravirt};
 use crate::snapshot::SnapshotError;
-use crate::stats::{ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
+use crate::stats::{self, ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
 use crate::vcpu::PowerOn;
 use crate::virtio::mmio::MmioBus;
@@ -179,18 +179,6 @@ pub(crate) fn route(
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// Processor time that this process has taken.
-fn processor_time_ns() -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: the call writes one structure, which lives.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
-    let part = |part: i64| u64::try_from(part).unwrap_or(0);
-    part(time.tv_sec) * 1_000_000_000 + part(time.tv_nsec)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -509,7 +497,7 @@ impl Machine {
             exits: self.exits(),
             user_exits: self.counts.iter().map(|c| c.total()).sum(),
             host_exits: self.counters.iter().map(Counters::host_exits).sum(),
-            cpu_ns: processor_time_ns(),
+            cpu_ns: stats::processor_time_ns(),
             console_out_bytes: self.console_bytes(),
         };
         let mut marks = lock(&self.marks);

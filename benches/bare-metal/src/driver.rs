@@ -189,8 +189,12 @@ impl Channel {
             self.number.into(),
             self.base + at::START,
         );
-        self.set_state(if started { at::SERVING } else { at::BROKEN });
-        self.ask(QUIET);
+        if started {
+            self.set_state(at::SERVING);
+            self.ask(QUIET);
+        } else {
+            self.refuse();
+        }
     }
 
     fn end(&mut self, state: u32) {

@@ -130,7 +130,7 @@ pub trait Server: fmt::Debug + Send {
     /// # Errors
     ///
     /// What the system says; the device is then of no use any more.
-    fn end(&mut self) -> io::Result<()>;
+    fn end(&mut self, lent: &Lent<'_>) -> io::Result<()>;
 }
 
 #[cfg(test)]

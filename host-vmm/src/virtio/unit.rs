@@ -361,9 +361,9 @@ impl Saved for Unit {
             _ if self.needs_reset() => Err(PartError::because("waits for a reset by its driver")),
             State::Lost | State::Restored(..) => Err(PartError::because("has failed")),
             State::Idle(_) => Ok(snapshot::State::Null),
-            State::Works(_) if self.is_lent => Err(PartError::because(
-                "is served by the host's kernel (--io kernel)",
-            )),
+            State::Works(_) if self.is_lent => {
+                Err(PartError::because("is not served by this process (--io)"))
+            }
             State::Works(_) => to_state(&SavedUnit {
                 features: self.agreed.load(Ordering::Relaxed),
                 queues: lock(&self.link.parked).clone(),
@@ -465,7 +465,7 @@ fn lend(
         let mut event = [EpollEvent::default()];
         // A signal asks for a look at the pause.
         let count = epoll.wait(-1, &mut event).unwrap_or(0);
-        server.end().map_err(QueueError::Server)?;
+        server.end(lent).map_err(QueueError::Server)?;
         if count > 0 && event[0].data() == BACKEND {
             return Err(QueueError::Refused);
         }

@@ -123,7 +123,7 @@ impl Server for VhostNet {
         self.prepare(lent).map_err(failed)
     }
 
-    fn end(&mut self) -> io::Result<()> {
+    fn end(&mut self, _lent: &Lent<'_>) -> io::Result<()> {
         for (index, next) in self.next.iter_mut().enumerate() {
             self.kernel.set_backend(index, None).map_err(failed)?;
             let base = self.kernel.get_vring_base(index).map_err(failed)?;
