@@ -42,11 +42,7 @@ impl Elevation {
         if msrs(at).is_err() || at.read(gate, &mut bytes).is_err() {
             return;
         }
-        let gate = u128::from_le_bytes(bytes);
-        let target = gate & 0xffff | gate >> 32 & 0xffff_ffff_ffff_0000;
-        let Ok(handler) = u64::try_from(target) else {
-            return;
-        };
+        let handler = target(bytes);
         if self.has_planted(handler) {
             return;
         }
@@ -96,6 +92,13 @@ impl Elevation {
     }
 }
 
+/// Where a gate leads to.
+fn target(gate: [u8; 16]) -> u64 {
+    let (words, _) = gate.as_chunks();
+    let low = u64::from_le_bytes(words[0]);
+    low & 0xffff | low >> 32 & 0xffff_0000 | u64::from_le_bytes(words[1]) << 32
+}
+
 /// STAR, LSTAR and SFMASK; an error before the kernel has set them.
 fn msrs(at: &Stopped<'_>) -> Result<[u64; 3], CompleteError> {
     let entries = [MSR_STAR, MSR_LSTAR, MSR_SFMASK].map(|index| kvm_msr_entry {
@@ -109,5 +112,16 @@ fn msrs(at: &Stopped<'_>) -> Result<[u64; 3], CompleteError> {
     match values[..] {
         [star, entry, mask] if read == 3 && entry != 0 => Ok([star, entry, mask]),
         _ => Err(invalid().into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::target;
+
+    #[test]
+    fn a_gate_leads_to_the_upper_half_too() {
+        let gate: u128 = 0x1234_5678_ffff_ffff_8160_8e00_0010_0ab0;
+        assert_eq!(target(gate.to_le_bytes()), 0xffff_ffff_8160_0ab0);
     }
 }
