@@ -420,6 +420,7 @@ static void __init paravane_timer_init(void)
 {
 	if (!tsc_khz && inb(0x61) == 0xff)
 		panic("the host has no facility clock, CPUID does not tell the frequency of the TSC, and there is no PIT to measure it; give this guest the facility clock");
+	paravane_start_early_clock();
 }
 
 static void __init paravane_init_clock(void)

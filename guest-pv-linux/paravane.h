@@ -135,6 +135,10 @@ void paravane_init_tlb(void);
 
 void paravane_init_timer(void);
 
+/* Implemented in early_clock.c. */
+
+void paravane_start_early_clock(void);
+
 /* Implemented in smp_hooks.c. */
 
 #ifdef CONFIG_SMP

@@ -29,6 +29,7 @@
 #include <linux/minmax.h>
 #include <linux/percpu.h>
 #include <linux/sched.h>
+#include <linux/tick.h>
 
 #include <asm/apic.h>
 #include <asm/cpufeature.h>
@@ -176,4 +177,6 @@ void __init paravane_init_timer(void)
 	x86_init.timers.setup_percpu_clockev = paravane_timer_setup;
 	x86_cpuinit.setup_percpu_clockev = paravane_timer_setup;
 	pv_ops.irq.safe_halt = paravane_safe_halt;
+	/* A stop writes nothing, and a tick that is kept wakes the processor for nothing. */
+	tick_nohz_stop_at_once = true;
 }

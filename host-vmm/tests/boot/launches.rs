@@ -144,8 +144,8 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 20] = [
     ),
 ];
 
-/// What `paravane ctl` is asked to do with the launch `para-hotplug`, which has four processors.
-pub(crate) const HOTPLUG: [&str; 8] = [
+/// What `paravane ctl` is asked to do with the launch `para-hotplug`, which starts four of its 64 processors.
+pub(crate) const HOTPLUG: [&str; 9] = [
     "cpus 1 --wait 60",
     "cpus 3 --wait 60",
     "pause",
@@ -153,6 +153,7 @@ pub(crate) const HOTPLUG: [&str; 8] = [
     "resume",
     "cpus 2 --wait 60",
     "cpus 4 --wait 60",
+    "cpus 64 --wait 100",
     "power off",
 ];
 
@@ -425,8 +426,9 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
     // Not every file system has sockets; this one has.
     let _ = writeln!(
         script,
-        "'{program}' run --guest para --cpus 4 --host kvm --kernel '{}' --initrd '{}' --watchdog 120 --stats json \
-         --stats-file para-hotplug.stats --console-log para-hotplug.console --ctl /dev/shm/ctl --cmdline '-- shell' \
+        "'{program}' run --guest para --cpus 64 --host kvm --kernel '{}' --initrd '{}' --watchdog 240 --stats json \
+         --stats-file para-hotplug.stats --console-log para-hotplug.console --ctl /dev/shm/ctl \
+         --cmdline 'maxcpus=4 -- shell' \
          </dev/null 2>para-hotplug.errors &\n\
          ctl() {{ '{program}' ctl /dev/shm/ctl --json \"$@\"; }}\n\
          for try in $(seq 300); do ctl cpus 0 >/dev/null 2>&1 && break; sleep 0.1; done",
