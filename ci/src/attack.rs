@@ -23,6 +23,7 @@ use serde_json::Value;
 
 use self::script::{MEMORY_MIB, Target};
 use crate::demo;
+use crate::holds::Holds;
 use crate::workspace::Workspace;
 
 /// Operations where nothing else is asked for: seconds of the reference host.
@@ -33,15 +34,12 @@ const SEED: u64 = 8;
 const PASSES: u64 = 16;
 /// Passes of the neighbour's script.
 const NEIGHBOUR_PASSES: u64 = 1;
-/// A run that takes longer hangs.
-const RUN_LIMIT: &str = "600";
+/// A run is ended after so many seconds.
+const RUN_LIMIT: u32 = 600;
+/// One that has served fewer operations by then hangs: a busy host serves hundreds a second.
+const HANGS_BELOW: u64 = 10_000;
 const WHOLE_LIMIT: Duration = Duration::from_secs(7200);
 const POLL: Duration = Duration::from_millis(50);
-/// What a VMM may have more late than early, in the median: a device's thread comes and goes.
-const MORE_KIB: u64 = 1024;
-const MORE_THREADS: u64 = 1;
-const MORE_DESCRIPTORS: u64 = 4;
-
 /// Options of `cargo ci attack`.
 #[derive(Debug, Args)]
 pub(crate) struct AttackArgs {
@@ -64,15 +62,6 @@ impl Default for AttackArgs {
             here: false,
         }
     }
-}
-
-/// What a VMM has at a time.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-struct Holds {
-    /// Without guest memory.
-    kib: u64,
-    threads: u64,
-    descriptors: u64,
 }
 
 /// A run, as it is reported.
@@ -206,7 +195,8 @@ impl Made {
         let _ = fs::remove_file(&stats);
         let mut command = Command::new(&self.paravane);
         command.args(["run", "--host", "kvm", "--guest", guest, "--stats", "json"]);
-        command.args(["--console-log", "/dev/null", "--watchdog", RUN_LIMIT]);
+        command.args(["--console-log", "/dev/null"]);
+        command.arg("--watchdog").arg(RUN_LIMIT.to_string());
         command.arg("--memory").arg(MEMORY_MIB.to_string());
         command.arg("--kernel").arg(&self.attacker);
         command.arg("--initrd").arg(&script_path);
@@ -313,101 +303,11 @@ impl Ended {
     fn failure(&self) -> Option<String> {
         let has = |text: &str| self.errors.contains(text);
         let is_fallen = has("panicked") || has("forbidden system call") || self.stats.is_null();
-        let has_hung = self.stats["outcome"] == "watchdog";
-        if !is_fallen && !has_hung && matches!(self.code, Some(0..=2)) {
+        let has_hung = self.stats["outcome"] == "watchdog" && self.operations() < HANGS_BELOW;
+        if !is_fallen && !has_hung && matches!(self.code, Some(0..=3)) {
             return None;
         }
         let (code, errors) = (self.code, &self.errors);
         Some(format!("exit status {code:?}: {errors}"))
-    }
-}
-
-impl Holds {
-    /// None where the process has just ended.
-    fn of(pid: u32) -> Option<Self> {
-        let folder = PathBuf::from(format!("/proc/{pid}"));
-        let maps = fs::read_to_string(folder.join("smaps")).ok()?;
-        let status = fs::read_to_string(folder.join("status")).ok()?;
-        Some(Self {
-            kib: resident(&maps),
-            threads: number(&status, "Threads:")?,
-            descriptors: fs::read_dir(folder.join("fd")).ok()?.count() as u64,
-        })
-        .filter(|holds| holds.kib > 0)
-    }
-
-    /// The medians of the second quarter and of the last one.
-    fn early_and_late(samples: &[Self]) -> (Self, Self) {
-        let quarter = samples.len() / 4;
-        let median = |part: &[Self]| {
-            let of = |get: fn(&Self) -> u64| {
-                let mut all: Vec<u64> = part.iter().map(get).collect();
-                all.sort_unstable();
-                all.get(all.len() / 2).copied().unwrap_or(0)
-            };
-            Self {
-                kib: of(|holds| holds.kib),
-                threads: of(|holds| holds.threads),
-                descriptors: of(|holds| holds.descriptors),
-            }
-        };
-        let late = samples.len() - quarter;
-        (
-            median(&samples[quarter..2 * quarter]),
-            median(&samples[late..]),
-        )
-    }
-
-    fn grown_since(self, early: Self) -> Option<String> {
-        let grown = self.kib > early.kib + MORE_KIB
-            || self.threads > early.threads + MORE_THREADS
-            || self.descriptors > early.descriptors + MORE_DESCRIPTORS;
-        // Too short a run has no quarters.
-        (grown && early.threads > 0).then(|| format!("it has grown from {early:?} to {self:?}"))
-    }
-}
-
-/// The number behind a name.
-fn number(text: &str, name: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.split_whitespace().next()?.parse().ok()
-}
-
-/// Resident KiB of all mappings but guest memory, which is larger than any other.
-fn resident(maps: &str) -> u64 {
-    let (mut sum, mut counted) = (0, true);
-    for line in maps.lines() {
-        if let Some(size) = number(line, "Size:") {
-            counted = size < MEMORY_MIB << 9;
-        } else if let Some(rss) = number(line, "Rss:").filter(|_| counted) {
-            sum += rss;
-        }
-    }
-    sum
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Holds, resident};
-
-    #[test]
-    fn guest_memory_is_not_the_vmms() {
-        let maps =
-            "Size: 65536 kB\nRss: 60000 kB\nSize: 8 kB\nRss: 4 kB\nSize: 12 kB\nRss: 12 kB\n";
-        assert_eq!(resident(maps), 16);
-    }
-
-    #[test]
-    fn what_grows_is_told() {
-        let holds = |kib, threads, descriptors| Holds {
-            kib,
-            threads,
-            descriptors,
-        };
-        let samples: Vec<_> = (0..40).map(|n| holds(4000 + 100 * n, 3, 20)).collect();
-        let (early, late) = Holds::early_and_late(&samples);
-        assert!(late.grown_since(early).is_some());
-        assert!(holds(4000, 3, 60).grown_since(holds(4000, 3, 20)).is_some());
-        assert!(holds(4100, 4, 21).grown_since(holds(4000, 3, 20)).is_none());
     }
 }

@@ -9,6 +9,7 @@ mod attack;
 mod cycles;
 mod demo;
 mod hash;
+mod holds;
 mod initramfs;
 mod kernel;
 mod patches;
@@ -126,7 +127,7 @@ enum Task {
         #[arg(long, value_name = "FILE", default_value = "paravane-artefact.tar.gz")]
         output: PathBuf,
     },
-    /// Boot, end, restart guests and take processors on and off, in a random mix: nothing may hang
+    /// Boot, end, restart, kill guests and take processors on and off, in a random mix: nothing may hang or leak
     ///
     /// Examples:
     ///   cargo ci cycles

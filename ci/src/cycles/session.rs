@@ -15,6 +15,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Made;
+use crate::holds::Holds;
 
 /// A guest that takes longer for one thing, a boot for example, hangs.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -50,12 +51,13 @@ pub(super) fn run_all(
         let mut guest = Guest::new(made, seed, index)?;
         let started = Instant::now();
         let most = left;
-        let (kind, result) = match random.u32(..6) {
+        let (kind, result) = match random.u32(..7) {
             _ if clones => ("clone", guest.clones(&mut random, most, "direct")),
             5 => ("clone", guest.clones(&mut random, most, "para")),
             0 | 1 => ("boot", guest.boot(&mut random)),
             2 => ("restart", guest.restart(&mut random, most)),
             3 => ("reset", guest.reset(&mut random, most)),
+            6 => ("kill", guest.kill(&mut random)),
             _ => ("hotplug", guest.hotplug(&mut random, most)),
         };
         let why = result.err().map(|error| format!("{error:#}"));
@@ -164,6 +166,12 @@ impl<'a> Guest<'a> {
         let arguments = "--guest para --cpus 2 --on-reboot restart --ctl SOCKET";
         self.start(true, arguments, "quiet -- shell")?;
         self.until("the VMM does not answer", Self::answers)?;
+        let before = if random.bool() {
+            self.until("the guest's kernel does not listen", Self::is_up)?;
+            self.holds()
+        } else {
+            None
+        };
         for _ in 0..random.u32(1..=4).min(most) {
             sleep(Duration::from_millis(random.u64(..1500)));
             self.ctl(&json!({"command": "power", "action": "reset"}))?;
@@ -171,6 +179,7 @@ impl<'a> Guest<'a> {
         }
         // The last one is to come up.
         self.until("the guest has not come up after a reset", Self::is_up)?;
+        self.has_not_grown(before)?;
         self.power_off()
     }
 
@@ -180,6 +189,7 @@ impl<'a> Guest<'a> {
         let arguments = format!("--guest para --cpus {cpus} --ctl SOCKET");
         self.start(true, &arguments, "quiet -- shell")?;
         self.until("the guest's kernel does not listen", Self::is_up)?;
+        let before = self.holds();
         for _ in 0..random.u32(4..=10).min(most) {
             let paused = random.u32(..4) == 0;
             if paused {
@@ -198,6 +208,7 @@ impl<'a> Guest<'a> {
         }
         self.ctl(&json!({"command": "cpus", "count": cpus}))?;
         self.has_on(cpus)?;
+        self.has_not_grown(before)?;
         self.power_off()
     }
 
@@ -226,6 +237,38 @@ impl<'a> Guest<'a> {
         }
         fs::remove_file(snapshot)?;
         Ok(())
+    }
+
+    /// A VMM that is killed at any moment, and one that takes its place: the socket that was left behind is no obstacle.
+    fn kill(&mut self, random: &mut Rng) -> Result<()> {
+        let arguments = "--guest para --cpus 2 --ctl SOCKET";
+        for _ in 0..2 {
+            self.start(true, arguments, "quiet -- shell")?;
+            self.until("the VMM does not answer", Self::answers)?;
+            sleep(Duration::from_millis(random.u64(..1500)));
+            if let Some(mut child) = self.child.take_if(|_| self.cycles == 0) {
+                child.kill()?;
+                child.wait()?;
+                self.cycles += 1;
+            }
+        }
+        self.power_off()
+    }
+
+    /// Whether the VMM holds more than it did `before`, at the same place of what it does again and again.
+    fn has_not_grown(&self, before: Option<Holds>) -> Result<()> {
+        let now = self.holds();
+        match before
+            .zip(now)
+            .and_then(|(before, now)| now.grown_since(before))
+        {
+            None => Ok(()),
+            Some(how) => bail!("{how}"),
+        }
+    }
+
+    fn holds(&self) -> Option<Holds> {
+        Holds::of(self.child.as_ref()?.id())
     }
 
     /// Whether the VMM answers.
@@ -262,7 +305,6 @@ impl<'a> Guest<'a> {
             &self.made.full
         };
         self.arguments = format!("{arguments} --cmdline '{cmdline}'");
-        let _ = fs::remove_file(&self.socket);
         let socket = self.socket.to_string_lossy().into_owned();
         let arguments = arguments.split(' ').map(|a| a.replace("SOCKET", &socket));
         let mut all: Vec<OsString> = vec!["--kernel".into(), kernel.into()];
