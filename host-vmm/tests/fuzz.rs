@@ -1,4 +1,6 @@
 //! The fuzz targets on their seeds, and on a bounded number of mutations that are the same in each run: no target may panic.
+//!
+//! `FUZZ_INPUTS=1000000 FUZZ_SEED=1 cargo test -p paravane --test fuzz` goes on for longer, and elsewhere.
 
 #[path = "../fuzz/src/lib.rs"]
 #[expect(unreachable_pub, reason = "the module is a crate of its own, too")]
@@ -9,8 +11,9 @@ use std::path::Path;
 
 use fastrand::Rng;
 
-/// Inputs of a target. More are the fuzzer's.
-const INPUTS: usize = 400;
+/// Inputs of a target where nothing else is asked for.
+const INPUTS: u64 = 400;
+const SEED: u64 = 8;
 const LENGTH_MAX: usize = 4096;
 
 fn seeds(name: &str) -> Vec<Vec<u8>> {
@@ -48,13 +51,17 @@ fn input(random: &mut Rng, seeds: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
+fn number(variable: &str, default: u64) -> u64 {
+    std::env::var(variable).map_or(default, |text| text.parse().expect("a number"))
+}
+
 #[test]
 fn no_target_panics() {
     for (name, run) in targets::TARGETS {
         let seeds = seeds(name);
         seeds.iter().for_each(|seed| run(seed));
-        let mut random = Rng::with_seed(8);
-        for number in 0..INPUTS {
+        let mut random = Rng::with_seed(number("FUZZ_SEED", SEED));
+        for number in 0..number("FUZZ_INPUTS", INPUTS) {
             let bytes = input(&mut random, &seeds);
             let result = std::panic::catch_unwind(|| run(&bytes));
             assert!(result.is_ok(), "{name}, input {number}: {bytes:x?}");
