@@ -271,7 +271,6 @@ fn run_once(
     (ctl, gdb): (Option<Arc<Server>>, Option<Arc<gdb::Server>>),
     files: &Files,
 ) -> anyhow::Result<Stats> {
-    resident::give_back();
     if !args.no_sandbox {
         let lacks = confine::process(&Needs {
             config: vm.machine().config(),
@@ -282,6 +281,7 @@ fn run_once(
             eprintln!("paravane: warning: {lack}; --no-sandbox says that it may");
         }
     }
+    resident::give_back();
     Ok(vm.run(RunOptions {
         stdin: args.console_log.is_none(),
         signals: Some(signals),
