@@ -14,7 +14,7 @@ pub mod text;
 pub type Entry = fn(&[u8]);
 
 /// Names, as of the folders of seeds, and entries.
-pub const TARGETS: &[(&str, Entry)] = &[
+pub const TARGETS: [(&str, Entry); 6] = [
     ("calls", calls::run),
     ("devices", devices::run),
     ("image", image::run),
