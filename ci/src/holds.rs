@@ -15,7 +15,7 @@ const MORE_DESCRIPTORS: u64 = 4;
 /// What a VMM has at a time.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Holds {
-    /// Without guest memory.
+    /// Without guest memory, and without pages of files, which come and go with what is executed.
     kib: u64,
     threads: u64,
     descriptors: u64,
@@ -28,7 +28,7 @@ impl Holds {
         let maps = fs::read_to_string(folder.join("smaps")).ok()?;
         let status = fs::read_to_string(folder.join("status")).ok()?;
         Some(Self {
-            kib: resident(&maps),
+            kib: anonymous(&maps),
             threads: number(&status, "Threads:")?,
             descriptors: fs::read_dir(folder.join("fd")).ok()?.count() as u64,
         })
@@ -72,13 +72,13 @@ fn number(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().next()?.parse().ok()
 }
 
-/// Resident KiB of all mappings but guest memory, which is larger than any other.
-fn resident(maps: &str) -> u64 {
+/// KiB of all mappings that are no file's, but for guest memory, which is larger than any other.
+fn anonymous(maps: &str) -> u64 {
     let (mut sum, mut counted) = (0, true);
     for line in maps.lines() {
         if let Some(size) = number(line, "Size:") {
             counted = size < GUEST_KIB;
-        } else if let Some(rss) = number(line, "Rss:").filter(|_| counted) {
+        } else if let Some(rss) = number(line, "Anonymous:").filter(|_| counted) {
             sum += rss;
         }
     }
@@ -87,13 +87,12 @@ fn resident(maps: &str) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{Holds, resident};
+    use super::{Holds, anonymous};
 
     #[test]
     fn guest_memory_is_not_the_vmms() {
-        let maps =
-            "Size: 65536 kB\nRss: 60000 kB\nSize: 8 kB\nRss: 4 kB\nSize: 12 kB\nRss: 12 kB\n";
-        assert_eq!(resident(maps), 16);
+        let maps = "Size: 65536 kB\nAnonymous: 60000 kB\nSize: 8 kB\nAnonymous: 4 kB\nSize: 12 kB\nAnonymous: 12 kB\n";
+        assert_eq!(anonymous(maps), 16);
     }
 
     #[test]
