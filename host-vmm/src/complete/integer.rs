@@ -52,7 +52,8 @@ impl Stopped<'_> {
             Mnemonic::Clac => self.regs.rflags &= !ALIGNMENT_CHECK,
             Mnemonic::Stac => self.regs.rflags |= ALIGNMENT_CHECK,
             Mnemonic::Cld => self.regs.rflags &= !DIRECTION,
-            Mnemonic::Nop | Mnemonic::Endbr64 => {}
+            // WAIT is for exceptions of x87, which a kernel does not leave pending.
+            Mnemonic::Nop | Mnemonic::Endbr64 | Mnemonic::Wait => {}
             // It clears the processor's buffers: KVM's business.
             Mnemonic::Verw => self.regs.rflags |= ZERO,
             Mnemonic::Popcnt | Mnemonic::Tzcnt => {

@@ -105,6 +105,10 @@ _start:
 	cmpq	$1234, 160(%rdi)
 	REPORT	'R'
 
+	fwait
+	cmp	%eax, %eax
+	REPORT	'W'
+
 	/* An exception. */
 	xor	%ebp, %ebp
 	int3
