@@ -194,11 +194,13 @@ fn experiments(common: &CommonArgs, native: bool) -> Vec<Experiment> {
     let peer_arms = ["full", "kvm-pv", "para"].into_iter().chain(peer::names());
     let peer_arms: Vec<&str> = peer_arms.collect();
     let twin = "full,full,kvm-pv,para";
+    // And where its devices are served elsewhere.
+    let places = "full,full,kvm-pv,para,para@kernel,para@driver-domain,para@poll";
     let mut suites = vec![
         experiment(&common, "boot", twin, boot.collect()),
         experiment(&common, "os", twin, suite("os").cloned().collect()),
         experiment(&common, "sched", twin, suite("sched").cloned().collect()),
-        experiment(&common, "io", twin, suite("io").cloned().collect()),
+        experiment(&common, "io", places, suite("io").cloned().collect()),
         experiment(&common, APPS, twin, suite(APPS).cloned().collect()),
         experiment(
             &common,

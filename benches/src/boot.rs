@@ -50,7 +50,7 @@ const ARMS: &str = "full,full,kvm-pv,para";
 const LAUNCHES: u32 = 10;
 
 /// The same when all suites are run, so that it takes less than an hour on the reference host.
-pub(crate) const LAUNCHES_OF_ALL: u32 = 8;
+pub(crate) const LAUNCHES_OF_ALL: u32 = 5;
 
 /// An experiment with these jobs. `arms` are the ones unless told.
 pub(crate) fn experiment(
