@@ -306,7 +306,8 @@ pub(crate) struct RunArgs {
     /// It says what the run is: only --disk, --net and --kernel can be given besides, each in the place of what it names. Each run is
     /// a copy, and its kernel is told so: time of day and random numbers are not those of another copy. A disk that has
     /// been written to since, or is in use, is refused: give a copy that was made when the snapshot was. The file must stay as it is
-    /// while a run uses it. Its checksums are compared first; with `,unchecked` behind it, not those of the memory.
+    /// while a run uses it. Its checksums are compared first; with `,unchecked` behind it, not those of the memory. What all this takes, until
+    /// the guest runs, is `setup` of --stats.
     #[arg(
         long,
         value_name = "FILE[,unchecked]",

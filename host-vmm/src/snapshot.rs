@@ -108,7 +108,7 @@ pub enum SnapshotError {
         reason: PartError,
     },
     /// The file.
-    #[error("it cannot be read: {0}")]
+    #[error("its file has failed: {0}")]
     File(#[from] io::Error),
     /// Some other file.
     #[error("this is no snapshot, or one that was not finished")]
@@ -282,7 +282,7 @@ pub(crate) struct SavedConfig {
 
 impl SavedConfig {
     /// That of a run that stands still.
-    pub(crate) fn of(config: &Config) -> io::Result<Self> {
+    pub(crate) fn of(config: &Config) -> Result<Self, SnapshotError> {
         // All are named, so that a new one is thought of.
         let Config {
             profile,
@@ -306,16 +306,25 @@ impl SavedConfig {
         } = config;
         if *complete {
             // What completion has changed in the guest's kernel is not in a snapshot.
-            let reason =
-                "a guest whose instructions the VMM completes (--complete) cannot be saved";
-            return Err(io::Error::new(io::ErrorKind::Unsupported, reason));
+            return Err(SnapshotError::Cannot {
+                part: "kernel".to_owned(),
+                reason: PartError::because("has instructions that the VMM completes (--complete)"),
+            });
         }
+        let look = |part: &str, path: &Path| {
+            let gone = |e| PartError(format!("is not there any more: {e}"));
+            Named::look(path).map_err(|e| SnapshotError::Cannot {
+                part: part.to_owned(),
+                reason: gone(e),
+            })
+        };
         let disk = |spec: &DiskSpec| {
             Ok(SavedDisk {
-                file: Named::look(&spec.path)?,
+                file: look("disk", &spec.path)?,
                 read_only: spec.read_only,
             })
         };
+        let disks = disks.iter().map(disk);
         Ok(Self {
             guest: *profile,
             memory_mib: *memory_mib,
@@ -323,11 +332,11 @@ impl SavedConfig {
             dedicated: *dedicated,
             users: *users,
             facilities: facilities.to_string(),
-            kernel: Named::look(kernel)?,
+            kernel: look("kernel", kernel)?,
             initrd: initrd.as_ref().map(std::path::absolute).transpose()?,
             cmdline: cmdline.clone(),
             entry: *entry,
-            disks: disks.iter().map(disk).collect::<io::Result<_>>()?,
+            disks: disks.collect::<Result<_, SnapshotError>>()?,
             net: net.as_ref().map(ToString::to_string),
         })
     }

@@ -186,6 +186,25 @@ fn a_core_has_memory_and_registers_and_the_guest_goes_on() {
 }
 
 #[test]
+fn a_guest_whose_snapshot_is_refused_goes_on() {
+    let Some(guest) = start() else { return };
+    guest.counting.counts();
+    let mut client = guest.client();
+    let mut refused = |file| match client.ask_with(Request::Snapshot {}, file) {
+        Err(ClientError::Refused { code, message, .. }) => (code, message),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refused(None).0, "no-file");
+    // Its kernel's file has gone by now.
+    let file = TempFile::new().unwrap();
+    let (code, message) = refused(Some(file.as_file()));
+    assert_eq!(code, "snapshot");
+    assert!(message.contains("its kernel is not there"), "{message}");
+    guest.counting.counts();
+    guest.off();
+}
+
+#[test]
 fn statistics_and_metrics_tell_the_same() {
     let Some(guest) = start() else { return };
     guest.counting.counts();

@@ -51,7 +51,7 @@ impl VcpuState {
                 .get_debug_regs()
                 .map_err(told("tell a vCPU's debug registers"))?,
             lapic: fd.get_lapic().map_err(told("tell a vCPU's local APIC"))?,
-            msrs: read_msrs(fd, msrs)?,
+            msrs: with_deadline(read_msrs(fd, msrs)?),
             events: fd
                 .get_vcpu_events()
                 .map_err(told("tell a vCPU's pending events"))?,
@@ -104,6 +104,18 @@ impl VcpuState {
         let _ = fd.kvmclock_ctrl();
         Ok(())
     }
+}
+
+/// The same with a deadline. KVM has none any more where one has passed, and its interrupt, that has not been delivered yet, is in
+/// no state that it tells: a timer that never comes hangs a guest, and one too many is nothing to it.
+fn with_deadline(mut msrs: Vec<(u32, u64)>) -> Vec<(u32, u64)> {
+    let tsc = msrs.iter().find(|(index, _)| *index == MSR_TSC);
+    let now = tsc.map_or(0, |(_, tsc)| *tsc);
+    let deadline = msrs.iter_mut().find(|msr| **msr == (MSR_TSC_DEADLINE, 0));
+    if let Some((_, deadline)) = deadline {
+        *deadline = now;
+    }
+    msrs
 }
 
 fn entries(msrs: &[(u32, u64)]) -> Result<Msrs, KvmError> {
