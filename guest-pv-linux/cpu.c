@@ -488,7 +488,7 @@ asmlinkage __visible void __init __noreturn paravane_direct_start_kernel(char *p
 
 	/* A host that reads notes does not start this kernel then. */
 	if (*(u64 *)(area + AREA_LAYOUT) != PARAVANE_LAYOUT)
-		BUG();
+		__builtin_trap();
 	paravane_at_cpl3 = true;
 	*(u64 *)(area + AREA_KERNEL_GS) = rdgsbase();
 	paravane_setup_area(area);

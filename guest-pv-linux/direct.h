@@ -104,12 +104,14 @@
 
 #ifdef __ASSEMBLY__
 
-#define CPU(field)	PER_CPU_VAR(paravane_cpu + field)
+#include <asm/asm.h>
+
+#define CPU(field)	PER_CPU_VAR(paravane_cpu + (field))
 
 /* RAX: the area. INT3 is no call any more. */
 .macro END_CALL
-	pushw	ROUTINE_BREAKPOINT(%rax)
-	popw	PARAVANE_CALL(%rax)
+	pushw	ROUTINE_BREAKPOINT(_ASM_AX)
+	popw	PARAVANE_CALL(_ASM_AX)
 .endm
 
 #else

@@ -32,22 +32,22 @@
 //!
 //! # Without user isolation
 //!
-//! A host can be asked to leave users and kernel in one address space ([`CpuArea::user_isolation`] is
-//! 0), where every user can do what the kernel can. SYSCALL then leads to the kernel without the
-//! switcher where it does not raise privilege, and the kernel returns by itself: all this time the
-//! table of users holds. An event loads the kernel's table, and `leave` that of users.
+//! A host can be asked to leave users and kernel in one address space ([`CpuArea::user_isolation`]
+//! is 0), where every user can do what the kernel can. SYSCALL then leads to the kernel without
+//! the switcher where it does not raise privilege, and the kernel returns by itself: all this time
+//! the table of users holds. An event loads the kernel's table, and `leave` that of users.
 //!
 //! # State
 //!
 //! Draft: a host puts the switcher into a guest whose kernel it starts at CPL 3, and sets no
-//! facility bit for it; all of it can still change. So that the two can find out whether they mean the
-//! same, it has a number, [`CPU_LAYOUT`]: a kernel has it in an ELF note, and a host that has another
-//! does not start it. Page tables are facility `mmu`, which needs no number.
+//! facility bit for it; all of it can still change. So that the two can find out whether they mean
+//! the same, it has a number, [`CPU_LAYOUT`]: a kernel has it in an ELF note, and a host that has
+//! another does not start it. Page tables are facility `mmu`, which needs no number.
 
 /// The number of all that is said here. It is raised with each change.
 pub const CPU_LAYOUT: u32 = 2;
-/// The type of the ELF note, with the name `Paravane`, whose content is a kernel's [`CPU_LAYOUT`] as
-/// four bytes.
+/// The type of the ELF note, with the name `Paravane`, whose content is a kernel's [`CPU_LAYOUT`]
+/// as four bytes.
 pub const CPU_NOTE_LAYOUT: u32 = 1;
 
 /// Linear address of the first processor's region; the 64-bit kernel must keep this slot of its
@@ -207,13 +207,15 @@ pub struct CpuArea {
     /// Entry of the regions in the users' root page tables. Writer: host.
     pub user_slot: u64,
     /// Where the processor is in [`CPU_SYSCALL_PAGE`] when the kernel is entered at
-    /// [`CpuArea::user_breakpoint`] by SYSCALL; without user isolation, where SYSCALL leads to. Writer: host.
+    /// [`CpuArea::user_breakpoint`] by SYSCALL; without user isolation, where SYSCALL leads to.
+    /// Writer: host.
     pub syscall_rip: u64,
     /// Limit and base of the interrupt descriptor table at [`CPU_IDT`], from byte 6. Writer: host.
     pub idtr: [u64; 2],
     /// The same of that at [`CPU_HALT_IDT`]. Writer: host.
     pub halt_idtr: [u64; 2],
-    /// Where the kernel is entered by SYSCALL that raises privilege, or without user isolation. Writer: kernel.
+    /// Where the kernel is entered by SYSCALL that raises privilege, or without user isolation.
+    /// Writer: kernel.
     pub syscall: CpuFrame,
     /// Where the kernel is entered by a breakpoint in user mode. Writer: kernel.
     pub user_breakpoint: CpuFrame,
@@ -243,7 +245,8 @@ pub struct CpuArea {
     pub crossings: CpuCrossings,
     /// [`CPU_LAYOUT`], here in each layout. Writer: host.
     pub layout: u64,
-    /// Limit and base of the interrupt descriptor table at [`CPU_USER_IDT`], from byte 6. Writer: host.
+    /// Limit and base of the interrupt descriptor table at [`CPU_USER_IDT`], from byte 6. Writer:
+    /// host.
     pub user_idtr: [u64; 2],
     /// 1: users have roots of their own; 0: they share the kernel's. Writer: host.
     pub user_isolation: u64,
