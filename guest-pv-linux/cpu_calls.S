@@ -91,7 +91,7 @@ SYM_CODE_START(paravane_switch_cpuid)
 	movl	%ecx, 8(%rdi)
 	movl	%edx, 12(%rdi)
 	movq	%r8, %rax
-	END_CALL
+	END_CALL %rax
 	popq	%rbx
 	ret
 	int3
@@ -121,7 +121,7 @@ SYM_CODE_START(paravane_doorbell)
 	movq	%rax, RAX(%rdi)
 	movq	%rdx, RDX(%rdi)
 	movq	%rbx, %rax
-	END_CALL
+	END_CALL %rax
 	popq	%rbx
 	ret
 	int3

@@ -211,7 +211,7 @@ SYM_CODE_END(paravane_interrupt)
 	popq	AREA_USER_RAX(%rax)
 	pushq	AREA_KERNEL_ROOT(%rax)
 	popq	AREA_SWAP(%rax)
-	END_CALL
+	END_CALL %rax
 .endm
 
 /*
@@ -330,7 +330,7 @@ SYM_CODE_START(paravane_halted_entry)
 	btsq	%rax, CPU(CPU_VECTORS)
 	movb	$1, CPU(CPU_PENDING)
 	leaq	-AREA_USER_ENTRY(%rsp), %rax
-	END_CALL
+	END_CALL %rax
 	incq	COUNT_OF_ROUTINE + ROUTINE_HALT(%rax)
 	movq	AREA_SAVED_SP(%rax), %rsp
 	jmp	paravane_irq_enable
@@ -467,7 +467,7 @@ SYM_CODE_START(paravane_iret)
 .Lleave_pending:
 	/* Nobody leaves now. */
 	movq	CPU(CPU_AREA), %rax
-	END_CALL
+	END_CALL %rax
 	popq	%rcx
 	popq	%rax
 	/* Fall through. */
@@ -548,7 +548,7 @@ SYM_CODE_START(paravane_safe_halt)
 .Lhalt_end:
 .Lhalt_pending:
 	movq	CPU(CPU_AREA), %rax
-	END_CALL
+	END_CALL %rax
 	jmp	paravane_irq_enable
 SYM_CODE_END(paravane_safe_halt)
 

@@ -104,14 +104,12 @@
 
 #ifdef __ASSEMBLY__
 
-#include <asm/asm.h>
-
 #define CPU(field)	PER_CPU_VAR(paravane_cpu + (field))
 
-/* RAX: the area. INT3 is no call any more. */
-.macro END_CALL
-	pushw	ROUTINE_BREAKPOINT(_ASM_AX)
-	popw	PARAVANE_CALL(_ASM_AX)
+/* INT3 is no call any more. */
+.macro END_CALL area
+	pushw	ROUTINE_BREAKPOINT(\area)
+	popw	PARAVANE_CALL(\area)
 .endm
 
 #else
