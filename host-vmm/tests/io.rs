@@ -19,8 +19,8 @@ const GUESTS: [(&str, &str, &str); 2] =
 /// What the guest does with its network. There is no init but busybox.
 const PING: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B ifconfig eth0 10.9.0.2 up; $B ping -c 4 10.9.0.1; $B END -f";
 
-/// What it does with a disk, which has a file `in`.
-const COPY: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B mount -t ext4 /dev/vda /m; for n in 1 2 3 4 5 6; do \
+/// What it does with a disk, which has a file `in`: for long enough to be paused in the middle.
+const COPY: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B mount -t ext4 /dev/vda /m; for n in $($B seq 30); do \
      $B cp /m/in /m/out; $B sync; echo copied $n; done; $B umount /m; $B mount -t ext4 /dev/vda /m && $B cmp /m/in /m/out && \
      echo copy is good; $B umount /m; $B END -f";
 
