@@ -1,7 +1,7 @@
 //! What a driver domain and the VMM that starts it share: the one file that both compile.
 //!
 //! The domain's memory has a page of parameters and a *channel* for each disk that it serves. The memory of the guest
-//! that it serves lies at [`WINDOW`].
+//! that it serves lies at `WINDOW`.
 
 /// Interrupt descriptor table. Writer: domain.
 pub const IDT: u64 = 0x3e_0000;

@@ -6,7 +6,7 @@
 //! for doorbells. [`Unit::stop`] waits until it has ended, so that guest memory is the driver's
 //! alone once a reset has returned. A driver that breaks the rules ends the thread, too; then the device needs a reset.
 //!
-//! Where a device has a [`Server`](super::Server), the thread lends it the queues, and takes them back for a reset or a pause.
+//! Where a device has a [`Server`], the thread lends it the queues, and takes them back for a reset or a pause.
 
 use std::fmt;
 use std::io;
@@ -35,7 +35,7 @@ const BACKEND: u64 = u64::MAX - 1;
 
 /// How a driver learns of something.
 pub trait Interrupt: fmt::Debug + Send + Sync {
-    /// What KVM turns into an interrupt when it is written to, for a [`Server`](super::Server).
+    /// What KVM turns into an interrupt when it is written to, for a [`Server`].
     fn line(&self) -> Option<&EventFd> {
         None
     }
