@@ -86,9 +86,12 @@ pub fn differences(this: &Value, that: &Value) -> Vec<String> {
         Some(Value::String(text)) => text.clone(),
         Some(value) => value.to_string().chars().take(60).collect(),
     };
+    let absent = |value: Option<&Value>| value.is_none_or(Value::is_null);
     names
         .filter(|name| !INCIDENTAL.contains(&name.as_str()))
         .filter(|name| this.get(*name) != that.get(*name))
+        // Suites that have no programs have no root.
+        .filter(|name| *name != "root" || (!absent(this.get(*name)) && !absent(that.get(*name))))
         .map(|name| {
             format!(
                 "{name}: {}, {}",
@@ -184,6 +187,14 @@ mod tests {
         let this = json!({ "unix_time": 1, "cpu": "x", "microcode": "1" });
         let later = json!({ "unix_time": 2, "cpu": "x", "microcode": "1" });
         assert!(differences(&this, &later).is_empty());
+        let rooted =
+            |root: Value| json!({ "unix_time": 1, "cpu": "x", "microcode": "1", "root": root });
+        assert!(differences(&this, &rooted(json!("a"))).is_empty());
+        assert!(differences(&rooted(Value::Null), &rooted(json!("a"))).is_empty());
+        assert_eq!(
+            differences(&rooted(json!("b")), &rooted(json!("a"))),
+            ["root: b, a"]
+        );
         let other = json!({ "unix_time": 1, "cpu": "x", "microcode": "2", "program": "aa" });
         assert_eq!(
             differences(&this, &other),

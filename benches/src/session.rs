@@ -18,6 +18,7 @@ use crate::arm::Arm;
 use crate::collect::{Collector, LineSink, lock};
 use crate::experiment::{Experiment, Saved};
 use crate::host::Host;
+use crate::job::Kind;
 use crate::launch::Launcher;
 use crate::run::Run;
 use crate::sample::Samples;
@@ -326,7 +327,10 @@ pub(crate) fn launcher(
             "build it with `cargo ci initramfs`",
             true,
         )?,
-        root: files.root.clone(),
+        root: files
+            .root
+            .clone()
+            .filter(|_| experiment.kinds.iter().any(Kind::has_root)),
         memory_mib: experiment.memory_mib,
         cpus: experiment.cpus,
         disk_mib: 0,
