@@ -163,8 +163,7 @@ fn places(report: &Report, arm: &str, base: &str) -> (Vec<Evidence>, Vec<Ratio>)
     let (mut rows, mut ratios) = (Vec::new(), Vec::new());
     for part in report.parts.iter().filter(|part| part.suite == "io") {
         for figures in &part.jobs {
-            let find = |name: &str| figures.arms.iter().find(|arm| arm.name == name);
-            let (Some(one), Some(other)) = (find(arm), find(base)) else {
+            let (Some(one), Some(other)) = (figures.arm(arm), figures.arm(base)) else {
                 continue;
             };
             let Some(ratio) = part.between_arms(one, other) else {
@@ -309,7 +308,7 @@ fn unchanged(report: &Report) -> Finding {
 
 /// What neighbours do to a guest: each is compared with the same guest beside another neighbour.
 fn trouble(report: &Report) -> Finding {
-    // Trouble, what it is compared with, and whether the claim says that it reaches the guest.
+    // Trouble, and what it is compared with.
     const PAIRS: [(&str, &str); 2] = [("crashing-guest", "busy-guest"), ("busy-host", "alone")];
     let mut rows = Vec::new();
     let (mut crashed, mut lost, mut reached) = (false, 0, None);
@@ -362,8 +361,7 @@ fn drivers(report: &Report) -> Finding {
     for suite in ["boot", "io", "apps"] {
         for part in report.parts.iter().filter(|part| part.suite == suite) {
             for figures in &part.jobs {
-                let find = |name: &str| figures.arms.iter().find(|arm| arm.name == name);
-                let (Some(pv), Some(para)) = (find("kvm-pv"), find("para")) else {
+                let (Some(pv), Some(para)) = (figures.arm("kvm-pv"), figures.arm("para")) else {
                     continue;
                 };
                 let (Some(drivers), Some(changed)) = (pv.ratio, para.ratio) else {

@@ -151,7 +151,7 @@ impl Report {
             .flat_map(|part| part.jobs.iter().map(move |figures| (part, figures)))
             .filter(move |(_, figures)| figures.job.name == job)
             .filter_map(move |(part, figures)| {
-                let found = figures.arms.iter().find(|found| found.name == arm)?;
+                let found = figures.arm(arm)?;
                 Some((part, figures, found))
             })
     }
@@ -204,7 +204,7 @@ impl Part {
     pub(super) fn between(&self, arm: &str, job: &str, base: &str) -> Option<Ratio> {
         let raw = |job: &str| {
             let figures = self.jobs.iter().find(|figures| figures.job.name == job)?;
-            Some(&figures.arms.iter().find(|found| found.name == arm)?.raw)
+            Some(&figures.arm(arm)?.raw)
         };
         paired(raw(base)?, raw(job)?, self.seed)
     }
@@ -221,6 +221,11 @@ impl Part {
 }
 
 impl Figures {
+    /// Our arm of that name.
+    pub(super) fn arm(&self, name: &str) -> Option<&ArmFigures> {
+        self.arms.iter().find(|arm| arm.name == name)
+    }
+
     /// How many launches of an arm failed.
     pub(super) fn failed(&self, arm: &str) -> usize {
         let failed = self.failures.iter().find(|(name, ..)| name == arm);
