@@ -188,16 +188,17 @@ impl<'m> Segments<'m> {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
             }
             at += done as u64;
-            while let [first, rest @ ..] = left {
-                if done < first.iov_len {
-                    // SAFETY: `done` is less than the segment's length, so this stays inside it.
-                    first.iov_base = unsafe { first.iov_base.cast::<u8>().add(done) }.cast();
-                    first.iov_len -= done;
-                    left = &mut *std::slice::from_mut(first);
-                    break;
-                }
-                done -= first.iov_len;
-                left = rest;
+            let whole = left.iter().take_while(|iovec| {
+                let is_done = iovec.iov_len <= done;
+                done -= if is_done { iovec.iov_len } else { 0 };
+                is_done
+            });
+            let whole = whole.count();
+            left = &mut left[whole..];
+            if let Some(first) = left.first_mut() {
+                // SAFETY: `done` is less than the segment's length, so this stays inside it.
+                first.iov_base = unsafe { first.iov_base.cast::<u8>().add(done) }.cast();
+                first.iov_len -= done;
             }
         }
         Ok(())

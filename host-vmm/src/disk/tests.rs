@@ -106,6 +106,32 @@ fn too_many_segments_are_refused() {
 }
 
 #[test]
+fn a_transfer_that_is_done_by_halves_goes_on_where_it_was() {
+    let memory = memory();
+    let source: Vec<u8> = (0..100).collect();
+    memory.write_slice(&source, GuestAddress(0)).unwrap();
+    let parts = segments(&memory, &[(0, 10), (10, 0), (10, 7), (17, 83)]);
+    let taken = std::cell::RefCell::new(Vec::new());
+    let seven = |iovecs: &[libc::iovec], offset: libc::off_t| {
+        let mut taken = taken.borrow_mut();
+        assert_eq!(offset, 50 + libc::off_t::try_from(taken.len()).unwrap());
+        let mut room = 7;
+        for iovec in iovecs {
+            let part = room.min(iovec.iov_len);
+            // SAFETY: the segments are parts of `memory`, and no longer than they say.
+            let bytes = unsafe {
+                std::slice::from_raw_parts(iovec.iov_base.cast::<u8>().cast_const(), part)
+            };
+            taken.extend_from_slice(bytes);
+            room -= part;
+        }
+        7 - libc::ssize_t::try_from(room).unwrap()
+    };
+    parts.transfer(50, seven).unwrap();
+    assert_eq!(*taken.borrow(), source);
+}
+
+#[test]
 fn what_is_discarded_or_zeroed_reads_as_zero() {
     let file = image(64);
     let disk = Disk::open(&spec(&file, false)).unwrap();
