@@ -112,20 +112,6 @@ impl Pause {
         Place(state.workers.len() - 1)
     }
 
-    /// Waits for another worker, which may be parked: the caller, if it is a worker, rests meanwhile.
-    pub fn wait_for_worker<R>(&self, wait: impl FnOnce() -> R) -> R {
-        let me = Worker::Works(this_thread());
-        let place = self.lock().workers.iter().position(|worker| *worker == me);
-        if let Some(place) = place {
-            self.rest(Place(place));
-        }
-        let result = wait();
-        if let Some(place) = place {
-            self.begin(Place(place));
-        }
-        result
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,8 +136,14 @@ impl Pause {
 
     /// Begins to work, after the pause where there is one.
     pub fn begin(&self, place: Place) {
+        self.begin_unless(place, || false);
+    }
+
+    /// The same of a worker that somebody may want to end: it does not wait where `ends` says so. Whoever makes that true,
+    /// and waits for the worker, [`wake`](Self::wake)s it: the worker that waits would not stand still before it has ended.
+    pub fn begin_unless(&self, place: Place, ends: impl Fn() -> bool) {
         let mut state = self.lock();
-        while self.holds_in(&state, place) {
+        while self.holds_in(&state, place) && !ends() {
             state.workers[place.0] = Worker::Parked;
             self.changed.notify_all();
             state = self
@@ -177,6 +169,12 @@ impl Pause {
         if self.is_wanted() {
             self.begin(place);
         }
+    }
+
+    /// Has all that are parked look whether they are to end.
+    pub fn wake(&self) {
+        let _state = self.lock();
+        self.changed.notify_all();
     }
 
     /// Has no work for now.

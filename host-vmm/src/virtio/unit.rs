@@ -106,9 +106,17 @@ impl Link {
     pub(super) fn may_go_on(&self, queues: &[Virtqueue]) -> bool {
         if self.pause.is_wanted() {
             *lock(&self.parked) = queues.iter().map(Virtqueue::save).collect();
-            self.pause.checkpoint(self.place);
+            self.begin();
         }
-        !self.stopping.load(Ordering::Relaxed)
+        !self.is_stopping()
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn begin(&self) {
+        self.pause.begin_unless(self.place, || self.is_stopping());
     }
 
     pub(super) fn queue_used(&self) {
@@ -344,7 +352,8 @@ impl Unit {
                 self.link.stopping.store(true, Ordering::SeqCst);
                 // It is written once a stop, and cannot be full.
                 let _ = self.link.stop.write(1);
-                let ended = self.link.pause.wait_for_worker(|| thread.join());
+                self.link.pause.wake();
+                let ended = thread.join();
                 let _ = self.link.stop.read();
                 self.link.stopping.store(false, Ordering::SeqCst);
                 ended.map_or(State::Lost, State::Idle)
@@ -441,7 +450,7 @@ fn work(
     epoll: &Epoll,
 ) -> Box<dyn Device> {
     confine::thread(confine::Thread::Worker);
-    link.pause.begin(link.place);
+    link.begin();
     let done = match device.server().zip(lent) {
         Some((server, lent)) => lend(server, &lent, link, epoll),
         None => serve(&mut *device, &mut io, &mut poller, link, epoll),

@@ -7,7 +7,7 @@ use virtio_bindings::virtio_blk::*;
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::driver::*;
-use crate::pause::Holder;
+use crate::pause::{Holder, Pause};
 use crate::virtio::COMMON_FEATURES;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::QueueError;
@@ -251,6 +251,28 @@ fn a_paused_machine_has_idle_devices_and_can_be_ended() {
         .unwrap();
     driver.pause.end();
     driver.unit.stop();
+}
+
+#[test]
+fn a_device_that_a_pause_holds_can_be_reset() {
+    register_signal_handler(SIGRTMIN(), on_kick).unwrap();
+    let driver = Driver::started(16, false);
+    let (go, gone) = std::sync::mpsc::channel();
+    let vcpu = {
+        let (pause, unit) = (driver.pause.clone(), driver.unit.clone());
+        pause.begin(Pause::vcpu(0));
+        std::thread::spawn(move || {
+            gone.recv().unwrap();
+            unit.stop();
+            pause.rest(Pause::vcpu(0));
+        })
+    };
+    driver.pause.want(Holder::Client);
+    let work = || driver.pause.pause(Holder::Core, Duration::ZERO);
+    wait_for("the device's stand", || work() == Err(1));
+    go.send(()).unwrap();
+    wait_for("the reset", || vcpu.is_finished());
+    assert_eq!(work(), Ok(()));
 }
 
 #[test]
