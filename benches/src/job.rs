@@ -57,6 +57,9 @@ pub struct Job {
     /// vCPUs of its guest.
     #[serde(default = "one")]
     pub cpus: u8,
+    /// MiB of its guest's memory, if it wants more than the others.
+    #[serde(default)]
+    pub memory: u64,
     /// What runs beside the guest.
     #[serde(default)]
     pub beside: Option<Beside>,
@@ -151,6 +154,12 @@ impl Kind {
         self.jobs.iter().any(|job| job.quiet)
     }
 
+    /// MiB of the guest's memory, at the least.
+    #[must_use]
+    pub fn memory(&self) -> u64 {
+        self.jobs.iter().map(|job| job.memory).max().unwrap_or(0)
+    }
+
     /// MiB of the guest's disk.
     #[must_use]
     pub fn disk(&self) -> u64 {
@@ -195,7 +204,7 @@ const FILES: &[(&str, &str, &str)] = files! {
     "os": "null" "clock" "open" "switch" "pipe" "fork" "exec" "fault" "hash" "map" "signal" "sleep" "nap" "idle";
     "sched": "message-2x" "futex-2x" "shootdown-2x" "lock-2x" "message-4x" "futex-4x" "shootdown-4x" "lock-4x";
     "io": "read" "write" "sync" "scan" "load" "ping" "send";
-    "apps": "compile" "database" "cache";
+    "apps": "compile" "database" "cache" "fio" "iperf3";
     "neighbours": "alone" "busy-guest" "crashing-guest" "busy-host";
 };
 
@@ -272,13 +281,13 @@ mod tests {
         for suite in suites() {
             for kind in kinds(suite_of(suite), 1) {
                 for job in &kind.jobs {
-                    let agreed = (kind.quiet(), kind.cpus(), kind.disk(), kind.net());
-                    assert_eq!(
-                        (job.quiet, job.cpus, job.disk, job.net),
-                        agreed,
-                        "{}",
-                        job.name
+                    let (machine, named) = (
+                        (kind.quiet(), kind.cpus(), kind.memory()),
+                        (job.quiet, job.cpus, job.memory),
                     );
+                    assert_eq!(named, machine, "{}", job.name);
+                    let devices = (kind.disk(), kind.net());
+                    assert_eq!((job.disk, job.net), devices, "{}", job.name);
                     assert_eq!(job.command.is_some(), kind.has_root(), "{}", job.name);
                     assert_eq!(job.beside, kind.beside(), "{}", job.name);
                     assert!(

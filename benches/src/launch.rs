@@ -35,7 +35,7 @@ pub struct Launcher {
     pub initrd: PathBuf,
     /// The root file system of the jobs that are programs of a distribution.
     pub root: Option<PathBuf>,
-    /// Guest memory, MiB.
+    /// Guest memory, MiB; a job that wants more gets more.
     pub memory_mib: u64,
     /// vCPUs; a job that wants more gets more.
     pub cpus: u8,
@@ -139,6 +139,7 @@ impl Launcher {
         };
         let launcher = Self {
             cpus: self.cpus.max(kind.cpus()),
+            memory_mib: self.memory_mib.max(kind.memory()),
             disk_mib: self.disk_mib.max(kind.disk()),
             root: self.root.clone().filter(|_| kind.has_root()),
             net: self.net || kind.net(),

@@ -1,8 +1,8 @@
-//! The network of the launches: a TAP device of this host, and somebody who takes what guests send.
+//! The network of the launches: a TAP device of this host, and who takes what guests send: a thread, and iperf3's server.
 
 use std::io::{self, Read};
 use std::net::TcpListener;
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 
 /// The TAP device.
 pub(crate) const TAP: &str = "paravane-bench";
@@ -12,7 +12,10 @@ const PORT: u16 = 5001;
 
 /// It is there until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Network(());
+pub(crate) struct Network {
+    /// Where iperf3 is installed: without it, its job fails, and no other.
+    iperf3: Option<Child>,
+}
 
 fn ip(arguments: &str) -> Result<(), String> {
     let output = Command::new("ip")
@@ -39,16 +42,28 @@ impl Network {
         // What an earlier process has left; usually there is none.
         let _ = ip(&format!("link delete {TAP}"));
         ip(&format!("tuntap add {TAP} mode tap"))?;
-        let network = Self(());
+        let mut network = Self { iperf3: None };
         ip(&format!("addr add {HOST}/24 dev {TAP}"))?;
         ip(&format!("link set {TAP} up"))?;
         listen().map_err(|error| format!("nobody can listen at {HOST}:{PORT}: {error}"))?;
+        network.iperf3 = Command::new("iperf3")
+            .args(["--server", "--bind", HOST])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .ok();
         Ok(network)
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
+        if let Some(server) = &mut self.iperf3 {
+            // Both fail only when it has ended by itself.
+            let _ = server.kill();
+            let _ = server.wait();
+        }
         let _ = ip(&format!("link delete {TAP}"));
     }
 }

@@ -36,7 +36,15 @@ const PACKAGES: [&str; 5] = [
     "iputils-ping",
 ];
 /// What `paravane bench apps` runs.
-const BENCHED: [&str; 5] = ["e2fsprogs", "sqlite3", "redis-server", "tcc", "libc6-dev"];
+const BENCHED: [&str; 7] = [
+    "e2fsprogs",
+    "sqlite3",
+    "redis-server",
+    "tcc",
+    "libc6-dev",
+    "fio",
+    "iperf3",
+];
 /// What nobody reads in a guest.
 const LEFT_OUT: [&str; 3] = ["man", "doc", "locale"];
 const CUSTOMIZE: &str = include_str!("image/customize.sh");

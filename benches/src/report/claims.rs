@@ -140,15 +140,12 @@ fn hosted(report: &Report) -> Finding {
     });
     let mut rows: Vec<Evidence> = rows.collect();
     let (compared, ratios) = places(report, HOSTED, KERNEL);
-    let verdict = match judge(&ratios) {
-        None => format!(
+    let verdict = judge(&ratios, Side::Above).unwrap_or_else(|| {
+        format!(
             "{NOT_YET} as a comparison: this report has no I/O that is served both in the VMM and in the host's kernel. What \
              is known is how often the hosted path is taken"
-        ),
-        Some(Judgement::More) => format!("holds: {}", times(&ratios)),
-        Some(Judgement::Less) => format!("does not hold here: {}", times(&ratios)),
-        Some(Judgement::Open) => format!("not shown here: {}", times(&ratios)),
-    };
+        )
+    });
     rows.extend(compared);
     (rows, verdict)
 }
@@ -195,31 +192,31 @@ fn places(report: &Report, arm: &str, base: &str) -> (Vec<Evidence>, Vec<Ratio>)
     (rows, ratios)
 }
 
-/// What several ratios say together.
-enum Judgement {
-    /// All that differ are above 1.
-    More,
-    /// All that differ are below 1.
-    Less,
-    /// None differs, or they differ in both ways.
-    Open,
+/// Where the ratios are if a claim is right.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// Above 1.
+    Above,
+    /// Below 1.
+    Below,
 }
 
-fn judge(ratios: &[Ratio]) -> Option<Judgement> {
-    let ratios: Vec<&Ratio> = ratios
-        .iter()
-        .filter(|ratio| ratio.pairs >= MEANINGFUL_LAUNCHES)
-        .collect();
-    if ratios.is_empty() {
-        return None;
-    }
-    let more = ratios.iter().any(|ratio| ratio.low > 1.0);
-    let less = ratios.iter().any(|ratio| ratio.high < 1.0);
-    Some(match (more, less) {
-        (true, false) => Judgement::More,
-        (false, true) => Judgement::Less,
-        _ => Judgement::Open,
-    })
+/// What several ratios say together: they differ from 1 to one side only, or nothing is shown.
+fn judge(ratios: &[Ratio], right: Side) -> Option<String> {
+    let meaningful = || {
+        ratios
+            .iter()
+            .filter(|ratio| ratio.pairs >= MEANINGFUL_LAUNCHES)
+    };
+    meaningful().next()?;
+    let above = meaningful().any(|ratio| ratio.low > 1.0);
+    let below = meaningful().any(|ratio| ratio.high < 1.0);
+    let verdict = match (above, below) {
+        (true, true) | (false, false) => "not shown here",
+        (above, _) if above == (right == Side::Above) => "holds",
+        _ => "does not hold here",
+    };
+    Some(format!("{verdict}: {}", times(ratios)))
 }
 
 /// The smallest and the largest ratio, as a sentence.
@@ -239,40 +236,26 @@ fn times(ratios: &[Ratio]) -> String {
 
 fn monolithic(report: &Report) -> Finding {
     let (rows, ratios) = places(report, KERNEL, HOSTED);
-    let verdict = match judge(&ratios) {
-        None => {
-            return not_yet(
-                "it needs I/O that the host's kernel serves by itself, and enough launches of it",
-            );
-        }
-        Some(Judgement::Less) => format!(
-            "holds against the hosted place: {}; Linux has no such place for disks, so that a driver domain was not compared",
-            times(&ratios)
-        ),
-        Some(Judgement::More) => format!("does not hold here: {}", times(&ratios)),
-        Some(Judgement::Open) => format!("not shown here: {}", times(&ratios)),
+    let Some(verdict) = judge(&ratios, Side::Below) else {
+        return not_yet(
+            "it needs I/O that the host's kernel serves by itself, and enough launches of it",
+        );
     };
+    let verdict = format!(
+        "{verdict} (against the hosted place; Linux has no such place for disks, so that a driver domain was not compared)"
+    );
     (rows, verdict)
 }
 
 fn microkernel(report: &Report) -> Finding {
     let (rows, ratios) = places(report, DOMAIN, HOSTED);
-    let verdict = match judge(&ratios) {
-        None => return not_yet("it needs I/O through a driver domain, and enough launches of it"),
-        Some(Judgement::More) => format!(
-            "the first half holds, with the hosted VMM for comparison: {}",
-            times(&ratios)
-        ),
-        Some(Judgement::Less) => format!("does not hold here: {}", times(&ratios)),
-        Some(Judgement::Open) => format!(
-            "no difference from the hosted VMM is shown: {}",
-            times(&ratios)
-        ),
+    let Some(verdict) = judge(&ratios, Side::Above) else {
+        return not_yet("it needs I/O through a driver domain, and enough launches of it");
     };
-    (
-        rows,
-        format!("{verdict}; which hardware it drives is not a matter of time"),
-    )
+    let verdict = format!(
+        "{verdict} (against the hosted place); which hardware it drives is not a matter of time"
+    );
+    (rows, verdict)
 }
 
 fn unchanged(report: &Report) -> Finding {
