@@ -324,14 +324,12 @@ fn carry_out(machine: &Machine, request: Request, file: Option<File>) -> Result<
             }
         }
         Request::Power { action: Power::Off } => {
-            let why = "`paravane ctl power off`".to_owned();
-            machine.stop(Outcome::PowerOff, Some(why));
+            machine.pull_the_plug(Outcome::PowerOff, "`paravane ctl power off`");
         }
         Request::Power {
             action: Power::Reset,
         } => {
-            let why = "`paravane ctl power reset`".to_owned();
-            machine.stop(Outcome::Reboot, Some(why));
+            machine.pull_the_plug(Outcome::Reboot, "`paravane ctl power reset`");
         }
         Request::Power { action: Power::Nmi } => {
             if !machine.send_nmi() {

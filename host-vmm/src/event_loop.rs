@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::timerfd::TimerFd;
 
 use crate::clock_watch::ClockWatch;
 use crate::pause::Pause;
@@ -35,6 +36,7 @@ const SIGNAL: u64 = 3;
 const CLOCK: u64 = 4;
 const NETWORK: u64 = 5;
 const INTERRUPT_ENDED: u64 = 6;
+const WATCHDOG: u64 = 7;
 
 /// A descriptor that becomes readable on SIGINT, SIGTERM, SIGHUP or SIGQUIT.
 #[derive(Debug)]
@@ -93,7 +95,7 @@ pub struct EventLoop<'a> {
     looking: bool,
     dirty: bool,
     backlog: VecDeque<u8>,
-    deadline: Option<Instant>,
+    _watchdog: Option<TimerFd>,
 }
 
 fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
@@ -133,6 +135,18 @@ impl<'a> EventLoop<'a> {
         if let Some(signals) = signals {
             watch(&epoll, signals.0.as_raw_fd(), SIGNAL)?;
         }
+        let watchdog = watchdog.map(|limit| {
+            let mut timer = TimerFd::new()?;
+            // No time at all would be no timer.
+            timer.reset(limit.max(Duration::from_nanos(1)), None)?;
+            watch(&epoll, timer.as_raw_fd(), WATCHDOG)?;
+            Ok::<_, io::Error>(timer)
+        });
+        let watchdog = watchdog.transpose()?;
+        let signal = signals.map(|signals| signals.0.as_raw_fd());
+        let timer = watchdog.as_ref().map(AsRawFd::as_raw_fd);
+        let ends: Vec<RawFd> = signal.into_iter().chain(timer).collect();
+        machine.console().ends_with(&ends)?;
         // A regular file or /dev/null cannot be watched, and has nothing to say that could wait.
         let stdin = stdin && watch(&epoll, libc::STDIN_FILENO, STDIN).is_ok();
         Ok(Self {
@@ -148,16 +162,15 @@ impl<'a> EventLoop<'a> {
             looking: false,
             dirty: false,
             backlog: VecDeque::new(),
-            deadline: watchdog.map(|limit| Instant::now() + limit),
+            _watchdog: watchdog,
         })
     }
 
-    fn timeout(&self, now: Instant) -> Option<Duration> {
+    fn timeout(&self) -> Option<Duration> {
         [
             self.looking.then_some(LOOK_INTERVAL),
             self.dirty.then_some(FLUSH_AFTER),
             (!self.backlog.is_empty()).then_some(RETRY_INPUT),
-            self.deadline.map(|at| at.saturating_duration_since(now)),
         ]
         .into_iter()
         .flatten()
@@ -168,7 +181,7 @@ impl<'a> EventLoop<'a> {
     pub fn run(mut self) {
         let mut next = Instant::now();
         loop {
-            let timeout = self.timeout(Instant::now());
+            let timeout = self.timeout();
             let milliseconds = timeout.map_or(-1, |t| {
                 i32::try_from(t.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
             });
@@ -197,6 +210,11 @@ impl<'a> EventLoop<'a> {
                     }
                     CLOCK => self.stepped |= self.clock.has_stepped(),
                     SIGNAL => self.machine.stop(Outcome::Interrupted, None),
+                    WATCHDOG => {
+                        let why = "the watchdog's time is over (--watchdog)";
+                        self.machine.pull_the_plug(Outcome::Watchdog, why);
+                        return;
+                    }
                     _ => return,
                 }
             }
@@ -218,13 +236,6 @@ impl<'a> EventLoop<'a> {
                 }
                 self.offer_input();
                 self.machine.pause().rest(Pause::event_loop());
-            }
-            if self.deadline.is_some_and(|at| now >= at) {
-                self.machine.stop(
-                    Outcome::Watchdog,
-                    Some("the watchdog's time is over (--watchdog)".to_owned()),
-                );
-                return;
             }
         }
     }
@@ -248,6 +259,8 @@ impl<'a> EventLoop<'a> {
         let file = io::stdin().as_fd().try_clone_to_owned().map(File::from);
         let count = match file.and_then(|mut file| file.read(&mut buffer)) {
             Ok(count) if count > 0 => count,
+            // Somebody else, who has the terminal, too, has read it.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
             _ => {
                 // End of input: stop watching, or epoll would report it for ever.
                 self.watch_stdin(false);
@@ -259,10 +272,8 @@ impl<'a> EventLoop<'a> {
             match (self.escaped, byte) {
                 (false, &ESCAPE) if terminal::is_attended() => self.escaped = true,
                 (true, b'x' | b'X') => {
-                    self.machine.stop(
-                        Outcome::Interrupted,
-                        Some("Ctrl-A x was pressed".to_owned()),
-                    );
+                    self.machine
+                        .pull_the_plug(Outcome::Interrupted, "Ctrl-A x was pressed");
                     return;
                 }
                 (_, byte) => {

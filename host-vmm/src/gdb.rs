@@ -213,8 +213,8 @@ impl Server {
             let Ok(stream) = self.accept() else { continue };
             match session(machine, debugger, stream) {
                 Ok(DisconnectReason::Kill) => {
-                    let why = "the debugger has killed the guest".to_owned();
-                    machine.stop(Outcome::Interrupted, Some(why));
+                    let why = "the debugger has killed the guest";
+                    machine.pull_the_plug(Outcome::Interrupted, why);
                 }
                 Ok(_) => {}
                 Err(e) if e.has_gone() => {}

@@ -291,6 +291,12 @@ impl Machine {
         self.end.stop(outcome, message);
     }
 
+    /// Ends the run for somebody who does not wait for the guest, nor until its output has been read.
+    pub fn pull_the_plug(&self, outcome: Outcome, why: &str) {
+        self.stop(outcome, Some(why.to_owned()));
+        self.console.let_go();
+    }
+
     /// Becomes readable when the machine stops.
     #[must_use]
     pub fn stopped_fd(&self) -> RawFd {

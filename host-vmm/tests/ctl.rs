@@ -6,14 +6,16 @@ mod counting;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use counting::{COUNTS, Counting, entry, fresh_path};
 use object::{Object, ObjectSegment};
+use paravane::console::Console;
 use paravane::ctl::client::{Client, ClientError};
 use paravane::ctl::server::{Server, ServerError};
 use paravane::ctl::{Power, Request};
@@ -96,6 +98,55 @@ fn a_paused_guest_stands_still_and_goes_on() {
     assert_eq!(status["cpus_on"], serde_json::json!([0]));
     assert_eq!(status["memory_mib"], 32);
     assert_eq!(guest.off().outcome, Outcome::PowerOff);
+}
+
+/// `mov edi, COUNTER; mov esi, 4096; mov eax, console.write; mov edx, 0x7e; out dx, eax`, and from the beginning.
+const PRINTS: [u8; 23] = [
+    0xbf, 0x00, 0x00, 0x80, 0x00, 0xbe, 0x00, 0x10, 0x00, 0x00, 0xb8, 0x00, 0x00, 0x02, 0x00, 0xba,
+    0x7e, 0x00, 0x00, 0x00, 0xef, 0xeb, 0xe9,
+];
+
+#[test]
+fn a_guest_whose_output_nobody_reads_ends_when_it_is_told_to() {
+    for by_socket in [true, false] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        let path = format!("/proc/self/fd/{}", writer.as_raw_fd());
+        let console = Console::file(Path::new(&path)).unwrap();
+        let server = Arc::new(Server::bind(&fresh_path()).unwrap());
+        let options = RunOptions {
+            ctl: Some(Arc::clone(&server)),
+            ..RunOptions::default()
+        };
+        let limit = Duration::from_secs(if by_socket { 120 } else { 1 });
+        let Some(guest) = Counting::of(&PRINTS, console.clone(), limit, options) else {
+            return;
+        };
+        // The pipe is full once nothing more is taken from the guest.
+        let mut before = 0;
+        while before == 0 || console.bytes() != before {
+            before = console.bytes();
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if by_socket {
+            let mut client = Client::connect(server.path()).unwrap();
+            let stats = client.ask(Request::Stats {}).unwrap();
+            assert_eq!(stats["console"]["out_bytes"], before);
+            let request = Request::Power { action: Power::Off };
+            client.ask(request).unwrap();
+        }
+        let start = Instant::now();
+        while !guest.thread.is_finished() {
+            assert!(
+                start.elapsed() < Duration::from_secs(60),
+                "it has not ended"
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let outcome = guest.thread.join().unwrap().outcome;
+        let expected = [Outcome::Watchdog, Outcome::PowerOff][usize::from(by_socket)];
+        assert_eq!(outcome, expected);
+        drop(reader);
+    }
 }
 
 #[test]

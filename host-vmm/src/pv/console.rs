@@ -8,7 +8,7 @@
 //! promise back, with a last look after a full barrier. A ring that is full makes the guest notify
 //! again, and the vCPU drains it.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -50,7 +50,6 @@ struct State {
     in_head: u32,
     idle_looks: u32,
     looking: bool,
-    in_bytes: u64,
 }
 
 /// The facility.
@@ -62,6 +61,7 @@ pub struct RingConsole {
     event: Event,
     vcpus: u8,
     wake: EventFd,
+    in_bytes: AtomicU64,
 }
 
 impl RingConsole {
@@ -75,6 +75,7 @@ impl RingConsole {
             event: Event::default(),
             vcpus,
             wake,
+            in_bytes: AtomicU64::new(0),
         }
     }
 
@@ -203,7 +204,7 @@ impl RingConsole {
         }
         if written > 0 {
             state.in_head = state.in_head.wrapping_add(written);
-            state.in_bytes += u64::from(written);
+            self.in_bytes.fetch_add(written.into(), Ordering::Relaxed);
             self.memory
                 .store_u32(IN_HEAD, state.in_head, Ordering::Release)?;
         }
@@ -214,7 +215,7 @@ impl RingConsole {
     /// Bytes that have gone to the guest.
     #[must_use]
     pub fn in_bytes(&self) -> u64 {
-        self.lock().in_bytes
+        self.in_bytes.load(Ordering::Relaxed)
     }
 
     /// The event that the guest has asked for.

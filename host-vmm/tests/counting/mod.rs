@@ -39,6 +39,17 @@ pub(crate) struct Counting {
 impl Counting {
     /// Starts it; `None` where there is no KVM, which is printed.
     pub(crate) fn start(options: RunOptions) -> Option<Self> {
+        let limit = Duration::from_secs(120);
+        Self::of(&COUNTS, Console::memory().unwrap(), limit, options)
+    }
+
+    /// Starts a guest that does something else.
+    pub(crate) fn of(
+        code: &[u8],
+        console: Console,
+        limit: Duration,
+        options: RunOptions,
+    ) -> Option<Self> {
         if let Err(error) = paravane::kvm::open() {
             println!("skipped: {error}");
             return None;
@@ -47,13 +58,13 @@ impl Counting {
         file.as_file().write_all(image::ELF).unwrap();
         let config = Config {
             vcpus: 2,
-            watchdog: Some(Duration::from_secs(120)),
+            watchdog: Some(limit),
             ..Config::of(Profile::Para, file.as_path().to_owned())
         };
-        let mut vm = Vm::new(config, Console::memory().unwrap(), Instant::now()).unwrap();
+        let mut vm = Vm::new(config, console, Instant::now()).unwrap();
         let memory = vm.memory().clone();
         vm.boot().unwrap();
-        memory.write(entry(), &COUNTS).unwrap();
+        memory.write(entry(), code).unwrap();
         let thread = std::thread::spawn(move || vm.run(options).unwrap());
         Some(Self { memory, thread })
     }
