@@ -51,6 +51,9 @@ pub const KVM_TSS: usize = 0xfffb_d000;
 /// One page that KVM needs on some Intel CPUs, inside the hole.
 pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
+/// The most pieces that memory of a file is cut into where parts of it are given back. The host lets a process have 65,530 mappings.
+const PIECES_MAX: u64 = 1 << 14;
+
 /// Why guest memory could not be made or reached.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -255,7 +258,10 @@ impl Memory {
         let out = |_| MemoryError::Range { address, length };
         let slice = self.mmap.get_slice(at, length).map_err(out)?;
         let start = slice.ptr_guard_mut().as_ptr();
-        let discarded = if self.is_file {
+        let discarded = if self.is_file && (length as u64) < self.bytes / PIECES_MAX {
+            // Each piece is a mapping: a guest could use all of them up.
+            false
+        } else if self.is_file {
             // The file's bytes would come back: anonymous memory takes their place.
             // SAFETY: the slice is whole pages of one of the regions' private mappings, alive as long as `mmap`, and no
             // reference to its bytes exists anywhere. It stays mapped, with the same rights, and its bytes become zero.
@@ -278,7 +284,7 @@ impl Memory {
         if discarded {
             return Ok(());
         }
-        // Memory that the host has locked, or too many mappings, say: zero all the same.
+        // Memory that the host has locked, say: zero all the same.
         let zeros = [0; 4096];
         for done in (0..length).step_by(zeros.len()) {
             let part = &zeros[..zeros.len().min(length - done)];
@@ -465,6 +471,23 @@ mod tests {
         assert_eq!(after[(pages - 1) << 12..], pattern[..4096]);
         assert!(after[4096..(pages - 1) << 12].iter().all(|byte| *byte == 0));
         assert!(memory.discard((32 << 20) - 4096, 8192).is_err());
+    }
+
+    #[test]
+    fn a_restored_guest_cannot_use_up_the_mappings_of_its_host() {
+        const MIB: u64 = 288;
+        let file = vmm_sys_util::tempfile::TempFile::new().unwrap();
+        file.as_file().set_len(MIB << 20).unwrap();
+        let memory = Memory::of_file(MIB, file.as_file(), 0).unwrap();
+        memory.write(8192, &[1]).unwrap();
+        for page in (0..MIB << 8).step_by(2) {
+            memory.discard(page << 12, 4096).unwrap();
+        }
+        let mut first = [1; 8193];
+        memory.read(0, &mut first).unwrap();
+        assert_eq!(first, [0; 8193]);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(maps.lines().count() < 40_000);
     }
 
     #[test]
