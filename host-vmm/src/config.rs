@@ -1,5 +1,7 @@
 //! What a run is: the guest's profile, its kernel and its size.
 
+mod facilities;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,6 +17,7 @@ use crate::net::NetSpec;
 use crate::switcher::{self, Users};
 use crate::virtio::mmio::{self, MmioBus};
 use crate::virtio::poll::Poll;
+pub use facilities::{FACILITIES, FacilitySet, slot};
 
 /// The most vCPUs of one guest.
 pub const MAX_VCPUS: u8 = 64;
@@ -88,175 +91,6 @@ pub enum Io {
     Kernel,
     /// In another guest that owns the disks, as under a microkernel hypervisor: the disks only.
     DriverDomain,
-}
-
-/// The facilities that a para guest finds, and whether its submission rings can be exitless.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FacilitySet {
-    /// A bit each, at its [`slot`].
-    bits: u128,
-    /// Transport T2; only with facility `ring`.
-    exitless: bool,
-}
-
-/// Name and id of each facility that this VMM implements.
-pub const FACILITIES: &[(&str, u32)] = &[
-    ("base", reg::FACILITY_BASE),
-    ("console", reg::FACILITY_CONSOLE),
-    ("clock", reg::FACILITY_CLOCK),
-    ("timer", reg::FACILITY_TIMER),
-    ("cpuid", reg::FACILITY_CPUID),
-    ("crash", reg::FACILITY_CRASH),
-    ("irq", reg::FACILITY_IRQ),
-    ("ipi", reg::FACILITY_IPI),
-    ("tlb", reg::FACILITY_TLB),
-    ("sched", reg::FACILITY_SCHED),
-    ("smp", reg::FACILITY_SMP),
-    ("mem", reg::FACILITY_MEM),
-    ("ring", reg::FACILITY_RING),
-    ("rng", reg::FACILITY_RNG),
-    ("dev", reg::FACILITY_DEV),
-];
-
-/// Experiments that there is room for.
-const EXPERIMENTS_MAX: u32 = 64;
-
-/// Where this VMM keeps facility `id`: those of the facility word by their bit, experiments, which have none, behind them.
-#[must_use]
-pub const fn slot(id: u32) -> Option<usize> {
-    const FIRST: u32 = reg::FACILITY_EXPERIMENTAL_FIRST;
-    match id {
-        0..64 => Some(id as usize),
-        FIRST.. if id - FIRST < EXPERIMENTS_MAX => Some(64 + (id - FIRST) as usize),
-        _ => None,
-    }
-}
-
-/// The bit of facility `id` in a [`FacilitySet`]; none where it cannot be.
-const fn bit(id: u32) -> u128 {
-    match slot(id) {
-        Some(slot) => 1 << slot,
-        None => 0,
-    }
-}
-
-/// The name of the transport that comes on top of facility `ring`.
-pub const EXITLESS: &str = "exitless";
-
-impl Default for FacilitySet {
-    fn default() -> Self {
-        Self {
-            bits: FACILITIES.iter().fold(0, |bits, (_, id)| bits | bit(*id)),
-            exitless: true,
-        }
-    }
-}
-
-impl FacilitySet {
-    /// No facility, as for guests that are not para.
-    pub const NONE: Self = Self {
-        bits: 0,
-        exitless: false,
-    };
-
-    /// The facility word of the ABI: experiments are not in it.
-    #[must_use]
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "the lower half is the facility word"
-    )]
-    pub const fn word(self) -> u64 {
-        self.bits as u64
-    }
-
-    /// Whether facility `id` is on.
-    #[must_use]
-    pub const fn has(self, id: u32) -> bool {
-        self.bits & bit(id) != 0
-    }
-
-    /// The same without facility `id`.
-    #[must_use]
-    pub const fn without(mut self, id: u32) -> Self {
-        self.bits &= !bit(id);
-        self.exitless &= id != reg::FACILITY_RING;
-        self
-    }
-
-    /// The transport bits of the ABI. Spec: PV-RING-1
-    #[must_use]
-    pub const fn transports(self) -> u32 {
-        match (self.has(reg::FACILITY_RING), self.exitless) {
-            (false, _) => reg::TRANSPORT_DOORBELL,
-            (true, false) => reg::TRANSPORT_DOORBELL | reg::TRANSPORT_RING,
-            (true, true) => reg::TRANSPORT_DOORBELL | reg::TRANSPORT_RING | reg::TRANSPORT_EXITLESS,
-        }
-    }
-
-    /// Parses `--pv`: `console,clock` means just these (and `base`, which is mandatory);
-    /// `-clock,-crash` means all but these. `exitless` brings `ring` along, and goes with it.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError::UnknownFacility`], [`ConfigError::MandatoryFacility`].
-    pub fn parse(list: &str) -> Result<Self, ConfigError> {
-        let words: Vec<&str> = list
-            .split(',')
-            .map(str::trim)
-            .filter(|w| !w.is_empty())
-            .collect();
-        let base = bit(reg::FACILITY_BASE);
-        let only_removals = words.iter().all(|w| w.starts_with('-'));
-        let mut set = if only_removals {
-            Self::default()
-        } else {
-            Self {
-                bits: base,
-                exitless: false,
-            }
-        };
-        for word in words {
-            let name = word.trim_start_matches(['-', '+']);
-            let removed = word.starts_with('-');
-            if name == EXITLESS {
-                set.exitless = !removed;
-                if !removed {
-                    set.bits |= bit(reg::FACILITY_RING);
-                }
-                continue;
-            }
-            let known = FACILITIES.iter().map(|(name, _)| *name);
-            let known: Vec<&str> = known.chain([EXITLESS]).collect();
-            let facility = FACILITIES
-                .iter()
-                .find(|(known, _)| *known == name)
-                .map(|(_, id)| bit(*id))
-                .ok_or_else(|| ConfigError::UnknownFacility {
-                    name: name.to_owned(),
-                    known: known.join(", "),
-                })?;
-            if removed {
-                if facility == base {
-                    return Err(ConfigError::MandatoryFacility);
-                }
-                set.bits &= !facility;
-            } else {
-                set.bits |= facility;
-            }
-        }
-        set.exitless &= set.has(reg::FACILITY_RING);
-        Ok(set)
-    }
-}
-
-impl fmt::Display for FacilitySet {
-    /// The list that [`FacilitySet::parse`] makes it of.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let on = FACILITIES.iter().filter(|(_, id)| self.has(*id));
-        let names = on.map(|(name, _)| *name);
-        let names: Vec<_> = names.chain(self.exitless.then_some(EXITLESS)).collect();
-        f.write_str(&names.join(","))
-    }
 }
 
 /// How the kernel is entered.
@@ -604,4 +438,24 @@ impl Config {
 }
 
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_disk_is_the_root_unless_somebody_says_otherwise() {
+        let mut config = Config {
+            cmdline: "quiet".to_owned(),
+            disks: vec!["a.img".parse().unwrap()],
+            ..Config::of(Profile::Full, PathBuf::new())
+        };
+        assert!(config.full_cmdline().ends_with(" root=/dev/sda rw quiet"));
+        config.profile = Profile::Para;
+        config.disks[0].read_only = true;
+        assert!(config.full_cmdline().ends_with(" root=/dev/vda ro quiet"));
+        config.initrd = Some("guest.cpio".into());
+        assert!(!config.full_cmdline().contains("root="));
+        config.initrd = None;
+        config.cmdline = "root=/dev/sdb".to_owned();
+        assert!(config.full_cmdline().ends_with("panic=-1 root=/dev/sdb"));
+    }
+}
