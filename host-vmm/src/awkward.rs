@@ -21,7 +21,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use paravane_abi::boot_info::BootInfo;
@@ -37,6 +37,7 @@ use crate::pv::event::EventTarget;
 use crate::pv::{Args, Facility, Reply};
 use crate::random::Random;
 use crate::snapshot::{PartError, Saved, State};
+use crate::sync::lock;
 
 /// Errors that one call gets in a row at most.
 const REFUSALS_MAX: u32 = 3;
@@ -226,7 +227,7 @@ impl Awkward {
     }
 
     fn mood(&self) -> MutexGuard<'_, Mood> {
-        self.mood.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.mood)
     }
 
     /// True once in `odds` times; never where they are zero.

@@ -11,10 +11,12 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
+
+use crate::sync::lock;
 
 /// Bytes that are buffered before a write happens at once.
 const BUFFER: usize = 4096;
@@ -157,7 +159,7 @@ impl Console {
     }
 
     fn with<R>(&self, f: impl FnOnce(&mut Inner) -> R) -> R {
-        f(&mut self.0.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut lock(&self.0.inner))
     }
 
     /// Takes bytes from the guest.

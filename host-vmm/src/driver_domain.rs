@@ -20,7 +20,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,7 @@ use crate::pv::DOORBELL_PORT;
 use crate::pv::dev::DOORBELL_PORT as DEV_DOORBELL_PORT;
 use crate::pv::event::EventTarget;
 use crate::stats::Outcome;
+use crate::sync::lock;
 use crate::virtio::queue::{Io, QueueError};
 use crate::virtio::{COMMON_FEATURES, CONFIG_MAX, Device, Lent, Server};
 use crate::vm::{Machine, RunOptions, Vm, VmError, host, raise, route};
@@ -177,8 +178,7 @@ fn image() -> io::Result<String> {
 impl Drop for DriverDomain {
     fn drop(&mut self) {
         self.machine.stop(Outcome::PowerOff, None);
-        let thread = self.thread.lock();
-        let thread = thread.unwrap_or_else(PoisonError::into_inner).take();
+        let thread = lock(&self.thread).take();
         // One that has panicked has ended as well.
         let _ = thread.map(JoinHandle::join);
     }

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::stats::Outcome;
+use crate::sync::lock;
 
 /// The outcome, and more about it for people.
 pub type Ended = (Outcome, Option<String>);
@@ -43,13 +44,13 @@ impl End {
     /// Whether it has come, and in this way.
     #[must_use]
     pub fn is(&self, outcome: Outcome) -> bool {
-        let how = self.how.lock().unwrap_or_else(PoisonError::into_inner);
+        let how = lock(&self.how);
         how.as_ref().is_some_and(|(how, _)| *how == outcome)
     }
 
     /// Ends the run; the first to say so is the one who is believed.
     pub fn stop(&self, outcome: Outcome, message: Option<String>) {
-        let mut how = self.how.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut how = lock(&self.how);
         how.get_or_insert((outcome, message));
         self.stopping.store(true, Ordering::Release);
         // A full event counter means that it has been signalled already.
@@ -64,7 +65,7 @@ impl End {
 
     /// How it came.
     pub fn take(&self) -> Option<Ended> {
-        let mut how = self.how.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut how = lock(&self.how);
         how.take()
     }
 }

@@ -47,6 +47,7 @@ pub mod resident;
 pub mod snapshot;
 pub mod stats;
 pub mod switcher;
+mod sync;
 pub mod terminal;
 pub mod top;
 pub mod trail;

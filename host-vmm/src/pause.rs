@@ -13,10 +13,12 @@
 //! Several can want the pause, for reasons of their own ([`Holder`]); the machine goes on once none of them does.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::SIGRTMIN;
+
+use crate::sync::{lock, wait};
 
 /// How often workers that still work get their signal.
 const KICK_INTERVAL: Duration = Duration::from_millis(1);
@@ -107,13 +109,9 @@ impl Pause {
     /// A place for one more worker.
     #[must_use]
     pub fn add_worker(&self) -> Place {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.workers.push(Worker::Rests);
         Place(state.workers.len() - 1)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the machine stands still, or is about to.
@@ -125,7 +123,7 @@ impl Pause {
     /// Whether this worker has to stand still.
     #[must_use]
     pub fn holds(&self, place: Place) -> bool {
-        self.is_wanted() && self.holds_in(&self.lock(), place)
+        self.is_wanted() && self.holds_in(&lock(&self.state), place)
     }
 
     fn holds_in(&self, state: &State, place: Place) -> bool {
@@ -142,21 +140,18 @@ impl Pause {
     /// The same of a worker that somebody may want to end: it does not wait where `ends` says so. Whoever makes that true,
     /// and waits for the worker, [`wake`](Self::wake)s it: the worker that waits would not stand still before it has ended.
     pub fn begin_unless(&self, place: Place, ends: impl Fn() -> bool) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         while self.holds_in(&state, place) && !ends() {
             state.workers[place.0] = Worker::Parked;
             self.changed.notify_all();
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = wait(&self.changed, state);
         }
         state.workers[place.0] = Worker::Works(this_thread());
     }
 
     /// Begins to work unless there is a pause; whether it has.
     pub fn try_begin(&self, place: Place) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if self.is_wanted() {
             return false;
         }
@@ -173,19 +168,19 @@ impl Pause {
 
     /// Has all that are parked look whether they are to end.
     pub fn wake(&self) {
-        let _state = self.lock();
+        let _state = lock(&self.state);
         self.changed.notify_all();
     }
 
     /// Has no work for now.
     pub fn rest(&self, place: Place) {
-        self.lock().workers[place.0] = Worker::Rests;
+        lock(&self.state).workers[place.0] = Worker::Rests;
         self.changed.notify_all();
     }
 
     /// Wants a pause, and does not wait for it.
     pub fn want(&self, holder: Holder) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if holder == Holder::Debugger {
             state.only = None;
         }
@@ -200,7 +195,7 @@ impl Pause {
     pub fn pause(&self, holder: Holder, limit: Duration) -> Result<(), usize> {
         let deadline = Instant::now() + limit;
         self.want(holder);
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         loop {
             let threads = state.workers.iter().filter_map(|worker| match worker {
                 Worker::Works(thread) => Some(*thread),
@@ -224,20 +219,20 @@ impl Pause {
 
     /// Lets all workers go on, as far as it is up to `holder`.
     pub fn resume(&self, holder: Holder) {
-        let _state = self.lock();
+        let _state = lock(&self.state);
         self.wanted.fetch_and(!(holder as u8), Ordering::Relaxed);
         self.changed.notify_all();
     }
 
     /// Lets one worker go on, for the debugger; the others stand still.
     pub fn resume_only(&self, place: Place) {
-        self.lock().only = Some(place);
+        lock(&self.state).only = Some(place);
         self.changed.notify_all();
     }
 
     /// The run has ended: nobody waits any more.
     pub fn end(&self) {
-        self.lock().ended = true;
+        lock(&self.state).ended = true;
         self.wanted.store(0, Ordering::Relaxed);
         self.changed.notify_all();
     }

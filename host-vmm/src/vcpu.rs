@@ -9,7 +9,7 @@
 //! 4. status and value go back into RAX and RDX of the run page, marked dirty; KVM loads them on
 //!    the next entry.
 
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::{Arc, MutexGuard};
 
 use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE, kvm_debug_exit_arch, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_sregs,
@@ -27,6 +27,7 @@ use crate::pv::smp::Start;
 use crate::pv::{DOORBELL_PORT, Reply, answer};
 use crate::stats::{Exit, Outcome, VcpuCounts};
 use crate::switcher;
+use crate::sync::lock;
 use crate::trail::Step;
 use crate::vm::Machine;
 
@@ -105,8 +106,7 @@ impl PowerOn {
 
 /// The descriptor of vCPU `id`: only its own thread, and who has paused the machine, ask for it.
 fn hold(machine: &Machine, id: usize) -> Held<'_> {
-    let fd = machine.vcpus()[id].lock();
-    fd.unwrap_or_else(PoisonError::into_inner)
+    lock(&machine.vcpus()[id])
 }
 
 impl Vcpu {

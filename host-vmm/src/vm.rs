@@ -10,7 +10,7 @@ pub use run::RunOptions;
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::RawFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use kvm_bindings::{
@@ -48,6 +48,7 @@ use crate::pv::{self, Paravirt};
 use crate::snapshot::SnapshotError;
 use crate::stats::{self, ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
+use crate::sync::lock;
 use crate::vcpu::PowerOn;
 use crate::virtio::mmio::MmioBus;
 use crate::virtio::unit::UnitStats;
@@ -179,10 +180,6 @@ pub(crate) fn route(
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Machine {

@@ -22,7 +22,7 @@ mod identify;
 mod tests;
 mod transfer;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -31,6 +31,7 @@ use self::transfer::{BLOCK_MAX, Transfer};
 use super::pci::{Function, Pci, Slot};
 use crate::disk::Disk;
 use crate::memory::Memory;
+use crate::sync::lock;
 
 /// Disks of one controller.
 pub const DISKS_MAX: usize = 4;
@@ -521,9 +522,4 @@ impl Ide {
         }
         true
     }
-}
-
-fn lock(channel: &Mutex<Channel>) -> MutexGuard<'_, Channel> {
-    // A device whose thread panicked is in some state that a device may be in: the guest's problem.
-    channel.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -11,7 +11,7 @@ pub mod pci;
 pub mod rtc;
 pub mod uart;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,7 @@ use self::pci::Pci;
 use self::rtc::Rtc;
 use self::uart::Uart;
 use crate::snapshot::{PartError, Saved, State, from_state, to_state};
+use crate::sync::lock;
 
 /// What a port access asks of the run loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,11 +82,6 @@ impl Cards {
                 .as_ref()
                 .is_some_and(|card| card.read(pci, port, data))
     }
-}
-
-fn lock<T>(device: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A device whose thread panicked is in some state that a device may be in: the guest's problem.
-    device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a snapshot has of the port devices: those that there are.

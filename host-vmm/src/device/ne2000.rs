@@ -15,12 +15,13 @@
 mod tests;
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::pci::{Function, Pci, Slot};
 use crate::net::{FRAME_MAX, Net};
+use crate::sync::lock;
 
 /// The interrupt line.
 pub const IRQ: u8 = 11;
@@ -488,7 +489,7 @@ impl Ne2000 {
 
     fn chip(&self) -> MutexGuard<'_, Chip> {
         // A device whose thread panicked is in some state that a device may be in: the guest's problem.
-        self.chip.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.chip)
     }
 
     /// What it is on the PCI bus.

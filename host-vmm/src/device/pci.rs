@@ -9,7 +9,9 @@
 //!
 //! Source: PCI Local Bus Specification 3.0, sections 3.2.2.3.2 and 6.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use crate::sync::lock;
 
 /// The address register, written and read as 32 bits.
 pub const ADDRESS: u16 = 0xcf8;
@@ -184,7 +186,7 @@ impl Pci {
     }
 
     fn bus(&self) -> MutexGuard<'_, Bus> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// A write to the address or data register; whether `port` is one of them.

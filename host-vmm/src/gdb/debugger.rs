@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use gdbstub::target::ext::breakpoints::WatchKind;
 use kvm_bindings::{
@@ -23,6 +23,7 @@ use crate::config::Profile;
 use crate::doctor::host::HostClass;
 use crate::pause::{Holder, Pause};
 use crate::pv::DOORBELL_PORT;
+use crate::sync::lock;
 
 /// INT3.
 const INT3: &[u8] = &[0xcc];
@@ -144,15 +145,11 @@ impl Debugger {
         self.can_stop
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// A debug exit of vCPU `id`. Returns what the guest is to get where it is the guest's own, for
     /// [`Self::control`].
     #[must_use]
     pub fn has_stopped(&self, id: usize, exit: &kvm_debug_exit_arch, pause: &Pause) -> Option<u32> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let hit = (0..SLOTS).find(|slot| exit.dr6 & 1 << slot != 0);
         let why = if exit.exception == VECTOR_BP {
             if !state.software.contains_key(&exit.pc) {
@@ -179,7 +176,7 @@ impl Debugger {
     #[must_use]
     pub fn has_stopped_behind(&self, id: usize, pc: u64, pause: &Pause) -> Option<u64> {
         let address = pc.wrapping_sub(OUT.len() as u64);
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if self.code != OUT || !state.software.contains_key(&address) {
             return None;
         }
@@ -192,7 +189,7 @@ impl Debugger {
     /// vCPU `id` cannot go on. Whether somebody wants to look at it before the run ends.
     #[must_use]
     pub fn is_dying(&self, id: usize, pause: &Pause) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if !state.attached {
             return false;
         }
@@ -211,7 +208,7 @@ impl Debugger {
     /// What KVM is to do about vCPU `id`; `inject`: what [`Self::has_stopped`] has returned.
     #[must_use]
     pub fn control(&self, id: usize, inject: u32) -> kvm_guest_debug {
-        let state = self.lock();
+        let state = lock(&self.state);
         if !state.attached {
             return kvm_guest_debug::default();
         }
@@ -244,24 +241,24 @@ impl Debugger {
     /// The next vCPU that has stopped.
     pub(super) fn next_stop(&self) -> Option<Stop> {
         let _ = self.stopped.read();
-        self.lock().stops.pop_front()
+        lock(&self.state).stops.pop_front()
     }
 
     /// The debugger comes.
     pub(super) fn attach(&self) {
-        self.lock().attached = true;
+        lock(&self.state).attached = true;
     }
 
     /// The debugger goes; returns the breakpoints that it has left behind.
     pub(super) fn detach(&self) -> Vec<Replaced> {
-        let state = std::mem::take(&mut *self.lock());
+        let state = std::mem::take(&mut *lock(&self.state));
         state.software.into_values().collect()
     }
 
     /// Who is stepped from here on. A vCPU that waits at a breakpoint will come to it again; what has passed a watchpoint
     /// will not, and is still to be told.
     pub(super) fn go_on(&self, stepped: BTreeSet<usize>) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.stepped = stepped;
         state
             .stops
@@ -270,17 +267,17 @@ impl Debugger {
 
     /// These have stopped, or rather have not gone on.
     pub(super) fn stop_again(&self, stops: impl IntoIterator<Item = Stop>) {
-        self.lock().stops.extend(stops);
+        lock(&self.state).stops.extend(stops);
     }
 
     /// Whether a stop is still to be told.
     pub(super) fn has_stops(&self) -> bool {
-        !self.lock().stops.is_empty()
+        !lock(&self.state).stops.is_empty()
     }
 
     /// Notes a software breakpoint. False: there is one.
     pub(super) fn add_software(&self, address: u64, replaced: Replaced) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let is_new = !state.software.contains_key(&address);
         if is_new {
             state.software.insert(address, replaced);
@@ -289,12 +286,12 @@ impl Debugger {
     }
 
     pub(super) fn remove_software(&self, address: u64) -> Option<Replaced> {
-        self.lock().software.remove(&address)
+        lock(&self.state).software.remove(&address)
     }
 
     /// Watches all of `wanted` or, where there are not enough debug registers, nothing; whether it does.
     pub(super) fn add_hardware(&self, wanted: &[Watched]) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let free: Vec<usize> = (0..SLOTS)
             .filter(|slot| state.hardware[*slot].is_none())
             .collect();
@@ -309,7 +306,7 @@ impl Debugger {
 
     /// Watches none of them any more; whether all were watched.
     pub(super) fn remove_hardware(&self, unwanted: &[Watched]) -> bool {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         unwanted.iter().all(|watched| {
             let slot = state.hardware.iter_mut().find(|s| **s == Some(*watched));
             slot.is_some_and(|slot| slot.take().is_some())

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use gdbstub::common::{Signal, Tid};
@@ -23,6 +22,7 @@ use kvm_ioctls::VcpuFd;
 use super::debugger::{Debugger, Replaced, Stop, Watched, Why, pieces};
 use super::registers::{Amd64, VcpuRegisters};
 use crate::pause::{Holder, Pause};
+use crate::sync::lock;
 use crate::vm::Machine;
 
 /// How long vCPUs get to stand still.
@@ -134,8 +134,7 @@ impl<'a> Debugged<'a> {
 
     /// Does something with a vCPU.
     fn with<T>(&self, id: usize, what: impl FnOnce(&VcpuFd) -> T) -> T {
-        let fd = self.machine.vcpus()[id].lock();
-        what(&fd.unwrap_or_else(PoisonError::into_inner))
+        what(&lock(&self.machine.vcpus()[id]))
     }
 
     fn checked(&self, tid: Tid) -> TargetResult<usize, Self> {

@@ -1,11 +1,12 @@
 //! Frames over a stream, each with its length before it in four bytes, the first the most significant: what passt
 //! speaks, and QEMU's `-netdev stream`.
 
+use crate::sync::lock;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use super::{FRAME_MAX, MTU, NetError, unless_blocked};
 
@@ -36,10 +37,6 @@ struct Reader {
     end: usize,
     /// Bytes of a frame that is too long, still to be read and dropped.
     skip: usize,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Stream {

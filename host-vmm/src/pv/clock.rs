@@ -10,7 +10,7 @@
 //! stepped, and whoever restores a machine.
 
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use paravane_abi::boot_info::BootInfo;
@@ -22,6 +22,7 @@ use super::event::{Event, EventTarget};
 use super::{Args, CLOCK_PAGE, Facility, Reply, take};
 use crate::memory::{Memory, MemoryError};
 use crate::snapshot::{self, PartError, Saved, from_state, to_state};
+use crate::sync::lock;
 
 /// KVM's LAPIC timer counts nanoseconds (api.rst, `KVM_CAP_X86_APIC_BUS_CYCLES_NS`, the default).
 const APIC_TIMER_HZ: u64 = 1_000_000_000;
@@ -115,7 +116,7 @@ impl Clock {
 
     /// The guest's counter has been set: it is this one from now on.
     pub fn set_counter(&self, counter: Counter) {
-        self.lock().counter = counter;
+        lock(&self.state).counter = counter;
     }
 
     /// Spec: PV-CLOCK-3
@@ -124,10 +125,6 @@ impl Clock {
             .duration_since(UNIX_EPOCH)
             .map_err(|_| Status::HostError)?;
         u64::try_from(since.as_nanos()).map_err(|_| Status::HostError)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes the page with the pair of now. Spec: PV-CLOCK-8
@@ -159,7 +156,7 @@ impl Clock {
     ///
     /// [`MemoryError::Range`]: never, for a guest that has the page.
     pub fn disrupt(&self, generation: Option<u64>) -> Result<Option<EventTarget>, MemoryError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         state.disruption = state.disruption.wrapping_add(1);
         state.generation = generation.unwrap_or(state.generation);
         self.write_page(&mut state)?;
@@ -178,7 +175,7 @@ type SavedClock = (u32, u64, u64, u64);
 
 impl Saved for Arc<Clock> {
     fn save(&self) -> Result<snapshot::State, PartError> {
-        let state = self.lock();
+        let state = lock(&self.state);
         let saved: SavedClock = (
             state.sequence,
             state.disruption,
@@ -191,7 +188,7 @@ impl Saved for Arc<Clock> {
     fn restore(&self, state: snapshot::State) -> Result<(), PartError> {
         let saved: SavedClock = from_state(state)?;
         self.event.set_word(saved.3, self.vcpus)?;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         (state.sequence, state.disruption, state.generation) = (saved.0, saved.1, saved.2);
         Ok(())
     }
@@ -204,7 +201,7 @@ impl Facility for Arc<Clock> {
 
     /// Spec: PV-CLOCK-2, PV-CLOCK-7
     fn describe(&self, _memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         self.write_page(&mut state)?;
         let counter = state.counter;
         let (wall_ns, wall_tsc) = counter.pair();

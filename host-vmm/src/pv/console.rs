@@ -8,8 +8,8 @@
 //! promise back, with a last look after a full barrier. A ring that is full makes the guest notify
 //! again, and the vCPU drains it.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use paravane_abi::boot_info::BootInfo;
@@ -24,6 +24,7 @@ use super::{Args, CONSOLE_PAGE, Facility, Reply, take};
 use crate::console::Console;
 use crate::memory::{Memory, MemoryError};
 use crate::snapshot::{self, PartError, Saved, from_state, to_state};
+use crate::sync::lock;
 
 /// How often the event loop looks at the output ring while it has promised to.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(4);
@@ -79,10 +80,6 @@ impl RingConsole {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes all bytes from the output ring; returns how many. Spec: PV-CONSOLE-4
     fn drain(&self, state: &mut State) -> Result<u32, MemoryError> {
         self.drain_some(state, OUT_SIZE)
@@ -115,7 +112,7 @@ impl RingConsole {
 
     /// Spec: PV-CONSOLE-5
     fn notify(&self) -> Result<u64, MemoryError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         self.drain(&mut state)?;
         if !state.looking {
             state.looking = true;
@@ -133,7 +130,7 @@ impl RingConsole {
     ///
     /// [`MemoryError::Range`]: never, for a guest that has the page.
     pub fn look(&self) -> Result<bool, MemoryError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if !state.looking {
             return Ok(false);
         }
@@ -156,7 +153,7 @@ impl RingConsole {
 
     /// Takes what is left when the guest has stopped.
     pub fn last_look(&self) {
-        let _ = self.drain(&mut self.lock());
+        let _ = self.drain(&mut lock(&self.state));
     }
 
     /// A look that takes up to `most` bytes and ends no promise: that of an awkward host.
@@ -165,7 +162,7 @@ impl RingConsole {
     ///
     /// As for [`Self::look`].
     pub fn look_at_some(&self, most: u32) -> Result<u32, MemoryError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         if !state.looking {
             return Ok(0);
         }
@@ -188,7 +185,7 @@ impl RingConsole {
     ///
     /// [`MemoryError::Range`]: never, for a guest that has the page.
     pub fn input(&self, bytes: &[u8]) -> Result<(Option<EventTarget>, usize), MemoryError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let tail = self.memory.load_u32(IN_TAIL, Ordering::Acquire)?;
         // A tail that cannot be true: the guest has spoilt its own input; the ring counts as full.
         let room = ring_used(state.in_head, tail, IN_SIZE).map_or(0, |used| IN_SIZE - used);
@@ -238,7 +235,7 @@ impl RingConsole {
         let mut at = address;
         let mut left = bytes;
         // Bytes in the ring came first.
-        self.drain(&mut self.lock())
+        self.drain(&mut lock(&self.state))
             .map_err(|_| Status::HostError)?;
         while left > 0 {
             let part = left.min(chunk.len());
@@ -277,7 +274,7 @@ type SavedConsole = (u32, u32, bool, u64);
 
 impl Saved for std::sync::Arc<RingConsole> {
     fn save(&self) -> Result<snapshot::State, PartError> {
-        let state = self.lock();
+        let state = lock(&self.state);
         let saved: SavedConsole = (
             state.out_tail,
             state.in_head,
@@ -290,7 +287,7 @@ impl Saved for std::sync::Arc<RingConsole> {
     fn restore(&self, state: snapshot::State) -> Result<(), PartError> {
         let saved: SavedConsole = from_state(state)?;
         self.event.set_word(saved.3, self.vcpus)?;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         (state.out_tail, state.in_head, state.looking) = (saved.0, saved.1, saved.2);
         if state.looking {
             // A full event counter means that the loop is awake anyway.

@@ -1,6 +1,6 @@
 //! Facility `crash`, host side: takes a panic record. ABI: `hypercall-abi/src/abi/crash.rs`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use paravane_abi::call::{CallResult, Status};
 use paravane_abi::crash::{
@@ -11,6 +11,7 @@ use paravane_abi::registry as reg;
 use super::{Args, Facility, Reply, take};
 use crate::memory::Memory;
 use crate::snapshot::Saved;
+use crate::sync::lock;
 
 /// The last record that a guest has left.
 pub type LastWords = Arc<Mutex<Option<Box<CrashRecord>>>>;
@@ -52,10 +53,7 @@ impl Crash {
         if !sound {
             return Err(Status::InvalidParam);
         }
-        *self
-            .last_words
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(Box::new(record));
+        *lock(&self.last_words) = Some(Box::new(record));
         Ok(0)
     }
 }

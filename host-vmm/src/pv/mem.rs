@@ -9,7 +9,7 @@
 use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallResult, Status};
@@ -21,6 +21,7 @@ use super::{Args, Facility, MEM_PAGE, Reply, take};
 use crate::boot::Loaded;
 use crate::memory::{self, Memory, MemoryError};
 use crate::snapshot::{PartError, Saved, State, from_state, to_state};
+use crate::sync::lock;
 
 const PAGE: u64 = reg::PAGE_SIZE as u64;
 const WANTED: u64 = MEM_PAGE + offset_of!(MemPage, wanted) as u64;
@@ -52,7 +53,7 @@ impl Mem {
 
     /// What the loader has written; without it, no memory is said to be fresh.
     pub fn loaded(&self, loaded: &Loaded) {
-        *self.loaded.lock().unwrap_or_else(PoisonError::into_inner) = Some(*loaded);
+        *lock(&self.loaded) = Some(*loaded);
     }
 
     /// Bytes that the guest has reported, all reports together.
@@ -189,7 +190,7 @@ impl Facility for Arc<Mem> {
 
     /// Spec: PV-MEM-1, PV-MEM-9
     fn describe(&self, memory: &Memory, info: &mut BootInfo) -> Result<(), MemoryError> {
-        let loaded = *self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let loaded = *lock(&self.loaded);
         memory.write_obj(MEM_PAGE, &MemPage::default())?;
         info.mem = MemInfo {
             fresh: loaded.map_or_else(Default::default, |loaded| fresh(&loaded, memory)),

@@ -17,7 +17,7 @@
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,7 @@ use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
 use crate::snapshot::{PartError, Saved, State, from_state, to_state};
 use crate::stats::{Outcome, VcpuCounts};
+use crate::sync::{lock, wait};
 
 /// How long the poller looks at a ring in which it finds nothing.
 const IDLE: Duration = Duration::from_millis(5);
@@ -48,10 +49,6 @@ const TAIL: u64 = offset_of!(RingHeader, tail) as u64;
 const HOST_LOOKS: u64 = offset_of!(RingHeader, host_looks) as u64;
 const STATUS: usize = offset_of!(RingEntry, status);
 const ARGS: usize = offset_of!(RingEntry, args);
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// A registered ring.
 ///
@@ -369,7 +366,7 @@ impl Shared {
     fn sleep(&self) {
         let mut news = lock(&self.news);
         while !*news {
-            news = self.wake.wait(news).unwrap_or_else(PoisonError::into_inner);
+            news = wait(&self.wake, news);
         }
         *news = false;
     }

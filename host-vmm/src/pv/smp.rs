@@ -7,7 +7,7 @@
 
 use std::mem::offset_of;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex};
 
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallResult, Status};
@@ -19,6 +19,7 @@ use super::event::{Event, EventTarget};
 use super::{Args, Facility, Reply, SMP_PAGE, take};
 use crate::memory::{Memory, MemoryError};
 use crate::snapshot::{self, PartError, Saved, from_state, to_state};
+use crate::sync::{lock, wait};
 
 const WANTED: u64 = SMP_PAGE + offset_of!(SmpPage, wanted) as u64;
 
@@ -80,13 +81,9 @@ impl Processors {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Waits until processor `id` is called for. `None`: the run has ended.
     pub fn wait(&self, id: usize) -> Option<Start> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         loop {
             if state.ended {
                 return None;
@@ -100,17 +97,14 @@ impl Processors {
                 Processor::On => return None,
                 Processor::Off => {}
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = wait(&self.changed, state);
         }
     }
 
     /// APIC ids of those that are on, or about to be.
     #[must_use]
     pub fn on(&self) -> Vec<usize> {
-        let state = self.lock();
+        let state = lock(&self.state);
         let all = state.processors.iter().enumerate();
         all.filter(|(_, processor)| **processor != Processor::Off)
             .map(|(id, _)| id)
@@ -133,7 +127,7 @@ impl Processors {
     /// Whether processor `id` runs already, and need not be waited for.
     #[must_use]
     pub fn runs(&self, id: usize) -> bool {
-        self.lock().processors.get(id) == Some(&Processor::On)
+        lock(&self.state).processors.get(id) == Some(&Processor::On)
     }
 
     /// How many the host wants on; `None`: it has no wish.
@@ -155,7 +149,7 @@ impl Processors {
     ///
     /// [`Status::Denied`] to the only one that is on, or about to be. Spec: PV-SMP-8
     pub fn switch_off(&self, id: usize) -> Result<(), Status> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let others = state.processors.iter().enumerate();
         let mut others = others.filter(|(other, _)| *other != id);
         if others.all(|(_, processor)| *processor == Processor::Off) {
@@ -167,12 +161,12 @@ impl Processors {
 
     /// The run has ended: nobody waits any more.
     pub fn end(&self) {
-        self.lock().ended = true;
+        lock(&self.state).ended = true;
         self.changed.notify_all();
     }
 
     fn start(&self, id: u64, start: Start) -> CallResult {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let index = usize::try_from(id).map_err(|_| Status::InvalidParam)?;
         let processor = state
             .processors
@@ -187,7 +181,7 @@ impl Processors {
     }
 
     fn is_on(&self, id: u64) -> CallResult {
-        let state = self.lock();
+        let state = lock(&self.state);
         let index = usize::try_from(id).map_err(|_| Status::InvalidParam)?;
         match state.processors.get(index) {
             None => Err(Status::InvalidParam),
@@ -210,7 +204,7 @@ type SavedSmp = (Vec<Processor>, u8, u64);
 impl Saved for Smp {
     fn save(&self) -> Result<snapshot::State, PartError> {
         let all = &self.processors;
-        let processors = all.lock().processors.clone();
+        let processors = lock(&all.state).processors.clone();
         let saved: SavedSmp = (
             processors,
             all.wanted.load(Ordering::Relaxed),
@@ -234,7 +228,7 @@ impl Saved for Smp {
         }
         all.event.set_word(event, all.vcpus)?;
         all.wanted.store(wanted.min(all.vcpus), Ordering::Relaxed);
-        all.lock().processors = processors;
+        lock(&all.state).processors = processors;
         Ok(())
     }
 }

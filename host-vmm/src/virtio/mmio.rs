@@ -5,7 +5,7 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use serde::{Deserialize, Serialize};
@@ -21,6 +21,7 @@ use crate::kvm::refused;
 use crate::memory::Memory;
 use crate::pause::Pause;
 use crate::snapshot::{PartError, Saved, State, from_state, to_state};
+use crate::sync::lock;
 use crate::vm::VmError;
 
 /// The first device's registers; no memory and no other device of a PC is there.
@@ -188,7 +189,7 @@ impl Saved for MmioBus {
         let devices = self.0.iter().enumerate().map(|(number, device)| {
             let unit = device.unit.save();
             let unit = unit.map_err(|e| PartError(format!("have number {number}, which {e}")))?;
-            let registers = device.lock().clone();
+            let registers = lock(&device.registers).clone();
             Ok((registers, device.why.load(Ordering::SeqCst), unit))
         });
         to_state(&devices.collect::<Result<Vec<SavedMmio>, _>>()?)
@@ -200,7 +201,7 @@ impl Saved for MmioBus {
             return Err(PartError::because("their number is another"));
         }
         for (device, (registers, why, unit)) in self.0.iter().zip(saved) {
-            *device.lock() = registers;
+            *lock(&device.registers) = registers;
             device.why.store(why, Ordering::SeqCst);
             device.unit.restore(unit)?;
         }
@@ -239,12 +240,6 @@ impl MmioDevice {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Registers> {
-        self.registers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(super) fn read(&self, offset: u32, data: &mut [u8]) {
         if let Some(at) = offset.checked_sub(reg::VIRTIO_MMIO_CONFIG) {
             let at = usize::try_from(at).unwrap_or(CONFIG_MAX);
@@ -261,7 +256,7 @@ impl MmioDevice {
     }
 
     fn register(&self, offset: u32) -> u32 {
-        let registers = self.lock();
+        let registers = lock(&self.registers);
         let queue = registers.queues.get(registers.queue as usize);
         let exists = (registers.queue as usize) < self.unit.doorbells().len();
         match offset {
@@ -288,7 +283,7 @@ impl MmioDevice {
     }
 
     pub(super) fn write(&self, offset: u32, value: u32) {
-        let mut registers = self.lock();
+        let mut registers = lock(&self.registers);
         let registers = &mut *registers;
         match offset {
             reg::VIRTIO_MMIO_DEVICE_FEATURES_SEL => registers.offered_half = value,

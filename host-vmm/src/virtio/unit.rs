@@ -12,7 +12,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -27,6 +27,7 @@ use crate::confine;
 use crate::memory::Memory;
 use crate::pause::{Pause, Place};
 use crate::snapshot::{self, PartError, Saved, from_state, to_state};
+use crate::sync::lock;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 
 /// Tokens of the thread's epoll, beside the queues' numbers.
@@ -95,10 +96,6 @@ pub struct Link {
     place: Place,
     /// The queues when the thread last parked, or began.
     parked: Mutex<Vec<SavedQueue>>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Link {
@@ -263,10 +260,6 @@ impl Unit {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
     /// Whether a driver can agree to these features.
     ///
     /// # Errors
@@ -283,7 +276,7 @@ impl Unit {
     /// Whether it has been started, and not stopped since.
     #[must_use]
     pub fn is_started(&self) -> bool {
-        matches!(*self.lock(), State::Works(_))
+        matches!(*lock(&self.state), State::Works(_))
     }
 
     /// Begins to work on the driver's queues.
@@ -301,7 +294,7 @@ impl Unit {
     }
 
     fn begin(&self, features: u64, queues: Vec<Virtqueue>) -> Result<(), QueueError> {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         let mut device = match std::mem::replace(&mut *state, State::Lost) {
             State::Idle(device) => device,
             other => {
@@ -346,7 +339,7 @@ impl Unit {
 
     /// Ends the device's work, and waits until guest memory is the driver's alone.
     pub fn stop(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         *state = match std::mem::replace(&mut *state, State::Lost) {
             State::Works(thread) => {
                 self.link.stopping.store(true, Ordering::SeqCst);
@@ -366,7 +359,7 @@ impl Unit {
 
 impl Saved for Unit {
     fn save(&self) -> Result<snapshot::State, PartError> {
-        match *self.lock() {
+        match *lock(&self.state) {
             _ if self.needs_reset() => Err(PartError::because("waits for a reset by its driver")),
             State::Lost | State::Restored(..) => Err(PartError::because("has failed")),
             State::Idle(_) => Ok(snapshot::State::Null),
@@ -394,7 +387,7 @@ impl Saved for Unit {
         let queues = saved.queues.into_iter();
         let queues = queues.map(|queue| Virtqueue::of(queue, self.memory.mmap()));
         let queues = queues.collect::<Result<_, _>>().map_err(cannot)?;
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         *state = match std::mem::replace(&mut *state, State::Lost) {
             State::Idle(device) => State::Restored(device, saved.features, queues),
             other => other,
@@ -403,7 +396,7 @@ impl Saved for Unit {
     }
 
     fn go_on(&self) {
-        let mut state = self.lock();
+        let mut state = lock(&self.state);
         match std::mem::replace(&mut *state, State::Lost) {
             State::Restored(device, features, queues) => {
                 *state = State::Idle(device);

@@ -1,0 +1,13 @@
+//! Locks. What a thread held that has panicked is in some state that it may be in: nobody else ends for that.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Locks.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Waits for news, without the lock meanwhile.
+pub(crate) fn wait<'a, T>(news: &Condvar, held: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+    news.wait(held).unwrap_or_else(PoisonError::into_inner)
+}
