@@ -56,7 +56,7 @@ pub struct CommonArgs {
     #[arg(long, value_enum)]
     pub host: Option<Host>,
     /// Launches of each arm of each kind; with `--until`, the most.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub launches: Option<u32>,
     /// Stop when every 95 % interval is at most so wide, relative to its ratio: 0.05 is five percent.
     #[arg(long, value_name = "WIDTH")]

@@ -25,7 +25,7 @@ use crate::session::GuestFiles;
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = "Operations are the words of the guest's init (benches/init/src/jobs.rs), with a number of rounds:\n\
-    console:64 a line to the console · sleep:1 arm a timer, halt, wake up · fork:1 a process, its end, its wait ·\n\
+    console:64 a line to the console · sleep:1 arm a timer, halt, wake up · fork:1 a process, its end, its wait · \
     switch:1 to another process and back · fault:1 the first touch of a page · read:1 4 KiB from a disk\n\
     Needs root, and tracefs at /sys/kernel/tracing; the reference host has both.\n\
     Examples: paravane trace sleep:1 --svg sleep.svg\n\

@@ -74,7 +74,7 @@ pub(crate) enum AbiCommand {
 /// Options of `paravane abi guest`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The file is an ELF kernel that needs nothing but the ABI: it finds the host by CPUID, makes calls, prints TAP with\n\
+    after_help = "The file is an ELF kernel that needs nothing but the ABI: it finds the host by CPUID, makes calls, prints TAP with \
     console.write and switches off with base.power. hypercall-abi/CONFORMANCE.md tells how to boot it and what to compare.\n\
     Here: paravane run --guest para --host kvm --kernel FILE"
 )]
@@ -87,8 +87,8 @@ pub(crate) struct AbiGuestArgs {
 /// Options of `paravane abi check`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Boots a bare-metal guest of a few instructions for each check, and compares what comes back with what\n\
-    hypercall-abi/SPEC.md says. Prints TAP 14: a line for each check, and one for each clause that no guest can\n\
+    after_help = "Boots a bare-metal guest of a few instructions for each check, and compares what comes back with what \
+    hypercall-abi/SPEC.md says. Prints TAP 14: a line for each check, and one for each clause that no guest can \
     check, with the reason (`# SKIP untested: …`).\n\
     Exit status: 0 no check failed; 2 one did, or none could run; 1 the checks could not be started."
 )]
@@ -181,9 +181,16 @@ pub(crate) enum StatsForm {
 /// Options of `paravane run`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Keys on an interactive console: Ctrl-A x leaves the guest, Ctrl-A Ctrl-A sends Ctrl-A.\n\
-    Exit status: 0 the guest switched off, or restarted and --on-reboot is exit; 1 it could not run; 2 its kernel crashed;\n\
-    3 the watchdog ended it; 130 you did."
+    after_help = "Examples, with K=~/.cache/paravane/kernel and I=~/.cache/paravane/initramfs/guest.cpio:\n\
+    \x20 paravane run --guest para --kernel $K/para/vmlinux --initrd $I --cmdline '-- shell'\n\
+    \x20 paravane run --kernel $K/full/vmlinux --disk debian.img --net user      (see `paravane image debian`)\n\
+    \x20 paravane run --guest para … --stats text                 what it has cost\n\
+    \x20 paravane run --guest para … --pv=-console                without one facility\n\
+    \x20 paravane run --guest para … --ctl /tmp/guest.ctl         and then `paravane ctl /tmp/guest.ctl status`\n\
+    \x20 paravane run --restore warm.snap                         go on from a snapshot\n\
+    Keys on an interactive console: Ctrl-A x leaves the guest, Ctrl-A Ctrl-A sends Ctrl-A.\n\
+    Exit status: 0 the guest switched off, or restarted and --on-reboot is exit; 1 it could not run; 2 its kernel crashed, \
+    or the command line is wrong; 3 the watchdog ended it; 130 you did."
 )]
 pub(crate) struct RunArgs {
     /// How the guest is virtualized.
@@ -191,7 +198,7 @@ pub(crate) struct RunArgs {
     guest: Profile,
     /// Run several guests at once, each in a VMM process of its own: a TOML file with a table [[guest]] for each.
     ///
-    /// A table has a `name`, any option of this command (`kernel = \"vmlinux\"`, `cpus = 2`, `disk = [\"a.img\"]`), and `restart`:
+    /// A table has a `name`, any option of this command (`kernel = "vmlinux"`, `cpus = 2`, `disk = ["a.img"]`), and `restart`:
     /// `never`, `on-failure` or `always`, at most `restarts` times. On a terminal each guest has a pane, and Ctrl-A n goes to
     /// the next; elsewhere each line has its guest's name before it. The exit status is the greatest of theirs.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kernel", "guest", "cmdline", "initrd", "console_log", "ctl", "gdb", "stats"])]

@@ -271,7 +271,10 @@ fn check_file(what: &'static str, path: &Path, mend: &'static str) -> Result<(),
     if meta.is_dir() {
         return Err(fail(std::io::ErrorKind::IsADirectory.into()));
     }
-    if meta.is_file() && meta.len() == 0 {
+    if !meta.is_file() {
+        return Err(fail(std::io::Error::other("it is no file")));
+    }
+    if meta.len() == 0 {
         return Err(ConfigError::Empty {
             what,
             path: path.to_owned(),

@@ -67,7 +67,7 @@ pub struct CoreFile {
 
 /// A core's file that cannot be written.
 #[derive(Debug, thiserror::Error)]
-#[error("the core `{}` cannot be written: {reason}", path.display())]
+#[error("the core `{}` cannot be written: {reason}; its folder must exist and let you write", path.display())]
 pub struct CoreFileError {
     path: PathBuf,
     reason: io::Error,

@@ -26,12 +26,12 @@ pub use processes::{Event, Processes, Record};
 #[derive(Debug, thiserror::Error)]
 pub enum FleetError {
     /// The file cannot be read.
-    #[error("the fleet's file `{}` cannot be read: {source}", path.display())]
+    #[error("the fleet's file `{}` cannot be read: {reason}; `paravane run --help` says what is in it", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// The cause.
-        source: io::Error,
+        /// What the system says.
+        reason: io::Error,
     },
     /// The file is not a fleet.
     #[error("`{}` is not a fleet: {reason}", path.display())]
@@ -42,12 +42,12 @@ pub enum FleetError {
         reason: String,
     },
     /// A guest cannot be started.
-    #[error("guest {name} cannot be started: {source}")]
+    #[error("guest {name} cannot be started: {reason}")]
     Start {
         /// Which.
         name: String,
-        /// The cause.
-        source: io::Error,
+        /// What the system says.
+        reason: io::Error,
     },
     /// The terminal, or the standard output.
     #[error("the terminal cannot be used: {0}")]

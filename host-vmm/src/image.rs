@@ -65,7 +65,7 @@ const TAIL: usize = 20;
     after_help = "It is Debian 12 with sysvinit, a login on the console (root, without a password), DHCP and apt. Boot it with\n\
     \x20   paravane run --guest full --kernel ~/.cache/paravane/kernel/full/vmlinux --disk debian.img --net user\n\
     or as kvm-pv; the VMM tells the kernel the root file system's name. `reboot` in the guest ends it.\n\
-    The first time takes about two minutes and 50 MB of packages, from the mirrors that apt uses here; then it is a copy of\n\
+    The first time takes about two minutes and 50 MB of packages, from the mirrors that apt uses here; then it is a copy of \
     what is in the cache. It needs no root, but these packages, which ci/setup installs: mmdebstrap, fakeroot, e2fsprogs."
 )]
 pub struct DebianArgs {

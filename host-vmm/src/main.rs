@@ -162,7 +162,7 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         Some(spec) => {
             let read = Snapshot::open(spec, &args.instead());
             let path = spec.path.display();
-            Some(read.with_context(|| format!("nothing is started from the snapshot `{path}`"))?)
+            Some(read.with_context(|| format!("nothing is started from the snapshot `{path}`, which `paravane ctl SOCKET snapshot FILE` writes"))?)
         }
         None => None,
     };
@@ -204,8 +204,12 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     }
     // Console, terminal and socket stay as they are when the guest restarts.
     let console = match &args.console_log {
-        Some(path) => Console::file(path)
-            .with_context(|| format!("the console log `{}` cannot be written", path.display()))?,
+        Some(path) => Console::file(path).with_context(|| {
+            format!(
+                "the console log `{}` cannot be written: its folder must exist and let you write",
+                path.display()
+            )
+        })?,
         None => Console::stdout()?,
     };
     // From here on every way out restores the terminal: drop, `main`, and the panic hook.
@@ -299,8 +303,12 @@ struct Files {
 }
 
 fn stats_file(path: &Path) -> anyhow::Result<File> {
-    File::create(path)
-        .with_context(|| format!("the statistics `{}` cannot be written", path.display()))
+    File::create(path).with_context(|| {
+        format!(
+            "the statistics `{}` cannot be written: its folder must exist and let you write",
+            path.display()
+        )
+    })
 }
 
 fn report(args: &RunArgs, files: &Files, stats: &Stats) -> anyhow::Result<()> {
@@ -419,8 +427,12 @@ fn abi_check(args: &AbiCheckArgs) -> anyhow::Result<ExitCode> {
 
 fn abi_guest(args: &AbiGuestArgs) -> anyhow::Result<ExitCode> {
     let path = &args.output;
-    std::fs::write(path, paravane::doctor::image::CONFORMANCE_ELF)
-        .with_context(|| format!("the guest `{}` cannot be written", path.display()))?;
+    std::fs::write(path, paravane::doctor::image::CONFORMANCE_ELF).with_context(|| {
+        format!(
+            "the guest `{}` cannot be written: its folder must exist and let you write",
+            path.display()
+        )
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

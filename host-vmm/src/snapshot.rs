@@ -109,7 +109,7 @@ pub enum SnapshotError {
     },
     /// The file.
     #[error("its file has failed: {0}")]
-    File(#[from] io::Error),
+    File(io::Error),
     /// Some other file.
     #[error("this is no snapshot, or one that was not finished")]
     NotOne,
@@ -162,6 +162,13 @@ pub enum SnapshotError {
     /// Guest memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+}
+
+impl From<io::Error> for SnapshotError {
+    /// As part of the message, and not as a source, which would be told twice.
+    fn from(reason: io::Error) -> Self {
+        Self::File(reason)
+    }
 }
 
 /// `--restore`: which file, and whether its memory is believed.

@@ -27,7 +27,7 @@ pub use duel::{DuelArgs, duel};
 /// Options of `paravane top`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The sockets are made by `paravane run --ctl SOCKET`. q or Ctrl-C leaves. Where the output is no terminal, one\n\
+    after_help = "The sockets are made by `paravane run --ctl SOCKET`. q or Ctrl-C leaves. Where the output is no terminal, one \
     table is printed for each interval, `--count` of them.\n\
     Example: paravane run --guest para --ctl /tmp/para.sock … & paravane top /tmp/para.sock"
 )]

@@ -58,9 +58,9 @@ impl Fleet {
     ///
     /// [`FleetError::Unreadable`], [`FleetError::Malformed`].
     pub fn read(path: &Path) -> Result<Self, FleetError> {
-        let text = std::fs::read_to_string(path).map_err(|source| FleetError::Unreadable {
+        let text = std::fs::read_to_string(path).map_err(|reason| FleetError::Unreadable {
             path: path.to_path_buf(),
-            source,
+            reason,
         })?;
         Self::parse(&text).map_err(|reason| FleetError::Malformed {
             path: path.to_path_buf(),

@@ -109,9 +109,9 @@ impl Processes {
         let Some(one) = self.all.get_mut(index) else {
             return Ok(());
         };
-        let failed = |source| FleetError::Start {
+        let failed = |reason| FleetError::Start {
             name: one.guest.name.clone(),
-            source,
+            reason,
         };
         let arguments = one.guest.arguments().map_err(io::Error::other);
         let mut child = Command::new(&self.program)

@@ -13,7 +13,7 @@ use super::{GuestSnapshot, Pace, Record, Snapshot, Source, TopError, ask, show};
 /// Options of `paravane duel`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Both guests boot the same initramfs and do the same; what their counters and consoles say stands side by side until\n\
+    after_help = "Both guests boot the same initramfs and do the same; what their counters and consoles say stands side by side until \
     both have ended. q or Ctrl-C ends it.\n\
     Example: paravane duel --init 'job=console:65536 job=fork:500'"
 )]
