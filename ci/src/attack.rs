@@ -5,7 +5,8 @@
 //! The bare-metal guest carries out a script of random operations ([`script`]): ports, registers in memory, MSRs, CPUID leaves, calls, rings and
 //! queues. Each run of a VMM (the program, confined as always) has a guest and a seed; there are runs until the VMMs have served as many exits as
 //! were asked for. A guest may kill itself: that ends a run. A VMM that panics, makes a forbidden call, hangs, or has more memory, threads or descriptors
-//! late than early has failed. Beside it runs a neighbour that does the same work as without an attack; how long it takes is reported, and not judged.
+//! late than early has failed. Beside it runs a neighbour, which does the same work without an attack before or after: what processor time the one takes by the other's is
+//! reported, and not judged. It is time on a processor, since a host with fewer processors than guests divides them in any case.
 
 mod script;
 
@@ -74,7 +75,7 @@ struct Report {
     outcome: String,
     early: Holds,
     late: Holds,
-    /// The neighbour's time beside the attack by its time alone.
+    /// The neighbour's processor time beside the attack by that alone.
     neighbour: Option<f64>,
     failure: Option<String>,
 }
@@ -134,10 +135,11 @@ fn attack(made: &Made, args: &AttackArgs) -> Result<()> {
         ("kvm-pv", Target::KvmPv),
     ];
     fs::create_dir_all(&made.folder)?;
-    let alone = made.neighbour(args.seed)?.wait(&mut |_| {})?;
     let (mut operations, mut failures) = (0, 0);
+    let mut neighbours = Vec::new();
     for (seed, guest) in (args.seed..).zip(GUESTS.iter().cycle()) {
-        let report = made.one(*guest, seed, args.operations - operations, &alone)?;
+        let report = made.one(*guest, seed, args.operations - operations)?;
+        neighbours.extend(report.neighbour);
         operations += report.operations;
         failures += u32::from(report.failure.is_some());
         let mut out = io::stdout().lock();
@@ -151,6 +153,13 @@ fn attack(made: &Made, args: &AttackArgs) -> Result<()> {
         }
     }
     println!("{operations} operations, {failures} failures");
+    neighbours.sort_by(f64::total_cmp);
+    if let (Some(least), Some(most)) = (neighbours.first(), neighbours.last()) {
+        let (count, median) = (neighbours.len(), neighbours[neighbours.len() / 2]);
+        println!(
+            "a neighbour's processor time beside an attack by that alone: {median:.3} (median of {count}, {least:.3} to {most:.3})"
+        );
+    }
     if failures > 0 {
         bail!("{failures} VMMs have failed; `--seed` with a line's seed repeats it");
     }
@@ -219,29 +228,22 @@ impl Made {
     }
 
     /// One VMM with its neighbour.
-    fn one(
-        &self,
-        (guest, target): (&'static str, Target),
-        seed: u64,
-        most: u64,
-        alone: &Ended,
-    ) -> Result<Report> {
+    fn one(&self, (guest, target): (&'static str, Target), seed: u64, most: u64) -> Result<Report> {
+        let alone = || self.neighbour(seed)?.wait(&mut |_| {});
+        let before = seed.is_multiple_of(2).then(alone).transpose()?;
         let passes = PASSES.min(most / 50_000 + 1);
         let attacker = self.start("attacker", guest, &script::write(target, seed, passes))?;
         let mut neighbour = self.neighbour(seed)?;
-        let mut beside = None;
+        let mut whole = false;
         let mut samples = Vec::new();
         let ended = attacker.wait(&mut |pid| {
             samples.extend(Holds::of(pid));
-            if beside.is_none() && matches!(neighbour.child.try_wait(), Ok(Some(_))) {
-                beside = Some(());
-            }
+            // One that the attack has not outlived has been beside it for only a part of its time.
+            whole |= matches!(neighbour.child.try_wait(), Ok(Some(_)));
         })?;
-        // One that the attack has not outlived has been beside it for only a part of its time.
-        let whole = beside.is_some();
         let neighbour = neighbour.wait(&mut |_| {})?;
+        let alone = before.map_or_else(alone, Ok)?;
         let (early, late) = Holds::early_and_late(&samples);
-        let run_ns = |ended: &Ended| ended.stats["run_ns"].as_f64();
         Ok(Report {
             guest,
             seed,
@@ -250,8 +252,9 @@ impl Made {
             outcome: ended.stats["outcome"].as_str().unwrap_or("none").to_owned(),
             early,
             late,
-            neighbour: run_ns(&neighbour)
-                .zip(run_ns(alone))
+            neighbour: neighbour
+                .marked_cpu_ns()
+                .zip(alone.marked_cpu_ns())
                 .filter(|_| whole)
                 .map(|(beside, alone)| beside / alone),
             failure: ended
@@ -297,6 +300,11 @@ impl Ended {
         let exits = self.stats["user_exits"].as_object();
         let exits = exits.into_iter().flatten();
         exits.filter_map(|(_, count)| count.as_u64()).sum()
+    }
+
+    /// The VMM's processor time at its guest's last mark.
+    fn marked_cpu_ns(&self) -> Option<f64> {
+        self.stats["marks"].as_array()?.last()?["cpu_ns"].as_f64()
     }
 
     /// What is wrong with the VMM, whatever its guest has done.

@@ -20,6 +20,8 @@ const VIRTIO_MMIO: u64 = 0xd000_0000;
 const CONSOLE_PAGE: u64 = 0xe_1000;
 const PV_PAGES: [u64; 5] = [0xe_0000, CONSOLE_PAGE, 0xf_8000, 0xf_a000, 0xf_b000];
 const DEV_DOORBELL: u64 = 0x78;
+/// A write has the VMM note its time so far.
+const MARK: u64 = 0x84;
 const LAPIC: u64 = 0xfee0_0000;
 /// The register that sends interrupts: an INIT to itself would end the attack.
 const ICR: u64 = 0x300;
@@ -89,6 +91,9 @@ pub(super) fn write(target: Target, seed: u64, passes: u64) -> Vec<u8> {
             script.set_up();
         }
         script.operation();
+    }
+    if target == Target::Neighbour {
+        script.put(Op::Out8, MARK, &[]);
     }
     let entries = (script.bytes.len() / 64 - 1) as u64;
     script.bytes[..8].copy_from_slice(&passes.to_le_bytes());
