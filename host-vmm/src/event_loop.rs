@@ -1,4 +1,5 @@
-//! The event loop: terminal input, signals, the watchdog, steps of the clock, frames for a network card, the looks at the console ring.
+//! The event loop: terminal input, signals, the watchdog, steps of the clock, frames for a network card, the looks at the console ring, and
+//! once the memory that starting has taken.
 //!
 //! One thread for all that is not a vCPU. It sleeps without a timeout unless something is under way.
 
@@ -15,6 +16,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use crate::clock_watch::ClockWatch;
 use crate::pause::Pause;
 use crate::pv::console::LOOK_INTERVAL;
+use crate::resident;
 use crate::stats::Outcome;
 use crate::terminal;
 use crate::vm::Machine;
@@ -26,6 +28,8 @@ const RETRY_INPUT: Duration = Duration::from_millis(10);
 /// Most bytes of input that wait for room. A terminal's further keys are lost, but still read, since
 /// Ctrl-A x may be among them; a pipe's wait in the pipe.
 const BACKLOG_MAX: usize = 0x1_0000;
+/// By then a guest has booted, and the VMM does what it will go on doing.
+const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// The key that leaves an interactive guest, after Ctrl-A, as in QEMU.
 const ESCAPE: u8 = 0x01;
 
@@ -96,6 +100,8 @@ pub struct EventLoop<'a> {
     dirty: bool,
     backlog: VecDeque<u8>,
     _watchdog: Option<TimerFd>,
+    /// When what starting has touched is given back; none once it is.
+    settled: Option<Instant>,
 }
 
 fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
@@ -163,6 +169,7 @@ impl<'a> EventLoop<'a> {
             dirty: false,
             backlog: VecDeque::new(),
             _watchdog: watchdog,
+            settled: Some(Instant::now() + SETTLED_AFTER),
         })
     }
 
@@ -171,6 +178,8 @@ impl<'a> EventLoop<'a> {
             self.looking.then_some(LOOK_INTERVAL),
             self.dirty.then_some(FLUSH_AFTER),
             (!self.backlog.is_empty()).then_some(RETRY_INPUT),
+            self.settled
+                .map(|at| at.saturating_duration_since(Instant::now())),
         ]
         .into_iter()
         .flatten()
@@ -236,6 +245,9 @@ impl<'a> EventLoop<'a> {
                 }
                 self.offer_input();
                 self.machine.pause().rest(Pause::event_loop());
+            }
+            if self.settled.take_if(|at| now >= *at).is_some() {
+                resident::give_back();
             }
         }
     }

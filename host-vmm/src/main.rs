@@ -28,7 +28,6 @@ use paravane::gdb;
 use paravane::image::{DebianArgs, ImageError};
 use paravane::kvm::cpuid::GuestCpuid;
 use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
-use paravane::resident;
 use paravane::snapshot::Snapshot;
 use paravane::stats::{Outcome, Stats};
 use paravane::terminal::{self, Raw};
@@ -285,7 +284,6 @@ fn run_once(
             eprintln!("paravane: warning: {lack}; --no-sandbox says that it may");
         }
     }
-    resident::give_back();
     Ok(vm.run(RunOptions {
         stdin: args.console_log.is_none(),
         signals: Some(signals),

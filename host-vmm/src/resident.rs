@@ -1,4 +1,5 @@
-//! What starting a VMM has touched and running one does not need: pages of the program's and its libraries' files, given back before the guest runs.
+//! What starting a VMM has touched and running one does not need: pages of the program's and its libraries' files, and free memory of the heap, given back
+//! once the guest has booted.
 //!
 //! The kernel maps sixteen pages around each one that is touched, and building a machine touches most of the program once. What the run loop needs comes back by a
 //! few minor faults, from the page cache.
@@ -15,8 +16,10 @@ fn segment(base: u64, header: &libc::Elf64_Phdr) -> Option<(usize, usize)> {
     is_file.then_some((usize::try_from(start).ok()?, length))
 }
 
-/// Gives back the pages of all segments that cannot be written to: they are those of files, as relocations are made elsewhere.
+/// Gives back the pages of all segments that cannot be written to, which are those of files, as relocations are made elsewhere; and the heap's free ones.
 pub fn give_back() {
+    // SAFETY: the C library gives back pages of its own that nobody has allocated.
+    unsafe { libc::malloc_trim(0) };
     // SAFETY: the callback is called with structures that live as long as it runs, and keeps nothing of them.
     unsafe { libc::dl_iterate_phdr(Some(give_back_one), std::ptr::null_mut()) };
 }
