@@ -217,11 +217,20 @@ fn create_vm(kvm: &Kvm, config: &Config, memory: &Memory) -> Result<VmFd, VmErro
         memory.populate();
     }
     memory.register(&vm)?;
-    vm.set_tss_address(memory::KVM_TSS)
-        .map_err(refused("set the TSS address"))?;
-    vm.set_identity_map_address(memory::KVM_IDENTITY_MAP)
-        .map_err(refused("set the identity map"))?;
+    if has_vmx() {
+        vm.set_tss_address(memory::KVM_TSS)
+            .map_err(refused("set the TSS address"))?;
+        vm.set_identity_map_address(memory::KVM_IDENTITY_MAP)
+            .map_err(refused("set the identity map"))?;
+    }
     Ok(vm)
+}
+
+/// Whether KVM may need memory of its own for real mode. Another one has no use for it, and takes it all the same, which costs a
+/// busy host tens of milliseconds.
+fn has_vmx() -> bool {
+    const VMX: u32 = 1 << 5;
+    std::arch::x86_64::__cpuid(1).ecx & VMX != 0
 }
 
 /// Interrupt controllers and port devices, before any vCPU.
