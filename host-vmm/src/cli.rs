@@ -409,6 +409,7 @@ impl RunArgs {
             },
             disks: self.disk.clone(),
             net: self.net.clone(),
+            open_net: None,
             io: self.io,
             poll: self.poll,
             watchdog: None,

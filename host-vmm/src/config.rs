@@ -13,7 +13,7 @@ use crate::device::ide::DISKS_MAX;
 use crate::disk::DiskSpec;
 use crate::driver_domain::channel;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
-use crate::net::NetSpec;
+use crate::net::{Net, NetSpec};
 use crate::switcher::{self, Users};
 use crate::virtio::mmio::{self, MmioBus};
 use crate::virtio::poll::Poll;
@@ -144,6 +144,8 @@ pub struct Config {
     pub disks: Vec<DiskSpec>,
     /// The network that the guest is connected to.
     pub net: Option<NetSpec>,
+    /// The same, where it is open already: it stays when the guest starts again.
+    pub open_net: Option<Net>,
     /// Where the devices are served.
     pub io: Io,
     /// Whether threads look at virtio devices' queues by themselves.
@@ -302,6 +304,7 @@ impl Config {
             users: Users::default(),
             disks: Vec::new(),
             net: None,
+            open_net: None,
             io: Io::default(),
             poll: Poll::default(),
             watchdog: None,

@@ -8,11 +8,6 @@
 //! the guest give up more ([`thread`]). A call that is not allowed ends the process, and its name is told.
 //!
 //! A kernel that lacks one of the two is a host's policy and no error: the run goes on, and says what it lacks.
-//!
-//! # What it does not do
-//!
-//! A network that is made anew after a restart is a program that is started then and confines itself (passt). Such a run keeps its files and gives up
-//! only what neither it nor passt has a use for; its threads that serve the guest are confined like any other's.
 
 mod calls;
 mod files;
@@ -88,13 +83,6 @@ pub struct Needs<'a> {
     pub removes: Vec<&'a Path>,
 }
 
-impl Needs<'_> {
-    /// Whether programs are still to be started.
-    fn programs(&self) -> bool {
-        self.restarts && self.config.net.is_some()
-    }
-}
-
 fn checked(what: &'static str, result: libc::c_int) -> Result<(), ConfineError> {
     if result == 0 {
         return Ok(());
@@ -147,10 +135,10 @@ pub fn process(needs: &Needs<'_>) -> Result<Vec<Lack>, ConfineError> {
         return Ok(Vec::new());
     }
     let mut lacks = Vec::new();
-    if !needs.programs() && !files::give_up(needs)? {
+    if !files::give_up(needs)? {
         lacks.push(Lack::Landlock);
     }
-    if !calls::give_up(needs.programs())? {
+    if !calls::give_up()? {
         lacks.push(Lack::Seccomp);
     }
     Ok(lacks)

@@ -27,6 +27,7 @@ use paravane::fleet::{self, Fleet};
 use paravane::gdb;
 use paravane::image::{DebianArgs, ImageError};
 use paravane::kvm::cpuid::GuestCpuid;
+use paravane::net::Net;
 use paravane::pv::{BOOT_INFO, DOORBELL_PORT};
 use paravane::snapshot::Snapshot;
 use paravane::stats::{Outcome, Stats};
@@ -201,7 +202,7 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
             server.address()
         );
     }
-    // Console, terminal and socket stay as they are when the guest restarts.
+    // Console, terminal, network and sockets stay as they are when the guest restarts.
     let console = match &args.console_log {
         Some(path) => Console::file(path).with_context(|| {
             format!(
@@ -223,6 +224,7 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
     };
     let (limit, first) = (config.watchdog, started);
     let (mut config, mut started) = (config, started);
+    config.open_net = config.net.as_ref().map(Net::open).transpose()?;
     loop {
         let sockets = (ctl.clone(), gdb.clone());
         let signals = Signals::block().context("signals cannot be watched")?;

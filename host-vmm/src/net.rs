@@ -18,12 +18,14 @@ mod stream;
 mod tap;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use self::stream::Stream;
-pub(crate) use self::tap::Tap;
+use self::tap::Tap;
 
 /// The most bytes of a frame: addresses, type, and the usual MTU.
 pub const FRAME_MAX: usize = 14 + MTU;
@@ -127,10 +129,10 @@ pub enum NetError {
     Gone(#[from] io::Error),
 }
 
-/// A network that a guest is connected to.
-#[derive(Debug)]
+/// A network that a guest is connected to, and stays so when it starts again; a clone is the same one.
+#[derive(Clone, Debug)]
 pub struct Net {
-    back_end: BackEnd,
+    back_end: Arc<BackEnd>,
     mac: [u8; 6],
 }
 
@@ -151,8 +153,10 @@ impl Net {
             NetSpec::User => BackEnd::Stream(stream::passt()?),
             NetSpec::Tap { name } => BackEnd::Tap(Tap::open(name)?),
         };
-        let mac = spec.mac();
-        Ok(Self { back_end, mac })
+        Ok(Self {
+            back_end: Arc::new(back_end),
+            mac: spec.mac(),
+        })
     }
 
     /// A network whose other side is the other end of `socket`, as passt is.
@@ -162,7 +166,7 @@ impl Net {
     /// The socket's.
     pub fn over(socket: std::os::unix::net::UnixStream) -> io::Result<Self> {
         Ok(Self {
-            back_end: BackEnd::Stream(Stream::new(socket)?),
+            back_end: Arc::new(BackEnd::Stream(Stream::new(socket)?)),
             mac: NetSpec::User.mac(),
         })
     }
@@ -173,10 +177,19 @@ impl Net {
         self.mac
     }
 
+    /// The TAP device, where it is one.
+    #[must_use]
+    pub(crate) fn tap(&self) -> Option<&File> {
+        match &*self.back_end {
+            BackEnd::Stream(_) => None,
+            BackEnd::Tap(tap) => Some(tap.file()),
+        }
+    }
+
     /// Becomes readable when there are frames.
     #[must_use]
     pub fn fd(&self) -> RawFd {
-        match &self.back_end {
+        match &*self.back_end {
             BackEnd::Stream(stream) => stream.fd(),
             BackEnd::Tap(tap) => tap.fd(),
         }
@@ -191,7 +204,7 @@ impl Net {
         if frame.is_empty() || frame.len() > FRAME_MAX {
             return Ok(());
         }
-        match &self.back_end {
+        match &*self.back_end {
             // passt takes padding for payload: its usual guests' cards send none.
             BackEnd::Stream(stream) => stream.send(without_padding(frame))?,
             BackEnd::Tap(tap) => tap.send(frame)?,
@@ -205,7 +218,7 @@ impl Net {
     ///
     /// [`NetError::Gone`]; the descriptor then stays readable, so do not watch it any more.
     pub fn receive(&self, into: &mut [u8; FRAME_MAX]) -> Result<Option<usize>, NetError> {
-        Ok(match &self.back_end {
+        Ok(match &*self.back_end {
             BackEnd::Stream(stream) => stream.receive(into)?,
             BackEnd::Tap(tap) => tap.receive(into)?,
         })

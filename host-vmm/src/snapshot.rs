@@ -306,6 +306,7 @@ impl SavedConfig {
             entry,
             disks,
             net,
+            open_net: _,
             io: _,
             poll: _,
             watchdog: _,

@@ -118,56 +118,6 @@ const IOCTLS: [libc::Ioctl; 6] = [
     libc::FIONBIO,
 ];
 
-/// What a process that still starts a network's program does without: that program confines itself, and makes more calls than are worth a list.
-const FORBIDDEN: &[Sysno] = &[
-    Sysno::acct,
-    Sysno::add_key,
-    Sysno::adjtimex,
-    Sysno::bpf,
-    Sysno::chroot,
-    Sysno::clock_adjtime,
-    Sysno::clock_settime,
-    Sysno::delete_module,
-    Sysno::finit_module,
-    Sysno::fsconfig,
-    Sysno::fsmount,
-    Sysno::fsopen,
-    Sysno::init_module,
-    Sysno::io_uring_setup,
-    Sysno::ioperm,
-    Sysno::iopl,
-    Sysno::kcmp,
-    Sysno::kexec_file_load,
-    Sysno::kexec_load,
-    Sysno::keyctl,
-    Sysno::move_mount,
-    Sysno::name_to_handle_at,
-    Sysno::open_by_handle_at,
-    Sysno::open_tree,
-    Sysno::perf_event_open,
-    Sysno::personality,
-    Sysno::pidfd_getfd,
-    Sysno::pidfd_open,
-    Sysno::process_vm_readv,
-    Sysno::process_vm_writev,
-    Sysno::ptrace,
-    Sysno::quotactl,
-    Sysno::reboot,
-    Sysno::request_key,
-    Sysno::setdomainname,
-    Sysno::sethostname,
-    Sysno::setns,
-    Sysno::setregid,
-    Sysno::setresgid,
-    Sysno::setresuid,
-    Sysno::setreuid,
-    Sysno::settimeofday,
-    Sysno::swapoff,
-    Sysno::swapon,
-    Sysno::syslog,
-    Sysno::userfaultfd,
-];
-
 /// The types of KVM's requests and of vhost's, 0xae and 0xaf in bits 8 to 15, but for their last bit.
 const KVM_AND_VHOST: u64 = 0xae00;
 
@@ -198,8 +148,8 @@ pub(super) fn are_there() -> bool {
     result == 0
 }
 
-/// Gives up calls in all threads, and tells whoever makes one; `programs`: some are still to be started. False: the kernel has no seccomp.
-pub(super) fn give_up(programs: bool) -> Result<bool, ConfineError> {
+/// Gives up calls in all threads, and tells whoever makes one. False: the kernel has no seccomp.
+pub(super) fn give_up() -> Result<bool, ConfineError> {
     if !are_there() {
         return Ok(false);
     }
@@ -210,12 +160,7 @@ pub(super) fn give_up(programs: bool) -> Result<bool, ConfineError> {
             reason: e.into(),
         }
     })?;
-    let filter = if programs {
-        filter(&[FORBIDDEN], SeccompAction::Allow, SeccompAction::Trap)
-    } else {
-        allowed(&[WORKER, VCPU, PROCESS])
-    };
-    seccompiler::apply_filter_all_threads(&filter?)?;
+    seccompiler::apply_filter_all_threads(&allowed(&[WORKER, VCPU, PROCESS])?)?;
     // Done once: the process is confined once.
     let _ = THREADS.set([allowed(&[WORKER, VCPU])?, allowed(&[WORKER])?]);
     Ok(true)
@@ -235,33 +180,23 @@ pub fn thread(kind: Thread) {
 
 /// These calls, and signals to this process's own threads, and the requests of [`IOCTLS`], KVM and vhost.
 fn allowed(lists: &[&[Sysno]]) -> Result<BpfProgram, ConfineError> {
-    filter(lists, SeccompAction::Trap, SeccompAction::Allow)
-}
-
-fn filter(
-    lists: &[&[Sysno]],
-    others: SeccompAction,
-    these: SeccompAction,
-) -> Result<BpfProgram, ConfineError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = lists
         .concat()
         .iter()
         .map(|call| (i64::from(call.id()), Vec::new()))
         .collect();
-    if these == SeccompAction::Allow {
-        let rule = |argument, operator, value| {
-            let condition =
-                SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
-            SeccompRule::new(vec![condition])
-        };
-        let own = rule(0, SeccompCmpOp::Eq, std::process::id().into())?;
-        rules.insert(libc::SYS_tgkill, vec![own]);
-        let mut requests = vec![rule(1, SeccompCmpOp::MaskedEq(0xfe00), KVM_AND_VHOST)?];
-        for request in IOCTLS {
-            requests.push(rule(1, SeccompCmpOp::Eq, request)?);
-        }
-        rules.insert(libc::SYS_ioctl, requests);
+    let rule = |argument, operator, value| {
+        let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?;
+        SeccompRule::new(vec![condition])
+    };
+    let own = rule(0, SeccompCmpOp::Eq, std::process::id().into())?;
+    rules.insert(libc::SYS_tgkill, vec![own]);
+    let mut requests = vec![rule(1, SeccompCmpOp::MaskedEq(0xfe00), KVM_AND_VHOST)?];
+    for request in IOCTLS {
+        requests.push(rule(1, SeccompCmpOp::Eq, request)?);
     }
+    rules.insert(libc::SYS_ioctl, requests);
+    let (others, these) = (SeccompAction::Trap, SeccompAction::Allow);
     let filter = SeccompFilter::new(rules, others, these, TargetArch::x86_64)?;
     Ok(filter.try_into()?)
 }

@@ -11,6 +11,7 @@ use landlock::{
 };
 
 use super::Needs;
+use crate::config::Io;
 
 /// What is asked for; an older kernel does what it knows of it.
 const KNOWN: ABI = ABI::V6;
@@ -53,6 +54,9 @@ pub(super) fn give_up(needs: &Needs<'_>) -> Result<bool, RulesetError> {
         rules = allow(rules, Path::new("/dev/kvm"), device)?;
         if let Some(path) = &config.initrd {
             rules = allow(rules, path, read)?;
+        }
+        if config.io == Io::Kernel {
+            rules = allow(rules, Path::new("/dev/vhost-net"), device)?;
         }
         for disk in &config.disks {
             let access = if disk.read_only { read } else { device };

@@ -11,10 +11,10 @@ const DEVICE: &str = "/dev/net/tun";
 
 /// An open TAP device.
 #[derive(Debug)]
-pub(crate) struct Tap(File);
+pub(super) struct Tap(File);
 
 impl Tap {
-    pub(crate) fn open(name: &str) -> Result<Self, NetError> {
+    pub(super) fn open(name: &str) -> Result<Self, NetError> {
         let fail = |reason: io::Error| NetError::Tap {
             name: name.to_owned(),
             mend: mend(name, &reason),
@@ -44,7 +44,7 @@ impl Tap {
         Ok(Self(file))
     }
 
-    pub(crate) fn file(&self) -> &File {
+    pub(super) fn file(&self) -> &File {
         &self.0
     }
 

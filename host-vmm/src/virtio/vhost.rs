@@ -19,7 +19,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::queue::{Io, QUEUE_MAX, QueueError, QueueSetup};
 use super::{COMMON_FEATURES, CONFIG_MAX, Device, Lent, Server};
 use crate::memory::Memory;
-use crate::net::{NetError, Tap};
+use crate::net::{self, NetError};
 
 const QUEUES: usize = 2;
 /// vhost-net takes away and puts on the header before each frame, as the TAP device has none.
@@ -28,8 +28,8 @@ const VHOST_NET_F_VIRTIO_NET_HDR: u64 = 1 << 27;
 /// The device.
 pub struct VhostNet {
     kernel: Net<Arc<GuestMemoryMmap>>,
-    tap: Tap,
-    mac: [u8; 6],
+    /// Its TAP device.
+    tap: net::Net,
     features: u64,
     is_owner: bool,
     /// Where the kernel goes on in each queue.
@@ -55,20 +55,18 @@ fn failed(error: vhost::Error) -> io::Error {
 }
 
 impl VhostNet {
-    /// A device on the TAP device `name`, for a guest with this memory.
+    /// A device on a TAP device, for a guest with this memory.
     ///
     /// # Errors
     ///
-    /// [`NetError::Tap`], [`NetError::Kernel`].
-    pub fn new(name: &str, mac: [u8; 6], memory: &Memory) -> Result<Self, NetError> {
-        let tap = Tap::open(name)?;
+    /// [`NetError::Kernel`].
+    pub fn new(tap: net::Net, memory: &Memory) -> Result<Self, NetError> {
         let refused = |error| NetError::Kernel(failed(error));
         let kernel = Net::new(Arc::new(memory.mmap().clone())).map_err(refused)?;
         Ok(Self {
             features: kernel.get_features().map_err(refused)?,
             kernel,
             tap,
-            mac,
             is_owner: false,
             next: [0; QUEUES],
             error: EventFd::new(libc::EFD_NONBLOCK).map_err(NetError::Kernel)?,
@@ -100,7 +98,7 @@ impl VhostNet {
             self.kernel.set_vring_kick(index, doorbell)?;
         }
         for index in 0..QUEUES {
-            self.kernel.set_backend(index, Some(self.tap.file()))?;
+            self.kernel.set_backend(index, self.tap.tap())?;
         }
         Ok(())
     }
@@ -157,7 +155,7 @@ impl Device for VhostNet {
 
     fn config(&self) -> [u8; CONFIG_MAX] {
         let mut config = [0; CONFIG_MAX];
-        config[..6].copy_from_slice(&self.mac);
+        config[..6].copy_from_slice(&self.tap.mac());
         config
     }
 

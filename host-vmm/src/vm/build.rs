@@ -26,7 +26,7 @@ use crate::kvm::counters::Counters;
 use crate::kvm::cpuid::{GuestCpuid, delegable};
 use crate::kvm::{self, KvmError, refused};
 use crate::memory::{self, Memory};
-use crate::net::{Net, NetSpec};
+use crate::net::{Net, NetError};
 use crate::pause::Pause;
 use crate::pv::base::Base;
 use crate::pv::clock::{Clock, Counter};
@@ -270,14 +270,22 @@ fn create_disks(config: &Config) -> Result<Vec<Box<dyn Device>>, VmError> {
 
 /// The network device that works in guest memory.
 fn create_net(config: &Config, memory: &Memory) -> Result<Option<Box<dyn Device>>, VmError> {
-    Ok(match &config.net {
+    if config.profile == Profile::Full {
+        return Ok(None);
+    }
+    Ok(match open_net(config)? {
         None => None,
-        Some(_) if config.profile == Profile::Full => None,
-        Some(spec @ NetSpec::Tap { name }) if config.io == Io::Kernel => {
-            Some(Box::new(VhostNet::new(name, spec.mac(), memory)?))
-        }
-        Some(spec) => Some(Box::new(NetDevice::new(Net::open(spec)?))),
+        Some(tap) if config.io == Io::Kernel => Some(Box::new(VhostNet::new(tap, memory)?)),
+        Some(net) => Some(Box::new(NetDevice::new(net))),
     })
+}
+
+/// The network that the guest is connected to, unless it is already.
+fn open_net(config: &Config) -> Result<Option<Net>, NetError> {
+    match &config.open_net {
+        Some(net) => Ok(Some(net.clone())),
+        None => config.net.as_ref().map(Net::open).transpose(),
+    }
 }
 
 fn create_vcpus(vm: &VmFd, cpuid: &GuestCpuid, count: u8) -> Result<Vec<VcpuFd>, VmError> {
@@ -351,14 +359,14 @@ fn create_ide(vm: &VmFd, config: &Config, memory: &Memory) -> Result<Option<Ide>
 
 /// The card of a full guest that has a network.
 fn create_network(vm: &VmFd, config: &Config) -> Result<Option<Ne2000>, VmError> {
-    let Some(spec) = &config.net else {
+    let Some(net) = open_net(config)? else {
         return Ok(None);
     };
     let event = || EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"));
     let (irq, ended) = (event()?, event()?);
     vm.register_irqfd_with_resample(&irq, &ended, ne2000::IRQ.into())
         .map_err(refused("connect a device's interrupt"))?;
-    Ok(Some(Ne2000::new(Net::open(spec)?, irq, ended)))
+    Ok(Some(Ne2000::new(net, irq, ended)))
 }
 
 /// A line of the interrupt controllers; a write to it is an edge.

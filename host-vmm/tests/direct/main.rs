@@ -340,7 +340,7 @@ fn without_isolation_a_system_call_does_not_cross() {
 }
 
 #[test]
-fn a_network_comes_again_with_a_restart() {
+fn a_network_stays_over_a_restart() {
     let (kernel, initramfs) = match built() {
         Ok(both) => both,
         Err(reason) => {
