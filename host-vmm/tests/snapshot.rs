@@ -162,13 +162,11 @@ fn goes_on(profile: Profile, cpus: u8, kernel: &Path, initrd: &Path, folder: &Pa
         path: place(name),
         read_only: false,
     };
-    let has_disk = profile != Profile::Full;
-    let disks = |name| {
-        if has_disk {
-            vec![disk(name)]
-        } else {
-            Vec::new()
-        }
+    let disks = |name| vec![disk(name)];
+    let device = if profile == Profile::Full {
+        "/dev/sda"
+    } else {
+        "/dev/vda"
     };
     fs::write(place("disk"), vec![0; DISK_BYTES]).unwrap();
     let mut first = Guest::boot(Config {
@@ -187,9 +185,10 @@ fn goes_on(profile: Profile, cpus: u8, kernel: &Path, initrd: &Path, folder: &Pa
     first.type_in(&format!("kept=here; mkdir -p /tmp; ({count}) &\n"));
     let count = "cat /tmp/count";
     while first.ask(count).is_empty() {}
-    if has_disk {
-        first.ask("echo before | dd of=/dev/vda bs=512 seek=1 conv=sync,fsync 2>&1; echo");
-    }
+    let write = |text: &str, sector| {
+        format!("echo {text} | dd of={device} bs=512 seek={sector} conv=sync,fsync 2>&1; echo")
+    };
+    first.ask(&write("before", 1));
     let asked = Instant::now();
     let (uptime, counted) = (first.number(UPTIME), first.number(count));
     let bytes = first.save(&snapshot).unwrap();
@@ -200,12 +199,10 @@ fn goes_on(profile: Profile, cpus: u8, kernel: &Path, initrd: &Path, folder: &Pa
         fs::copy(place("disk"), place(name)).unwrap();
     }
     first.go_on();
-    if has_disk {
-        // The first guest has it, and has changed it.
-        first.ask("echo after | dd of=/dev/vda bs=512 seek=2 conv=sync,fsync 2>&1; echo");
-        let refused = Guest::restore(&snapshot, Vec::new()).map(drop).unwrap_err();
-        assert!(refused.contains("written to since"), "{refused}");
-    }
+    // The first guest has the disk, and has changed it.
+    first.ask(&write("after", 2));
+    let refused = Guest::restore(&snapshot, Vec::new()).map(drop).unwrap_err();
+    assert!(refused.contains("written to since"), "{refused}");
     // So that times of day can be told apart.
     thread::sleep((saved_at + Duration::from_secs(3)).saturating_sub(now()));
 
@@ -243,27 +240,19 @@ fn goes_on(profile: Profile, cpus: u8, kernel: &Path, initrd: &Path, folder: &Pa
             let script = format!("echo 0 >{online}; cat {online}; echo 1 >{online}; cat {online}");
             assert_eq!(copy.ask(&script).replace('\n', " "), "0 1");
         }
-        if has_disk {
-            let sector =
-                |n| format!("dd if=/dev/vda bs=512 skip={n} count=1 2>/dev/null | tr -d '\\0'");
-            assert_eq!(
-                copy.ask(&format!("echo 3 >/proc/sys/vm/drop_caches; {}", sector(1))),
-                "before"
-            );
-            copy.ask(&format!(
-                "echo {name} | dd of=/dev/vda bs=512 seek=3 conv=sync,fsync 2>&1; echo"
-            ));
-            assert_eq!(copy.ask(&sector(3)), name);
-        }
+        let sector =
+            |n| format!("dd if={device} bs=512 skip={n} count=1 2>/dev/null | tr -d '\\0'");
+        let before = format!("echo 3 >/proc/sys/vm/drop_caches; {}", sector(1));
+        assert_eq!(copy.ask(&before), "before");
+        copy.ask(&write(name, 3));
+        assert_eq!(copy.ask(&sector(3)), name);
         copy.off();
-        if has_disk {
-            let mut file = File::open(place(name)).unwrap();
-            let mut sectors = [0; 1024];
-            file.seek(SeekFrom::Start(1024)).unwrap();
-            file.read_exact(&mut sectors).unwrap();
-            assert_eq!(sectors[..5], [0; 5], "of another copy");
-            assert!(sectors[512..].starts_with(name.as_bytes()));
-        }
+        let mut file = File::open(place(name)).unwrap();
+        let mut sectors = [0; 1024];
+        file.seek(SeekFrom::Start(1024)).unwrap();
+        file.read_exact(&mut sectors).unwrap();
+        assert_eq!(sectors[..5], [0; 5], "of another copy");
+        assert!(sectors[512..].starts_with(name.as_bytes()));
     }
     let all = random.len();
     random.sort();

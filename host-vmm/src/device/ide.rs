@@ -18,12 +18,14 @@
 
 mod bus_master;
 mod identify;
+mod saved;
 #[cfg(test)]
 mod tests;
 mod transfer;
 
 use std::sync::{Mutex, MutexGuard};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use self::bus_master::BusMaster;
@@ -122,7 +124,8 @@ const LOOK_AHEAD_ON: u8 = 0xaa;
 const ACTIVE: u8 = 0xff;
 
 /// The bytes of the parameter registers, the previous ones for 48-bit commands included.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 struct TaskFile {
     /// Features, count, and the address's three bytes: what was written last, and before that.
     now: [u8; 5],

@@ -91,15 +91,45 @@ struct SavedPorts {
     uart: Option<State>,
     rtc: Option<State>,
     keyboard: Option<I8042>,
+    cards: Option<State>,
+}
+
+impl Saved for Cards {
+    fn save(&self) -> Result<State, PartError> {
+        let ide = self.ide.as_ref().map(Saved::save).transpose()?;
+        let network = self.network.as_ref().map(Saved::save).transpose()?;
+        to_state(&(self.pci.save()?, ide, network))
+    }
+
+    fn restore(&self, state: State) -> Result<(), PartError> {
+        let (pci, ide, network): (State, Option<State>, Option<State>) = from_state(state)?;
+        self.pci.restore(pci)?;
+        restore_part("IDE controller", self.ide.as_ref(), ide)?;
+        restore_part("NE2000", self.network.as_ref(), network)
+    }
+
+    fn go_on(&self) {
+        self.ide.iter().for_each(Saved::go_on);
+        self.network.iter().for_each(Saved::go_on);
+    }
+}
+
+/// What there is has its state, and what is not there has none.
+fn restore_part(
+    name: &str,
+    part: Option<&impl Saved>,
+    state: Option<State>,
+) -> Result<(), PartError> {
+    match (part, state) {
+        (None, None) => Ok(()),
+        (Some(part), Some(state)) => part.restore(state),
+        (None, Some(_)) => Err(PartError(format!("there is no {name} here"))),
+        (Some(_), None) => Err(PartError(format!("its {name} is missing"))),
+    }
 }
 
 impl Saved for Ports {
     fn save(&self) -> Result<State, PartError> {
-        if self.cards.is_some() {
-            return Err(PartError::because(
-                "have a PCI bus with an IDE controller or an NE2000; use a kvm-pv or para guest, or leave out --disk and --net",
-            ));
-        }
         let rtc = self.rtc.as_ref().map(|rtc| lock(rtc).save());
         to_state(&SavedPorts {
             uart: self.with_uart(|uart| uart.save()).transpose()?,
@@ -108,6 +138,7 @@ impl Saved for Ports {
                 .keyboard
                 .as_ref()
                 .map(|keyboard| lock(keyboard).clone()),
+            cards: self.cards.as_ref().map(Saved::save).transpose()?,
         })
     }
 
@@ -123,7 +154,11 @@ impl Saved for Ports {
         if let (Some(keyboard), Some(saved)) = (&self.keyboard, saved.keyboard) {
             *lock(keyboard) = saved;
         }
-        Ok(())
+        restore_part("PCI bus", self.cards.as_ref(), saved.cards)
+    }
+
+    fn go_on(&self) {
+        self.cards.iter().for_each(Saved::go_on);
     }
 }
 

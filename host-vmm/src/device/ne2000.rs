@@ -11,12 +11,14 @@
 //!
 //! Source: National Semiconductor DP8390D data sheet; Realtek RTL8029AS data sheet.
 
+mod saved;
 #[cfg(test)]
 mod tests;
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::{Mutex, MutexGuard};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::pci::{Function, Pci, Slot};
@@ -81,9 +83,10 @@ const FRAME_MIN: usize = 60;
 const HEADER: usize = 4;
 const CHECK_SUM: usize = 4;
 
-/// The card's registers and memory.
-#[derive(Debug)]
-struct Chip {
+/// The card's registers.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Registers {
     command: u8,
     /// It has been started, and not stopped.
     running: bool,
@@ -106,6 +109,12 @@ struct Chip {
     data: u8,
     address: [u8; 6],
     groups: [u8; 8],
+}
+
+/// The card's registers and memory.
+#[derive(Debug)]
+struct Chip {
+    registers: Registers,
     prom: [u8; PROM],
     ram: Box<[u8; RAM_END - RAM]>,
     irq: EventFd,
@@ -125,25 +134,11 @@ impl Chip {
             pair.fill(byte);
         }
         Self {
-            command: command::STOP | command::ABORT,
-            running: false,
-            start: 0,
-            stop: 0,
-            boundary: 0,
-            current: 0,
-            transmit_page: 0,
-            transmit_status: 0,
-            transmit_count: 0,
-            remote_address: 0,
-            remote_count: 0,
-            status: interrupt::RESET,
-            mask: 0,
-            receive: 0,
-            receive_status: 0,
-            transmit: 0,
-            data: 0,
-            address: [0; 6],
-            groups: [0; 8],
+            registers: Registers {
+                command: command::STOP | command::ABORT,
+                status: interrupt::RESET,
+                ..Registers::default()
+            },
             prom,
             ram: Box::new([0; RAM_END - RAM]),
             irq,
@@ -155,15 +150,15 @@ impl Chip {
     }
 
     fn reset(&mut self) {
-        self.command = command::STOP | command::ABORT;
-        self.running = false;
-        self.remote_count = 0;
-        self.status = interrupt::RESET;
-        self.mask = 0;
+        self.registers.command = command::STOP | command::ABORT;
+        self.registers.running = false;
+        self.registers.remote_count = 0;
+        self.registers.status = interrupt::RESET;
+        self.registers.mask = 0;
     }
 
     fn is_asserted(&self) -> bool {
-        self.status & self.mask & !interrupt::RESET != 0
+        self.registers.status & self.registers.mask & !interrupt::RESET != 0
     }
 
     /// Changes the interrupt registers.
@@ -184,64 +179,64 @@ impl Chip {
     }
 
     fn page(&self) -> u8 {
-        self.command >> 6
+        self.registers.command >> 6
     }
 
     fn write(&mut self, register: u16, value: u8) {
         let index = usize::from(register);
         match (self.page(), register) {
             (_, 0) => self.write_command(value),
-            (0, 0x1) => self.start = value,
-            (0, 0x2) => self.stop = value,
+            (0, 0x1) => self.registers.start = value,
+            (0, 0x2) => self.registers.stop = value,
             (0, 0x3) => {
-                self.boundary = value;
+                self.registers.boundary = value;
                 if self.held.is_some() {
                     self.deliver();
                 }
             }
-            (0, 0x4) => self.transmit_page = value,
-            (0, 0x5) => set_low(&mut self.transmit_count, value),
-            (0, 0x6) => set_high(&mut self.transmit_count, value),
+            (0, 0x4) => self.registers.transmit_page = value,
+            (0, 0x5) => set_low(&mut self.registers.transmit_count, value),
+            (0, 0x6) => set_high(&mut self.registers.transmit_count, value),
             (0, 0x7) => self.acknowledge(value),
-            (0, 0x8) => set_low(&mut self.remote_address, value),
-            (0, 0x9) => set_high(&mut self.remote_address, value),
-            (0, 0xa) => set_low(&mut self.remote_count, value),
-            (0, 0xb) => set_high(&mut self.remote_count, value),
-            (0, 0xc) => self.receive = value,
-            (0, 0xd) => self.transmit = value,
-            (0, 0xe) => self.data = value,
-            (0, 0xf) => self.interrupts(|chip| chip.mask = value),
-            (1, 0x1..=0x6) => self.address[index - 1] = value,
-            (1, 0x7) => self.current = value,
-            (1, 0x8..=0xf) => self.groups[index - 8] = value,
+            (0, 0x8) => set_low(&mut self.registers.remote_address, value),
+            (0, 0x9) => set_high(&mut self.registers.remote_address, value),
+            (0, 0xa) => set_low(&mut self.registers.remote_count, value),
+            (0, 0xb) => set_high(&mut self.registers.remote_count, value),
+            (0, 0xc) => self.registers.receive = value,
+            (0, 0xd) => self.registers.transmit = value,
+            (0, 0xe) => self.registers.data = value,
+            (0, 0xf) => self.interrupts(|chip| chip.registers.mask = value),
+            (1, 0x1..=0x6) => self.registers.address[index - 1] = value,
+            (1, 0x7) => self.registers.current = value,
+            (1, 0x8..=0xf) => self.registers.groups[index - 8] = value,
             _ => {}
         }
     }
 
     fn read(&self, register: u16) -> u8 {
         let index = usize::from(register);
-        let [remote_low, remote_high] = self.remote_address.to_le_bytes();
+        let [remote_low, remote_high] = self.registers.remote_address.to_le_bytes();
         match (self.page(), register) {
-            (_, 0) => self.command,
-            (0, 0x3) => self.boundary,
-            (0, 0x4) => self.transmit_status,
-            (0, 0x7) => self.status,
+            (_, 0) => self.registers.command,
+            (0, 0x3) => self.registers.boundary,
+            (0, 0x4) => self.registers.transmit_status,
+            (0, 0x7) => self.registers.status,
             (0, 0x8) => remote_low,
             (0, 0x9) => remote_high,
             // What tells an RTL8029.
             (0, 0xa) => b'P',
             (0, 0xb) => b'C',
-            (0, 0xc) => self.receive_status,
-            (1, 0x1..=0x6) => self.address[index - 1],
-            (1, 0x7) => self.current,
-            (1, 0x8..=0xf) => self.groups[index - 8],
-            (2, 0x1) => self.start,
-            (2, 0x2) => self.stop,
-            (2, 0x4) => self.transmit_page,
-            (2, 0xc) => self.receive,
-            (2, 0xd) => self.transmit,
-            (2, 0xe) => self.data,
-            (2, 0xf) => self.mask,
+            (0, 0xc) => self.registers.receive_status,
+            (1, 0x1..=0x6) => self.registers.address[index - 1],
+            (1, 0x7) => self.registers.current,
+            (1, 0x8..=0xf) => self.registers.groups[index - 8],
+            (2, 0x1) => self.registers.start,
+            (2, 0x2) => self.registers.stop,
+            (2, 0x4) => self.registers.transmit_page,
+            (2, 0xc) => self.registers.receive,
+            (2, 0xd) => self.registers.transmit,
+            (2, 0xe) => self.registers.data,
+            (2, 0xf) => self.registers.mask,
             // Collisions and errors: there are none.
             _ => 0,
         }
@@ -250,34 +245,38 @@ impl Chip {
     /// The guest has seen these interrupts. Linux's driver says so of received frames after it has fetched some of them, so a
     /// chip that took it at its word would keep the others until the next one comes.
     fn acknowledge(&mut self, seen: u8) {
-        self.interrupts(|chip| chip.status &= !(seen & !interrupt::RESET));
-        let next = self.boundary.wrapping_add(1);
-        let first = if next == self.stop { self.start } else { next };
+        self.interrupts(|chip| chip.registers.status &= !(seen & !interrupt::RESET));
+        let next = self.registers.boundary.wrapping_add(1);
+        let first = if next == self.registers.stop {
+            self.registers.start
+        } else {
+            next
+        };
         if seen & interrupt::RECEIVED != 0
-            && self.running
-            && (self.held.is_some() || first != self.current)
+            && self.registers.running
+            && (self.held.is_some() || first != self.registers.current)
         {
-            self.interrupts(|chip| chip.status |= interrupt::RECEIVED);
+            self.interrupts(|chip| chip.registers.status |= interrupt::RECEIVED);
         }
     }
 
     fn write_command(&mut self, value: u8) {
-        self.command = value & !command::TRANSMIT;
+        self.registers.command = value & !command::TRANSMIT;
         if value & command::STOP != 0 {
-            self.running = false;
-            self.interrupts(|chip| chip.status |= interrupt::RESET);
+            self.registers.running = false;
+            self.interrupts(|chip| chip.registers.status |= interrupt::RESET);
             return;
         }
         // A command without either bit, as Linux's to change the page, leaves a card that runs running.
-        let starts = value & command::START != 0 && !self.running;
-        self.running |= starts;
-        if !self.running {
+        let starts = value & command::START != 0 && !self.registers.running;
+        self.registers.running |= starts;
+        if !self.registers.running {
             return;
         }
-        self.interrupts(|chip| chip.status &= !interrupt::RESET);
+        self.interrupts(|chip| chip.registers.status &= !interrupt::RESET);
         let is_remote = value & command::REMOTE != 0 && value & command::ABORT == 0;
-        if is_remote && self.remote_count == 0 {
-            self.interrupts(|chip| chip.status |= interrupt::REMOTE_DONE);
+        if is_remote && self.registers.remote_count == 0 {
+            self.interrupts(|chip| chip.registers.status |= interrupt::REMOTE_DONE);
         }
         if value & command::TRANSMIT != 0 {
             self.send();
@@ -289,9 +288,9 @@ impl Chip {
 
     /// Sends what lies at the transmit page.
     fn send(&mut self) {
-        let from = usize::from(self.transmit_page) * PAGE;
-        let to = from + usize::from(self.transmit_count);
-        if self.transmit & LOOPBACK == 0
+        let from = usize::from(self.registers.transmit_page) * PAGE;
+        let to = from + usize::from(self.registers.transmit_count);
+        if self.registers.transmit & LOOPBACK == 0
             && let Some(frame) = from
                 .checked_sub(RAM)
                 .and_then(|at| self.ram.get(at..to - RAM))
@@ -299,8 +298,8 @@ impl Chip {
         {
             self.gone = self.net.send(frame).is_err();
         }
-        self.transmit_status = SENT;
-        self.interrupts(|chip| chip.status |= interrupt::TRANSMITTED);
+        self.registers.transmit_status = SENT;
+        self.interrupts(|chip| chip.registers.status |= interrupt::TRANSMITTED);
     }
 
     /// The byte at an address of the card's own; what is neither PROM nor memory reads as all ones.
@@ -319,7 +318,7 @@ impl Chip {
 
     /// How many bytes of the card an access of `length` moves: a byte of a word-wide card is half of a word.
     fn stride(&self, length: usize) -> u16 {
-        if self.data & WORDS != 0 && length == 1 {
+        if self.registers.data & WORDS != 0 && length == 1 {
             2
         } else {
             1
@@ -328,23 +327,25 @@ impl Chip {
 
     /// The remote address moves on; in the ring it goes from the end to the beginning.
     fn advance(&mut self, bytes: u16) {
-        self.remote_address = self.remote_address.wrapping_add(bytes);
-        if self.remote_address == u16::from(self.stop) << 8 {
-            self.remote_address = u16::from(self.start) << 8;
+        self.registers.remote_address = self.registers.remote_address.wrapping_add(bytes);
+        if self.registers.remote_address == u16::from(self.registers.stop) << 8 {
+            self.registers.remote_address = u16::from(self.registers.start) << 8;
         }
-        self.remote_count = self.remote_count.saturating_sub(bytes);
-        if self.remote_count == 0 {
-            self.interrupts(|chip| chip.status |= interrupt::REMOTE_DONE);
+        self.registers.remote_count = self.registers.remote_count.saturating_sub(bytes);
+        if self.registers.remote_count == 0 {
+            self.interrupts(|chip| chip.registers.status |= interrupt::REMOTE_DONE);
         }
     }
 
     fn read_data(&mut self, data: &mut [u8]) {
         let stride = self.stride(data.len());
         for byte in data {
-            if self.command & command::REMOTE != command::REMOTE_READ || self.remote_count == 0 {
+            if self.registers.command & command::REMOTE != command::REMOTE_READ
+                || self.registers.remote_count == 0
+            {
                 return;
             }
-            *byte = self.byte(self.remote_address);
+            *byte = self.byte(self.registers.remote_address);
             self.advance(stride);
         }
     }
@@ -352,10 +353,12 @@ impl Chip {
     fn write_data(&mut self, data: &[u8]) {
         let stride = self.stride(data.len());
         for byte in data {
-            if self.command & command::REMOTE != command::REMOTE_WRITE || self.remote_count == 0 {
+            if self.registers.command & command::REMOTE != command::REMOTE_WRITE
+                || self.registers.remote_count == 0
+            {
                 return;
             }
-            self.set_byte(self.remote_address, *byte);
+            self.set_byte(self.registers.remote_address, *byte);
             self.advance(stride);
         }
     }
@@ -363,19 +366,21 @@ impl Chip {
     /// Whether the guest wants this frame; then the status that it gets.
     fn wants(&self, frame: &[u8]) -> Option<u8> {
         let to: &[u8; 6] = frame.first_chunk()?;
-        if self.receive & MONITOR != 0 {
+        if self.registers.receive & MONITOR != 0 {
             return None;
         }
         let is_group = to[0] & 1 != 0;
-        let wanted = self.receive & PROMISCUOUS != 0
+        let wanted = self.registers.receive & PROMISCUOUS != 0
             || match (to, is_group) {
-                ([0xff, 0xff, 0xff, 0xff, 0xff, 0xff], _) => self.receive & BROADCAST != 0,
+                ([0xff, 0xff, 0xff, 0xff, 0xff, 0xff], _) => {
+                    self.registers.receive & BROADCAST != 0
+                }
                 (_, true) => {
                     let bit = group(to);
-                    let set = self.groups[usize::from(bit >> 3)] >> (bit & 7) & 1 != 0;
-                    self.receive & MULTICAST != 0 && set
+                    let set = self.registers.groups[usize::from(bit >> 3)] >> (bit & 7) & 1 != 0;
+                    self.registers.receive & MULTICAST != 0 && set
                 }
-                (to, false) => *to == self.address,
+                (to, false) => *to == self.registers.address,
             };
         let status = INTACT | if is_group { TO_GROUP } else { 0 };
         wanted.then_some(status)
@@ -383,7 +388,7 @@ impl Chip {
 
     /// Puts the frames that wait on the host into the ring, as far as there is room.
     fn deliver(&mut self) {
-        while self.running && !self.gone {
+        while self.registers.running && !self.gone {
             let length = match self.held.take() {
                 Some(length) => length,
                 None => match self.net.receive(&mut self.frame) {
@@ -407,8 +412,14 @@ impl Chip {
 
     /// Puts the frame into the ring; false: there is no room.
     fn put(&mut self, length: usize, status: u8) -> bool {
-        let (start, stop) = (usize::from(self.start), usize::from(self.stop));
-        let (current, boundary) = (usize::from(self.current), usize::from(self.boundary));
+        let (start, stop) = (
+            usize::from(self.registers.start),
+            usize::from(self.registers.stop),
+        );
+        let (current, boundary) = (
+            usize::from(self.registers.current),
+            usize::from(self.registers.boundary),
+        );
         let ring = start..stop;
         let in_ram = start * PAGE >= RAM && stop * PAGE <= RAM_END;
         if !in_ram || !ring.contains(&current) {
@@ -442,9 +453,9 @@ impl Chip {
                 at = start * PAGE - RAM;
             }
         }
-        self.current = header[1];
-        self.receive_status = status;
-        self.interrupts(|chip| chip.status |= interrupt::RECEIVED);
+        self.registers.current = header[1];
+        self.registers.receive_status = status;
+        self.interrupts(|chip| chip.registers.status |= interrupt::RECEIVED);
         true
     }
 }

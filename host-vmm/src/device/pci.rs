@@ -13,6 +13,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::sync::lock;
 
+use crate::snapshot::{PartError, Saved, State, from_state, to_state};
+
 /// The address register, written and read as 32 bits.
 pub const ADDRESS: u16 = 0xcf8;
 /// The data register's first byte.
@@ -228,6 +230,29 @@ impl Pci {
         let (_, function) = bus.functions.iter().find(|(at, _)| *at == slot)?;
         let offset = u32::from(port).checked_sub(function.base(bar)?)?;
         u16::try_from(offset).ok().filter(|offset| *offset < length)
+    }
+}
+
+impl Saved for Pci {
+    fn save(&self) -> Result<State, PartError> {
+        let bus = self.bus();
+        let functions = bus.functions.iter();
+        let functions: Vec<_> = functions.map(|(_, f)| f.bytes.to_vec()).collect();
+        to_state(&(bus.address, functions))
+    }
+
+    fn restore(&self, state: State) -> Result<(), PartError> {
+        let (address, functions): (u32, Vec<Vec<u8>>) = from_state(state)?;
+        let mut bus = self.bus();
+        if functions.len() != bus.functions.len() {
+            return Err(PartError::because("its bus has other functions"));
+        }
+        bus.address = address & ADDRESS_BITS;
+        // What a guest cannot change stays as it is.
+        for ((_, function), bytes) in bus.functions.iter_mut().zip(functions) {
+            function.write(0, &bytes);
+        }
+        Ok(())
     }
 }
 

@@ -6,6 +6,7 @@
 //!
 //! Source: Programming Interface for Bus Master IDE Controller, revision 1.0.
 
+use serde::{Deserialize, Serialize};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use super::transfer::{Transfer, Way};
@@ -32,7 +33,8 @@ const ENTRIES_MAX: u32 = 0x1_0000 / 8;
 const LAST: u32 = 1 << 31;
 
 /// The registers.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BusMaster {
     command: u8,
     status: u8,

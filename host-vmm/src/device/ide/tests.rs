@@ -7,6 +7,7 @@ use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
 use crate::disk::DiskSpec;
+use crate::snapshot::Saved as _;
 
 const SECTORS: u8 = 64;
 const COMMAND: u16 = 0x1f7;
@@ -336,5 +337,32 @@ proptest! {
         let _ = pc.irq.read();
         pc.command(READ_SECTORS, 0, 1);
         prop_assert_eq!(pc.status(1), DATA);
+    }
+}
+
+#[test]
+fn a_saved_controller_goes_on_in_the_middle_of_a_block() {
+    let (pc, copy) = (Pc::new(false), Pc::new(false));
+    pc.command(SET_MULTIPLE, 0, 4);
+    pc.command(READ_MULTIPLE, 8, 6);
+    assert_eq!(pc.take(1000)[999], 9);
+    let state = pc.ide.save().unwrap();
+    copy.ide.restore(state.clone()).unwrap();
+    copy.ide.go_on();
+    assert_eq!(copy.status(1), DATA);
+    assert_eq!(copy.take(4 * 512 - 1000)[1047], 11);
+    assert_eq!(copy.status(1), DATA);
+    assert_eq!(copy.take(2 * 512)[512], 13);
+    assert_eq!(copy.status(0), DONE);
+    for (field, bad) in [
+        ("end", 0x2001),
+        ("position", 0x2001),
+        ("block", 17),
+        ("sector", u64::from(SECTORS)),
+        ("left", u64::MAX),
+    ] {
+        let mut state = state.clone();
+        state[0]["transfer"][field] = bad.into();
+        assert!(copy.ide.restore(state).is_err(), "{field}");
     }
 }

@@ -3,6 +3,8 @@
 //! The disk fills or empties a block; DRQ says that the guest may take or give it, the interrupt that it may look. A block
 //! is a sector, or for the MULTIPLE commands as many as SET MULTIPLE said.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     Channel, Outcome, READ_MULTIPLE, READ_MULTIPLE_EXT, WRITE_MULTIPLE, WRITE_MULTIPLE_EXT, error,
     identify, status,
@@ -17,7 +19,7 @@ pub(super) const BLOCK_MAX: usize = 0x2000;
 const _: () = assert!(BLOCK_MAX as u64 == MULTIPLE_MAX as u64 * SECTOR);
 
 /// Where the data go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(super) enum Way {
     /// To the guest.
     In,
@@ -26,7 +28,8 @@ pub(super) enum Way {
 }
 
 /// A command whose data are under way.
-#[derive(Debug)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Transfer {
     pub(super) way: Way,
     /// The next sector that is to be read or written, and how many are left from there.
@@ -60,6 +63,16 @@ impl Transfer {
     /// Whether the data register takes part, and which way.
     fn is_through(&self, way: Way) -> bool {
         !self.is_direct() && self.way == way
+    }
+
+    /// Whether this can be a transfer of a disk of so many sectors.
+    pub(super) fn is_sound(&self, sectors: u64) -> bool {
+        let is_in_block = self.position <= self.end && self.end <= BLOCK_MAX;
+        let end = self.sector.checked_add(self.left);
+        is_in_block
+            && self.block <= u64::from(MULTIPLE_MAX)
+            && end.is_some_and(|end| end <= sectors)
+            && (self.way == Way::In || self.end as u64 <= self.left * SECTOR)
     }
 
     /// Begins the next block.

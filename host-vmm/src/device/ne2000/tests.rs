@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use proptest::prelude::*;
 
 use super::*;
+use crate::snapshot::Saved as _;
 
 const RING: u8 = 0x4c;
 const STOP: u8 = 0x80;
@@ -178,6 +179,31 @@ fn frames_come_in_to_whom_they_are_for() {
     let bytes = pc.take(u16::from(RING + 1) << 8, 1004);
     assert_eq!(bytes[..4], [INTACT, RING + 5, 0xec, 3]);
     assert_eq!(bytes[4..], long);
+}
+
+#[test]
+fn a_saved_card_goes_on_with_its_frames() {
+    let (mut pc, copy) = (Pc::new(), Pc::new());
+    pc.start([2; 6]);
+    for number in 0..17_u8 {
+        pc.arrive(&[[2; 6].as_slice(), &[number; 594]].concat());
+    }
+    // Sixteen are in the ring, and the last one has no room.
+    let state = pc.card.save().unwrap();
+    copy.card.restore(state.clone()).unwrap();
+    copy.card.go_on();
+    assert_eq!(copy.irq.read().unwrap_or(0), 1, "the line is a level");
+    assert_eq!(copy.current(), RING + 48);
+    let at = (u16::from(RING) << 8) + 3 * 256 + 4;
+    assert_eq!(copy.take(at, 600)[6..], [1; 594]);
+    copy.write(3, RING + 2);
+    assert_eq!(copy.current(), RING + 51, "there is room now");
+    assert_eq!(copy.take(at + 45 * 256, 600)[6..], [16; 594]);
+    for (name, bad) in [("ram", vec![0; 1]), ("held", vec![0; FRAME_MAX + 1])] {
+        let mut state = state.clone();
+        state[name] = bad.into();
+        assert!(copy.card.restore(state).is_err(), "{name}");
+    }
 }
 
 #[test]
