@@ -31,6 +31,11 @@ const COPY: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B moun
 const RECORDS: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B mount -t ext4 /dev/vda /m; i=0; while :; do i=$((i+1)); \
      $B dd if=/m/in of=/m/ROUND-$i bs=4k count=1 conv=fsync 2>/dev/null && echo on disk: ROUND-$i; done";
 
+/// What it does where the host has no room for all of its disk: what it was told is there before stays, and it goes on.
+const FILL: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir -p /m /proc; $B mount -t proc p /proc; $B mount -t ext4 /dev/vda /m; \
+     $B cp /m/in /m/out; $B sync; $B dd if=/dev/zero of=/m/big bs=64k count=256 conv=fsync 2>/dev/null || echo no room; \
+     echo 3 >/proc/sys/vm/drop_caches; $B cmp /m/in /m/out && echo copy is good; $B END -f";
+
 /// What the script has left.
 struct Done {
     folder: PathBuf,
@@ -98,7 +103,12 @@ fn run() -> Result<Done, String> {
             )
         };
         script += &run(&format!("{guest}.copy"), "copy", &COPY.replace("END", end));
-        script += "\n";
+        let fill = run(&format!("{guest}.fill"), "fill", &FILL.replace("END", end));
+        script += &format!(
+            "\nmkdir -p small; mount -t tmpfs -o size=12m small small\n\
+             cp --sparse=always {guest}.records.img small/disk.img; ln -s small/disk.img {guest}.fill.img\n\
+             {fill}\numount small; rm {guest}.fill.img\n"
+        );
         for kill in 0..kills {
             let name = format!("{guest}.{kill}");
             let init = RECORDS.replace("ROUND", &kill.to_string());
@@ -181,6 +191,25 @@ fn pv_dev_10_a_booted_guest_writes_and_remounts_its_disk() {
             assert_eq!(exits["mmio"], 0, "{stats}");
             assert_eq!(stats["hypercalls"]["dev.start"], 1, "{stats}");
         }
+    }
+}
+
+/// A host's disk that is full is an error of the guest's file system, and no more.
+#[test]
+fn a_guest_goes_on_where_its_host_has_no_room() {
+    let Some(done) = done() else { return };
+    for (guest, ..) in GUESTS {
+        let console = done.text(&format!("{guest}.fill.console"));
+        let errors = done.text(&format!("{guest}.fill.errors"));
+        for word in ["no room", "copy is good"] {
+            assert!(
+                console.contains(word),
+                "{guest}: {word}: {console}\n{errors}"
+            );
+        }
+        let stats: Value =
+            serde_json::from_str(&done.text(&format!("{guest}.fill.stats"))).unwrap();
+        assert_eq!(stats["devices"][0]["broken"], Value::Null, "{guest}");
     }
 }
 
