@@ -138,14 +138,17 @@ fn attack(made: &Made, args: &AttackArgs) -> Result<()> {
     let (mut operations, mut failures) = (0, 0);
     let mut neighbours = Vec::new();
     for (seed, guest) in (args.seed..).zip(GUESTS.iter().cycle()) {
-        let report = made.one(*guest, seed, args.operations - operations)?;
+        let left = args.operations.saturating_sub(operations);
+        let report = made.one(*guest, seed, left)?;
         neighbours.extend(report.neighbour);
         operations += report.operations;
         failures += u32::from(report.failure.is_some());
         let mut out = io::stdout().lock();
         writeln!(out, "{}", serde_json::to_string(&report)?)?;
         out.flush()?;
-        if operations >= args.operations {
+        // Each guest has its turn, however few are asked for.
+        let turns = seed - args.seed + 1;
+        if operations >= args.operations && turns >= GUESTS.len() as u64 {
             break;
         }
         if report.operations < 100 {
@@ -231,7 +234,7 @@ impl Made {
     fn one(&self, (guest, target): (&'static str, Target), seed: u64, most: u64) -> Result<Report> {
         let alone = || self.neighbour(seed)?.wait(&mut |_| {});
         let before = seed.is_multiple_of(2).then(alone).transpose()?;
-        let passes = PASSES.min(most / 50_000 + 1);
+        let passes = PASSES.min(most / 150_000 + 1);
         let attacker = self.start("attacker", guest, &script::write(target, seed, passes))?;
         let mut neighbour = self.neighbour(seed)?;
         let mut whole = false;

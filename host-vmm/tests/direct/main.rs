@@ -7,6 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use paravane::config::Profile;
 use serde_json::Value;
@@ -368,4 +369,55 @@ fn a_network_stays_over_a_restart() {
     assert_eq!(output.status.code(), Some(3), "{errors}");
     let boots = console.matches("PARAVANE-REPORT").count();
     assert!(boots > 1, "{boots} boots: {console}{errors}");
+}
+
+/// KiB of a process that are in memory, but for what lies in a mapping as large as guest memory.
+fn resident_kib(pid: u32) -> u64 {
+    const GUEST_KIB: u64 = 32 << 10;
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let kib = |line: &str, name: &str| -> Option<u64> {
+        let value = line.strip_prefix(name)?.trim().strip_suffix(" kB")?;
+        value.parse().ok()
+    };
+    let (mut sum, mut is_guest) = (0, false);
+    for line in text.lines() {
+        if let Some(size) = kib(line, "Size:") {
+            is_guest = size >= GUEST_KIB;
+        } else if let Some(resident) = kib(line, "Rss:").filter(|_| !is_guest) {
+            sum += resident;
+        }
+    }
+    sum
+}
+
+#[test]
+fn a_vmm_whose_guest_has_booted_holds_little_memory() {
+    // A program that is not optimised is larger, and its relocations are.
+    const MOST_KIB: u64 = if cfg!(debug_assertions) { 5 } else { 3 } << 10;
+    let (kernel, initramfs) = match built() {
+        Ok(both) => both,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return;
+        }
+    };
+    let mut child = Command::new(env!("CARGO_BIN_EXE_paravane"))
+        .args("run --guest direct --host kvm --watchdog 60 --console-log /dev/null".split(' '))
+        .arg("--kernel")
+        .arg(kernel)
+        .arg("--initrd")
+        .arg(initramfs)
+        .arg("--cmdline=quiet -- job=idle:60000")
+        .spawn()
+        .unwrap();
+    // Some seconds after its start it gives back what that has touched.
+    let mut resident = u64::MAX;
+    while resident > MOST_KIB {
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(child.try_wait().unwrap(), None, "{resident} KiB at its end");
+        resident = resident_kib(child.id());
+    }
+    println!("{resident} KiB");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
