@@ -11,6 +11,7 @@
 
 use crate::{
     abi::{boot_info::BootInfo, clock::*, registry::*},
+    checks,
     detect::host,
     kernel_c,
     once::Once,
@@ -22,13 +23,6 @@ use core::{
     sync::atomic::{fence, AtomicU64, Ordering},
 };
 use kernel::prelude::*;
-
-const NSEC_PER_SEC: u64 = 1_000_000_000;
-
-/// Frequencies that can be true, Hz. With the upper limit, the remainder of a division by
-/// `tsc_hz` times 10^9 still fits in 64 bits.
-const TSC_HZ_MIN: u64 = 1_000_000;
-const TSC_HZ_MAX: u64 = 16 * NSEC_PER_SEC;
 
 /// How often a page that the host is writing to is read again.
 const TRIES: u32 = 1000;
@@ -101,12 +95,12 @@ pub(crate) unsafe fn init(info: &BootInfo) {
         return;
     }
     let mut clock = info.clock;
-    if !(TSC_HZ_MIN..=TSC_HZ_MAX).contains(&clock.tsc_hz) {
+    if !checks::tsc_hz(&clock) {
         pr_warn!("clock: a TSC of {} Hz cannot be; not used\n", clock.tsc_hz);
         return;
     }
-    // The kernel has it per tick in 32 bits, and finds it out by itself where it is zero.
-    if clock.apic_timer_hz > u64::from(u32::MAX) {
+    // The kernel finds it out by itself where it is zero.
+    if !checks::apic_timer_hz(&clock) {
         pr_warn!(
             "clock: LAPIC timer of {} Hz is ignored\n",
             clock.apic_timer_hz
@@ -149,14 +143,6 @@ extern "C" fn paravane_tsc_reliable() -> bool {
         .is_some_and(|clock| clock.flags & CLOCK_TSC_RELIABLE != 0)
 }
 
-/// Nanoseconds that `ticks` of the TSC take: whole seconds and the rest apart, since the product
-/// would not fit in 64 bits.
-fn ticks_to_ns(ticks: u64, tsc_hz: u64) -> u64 {
-    (ticks / tsc_hz)
-        .wrapping_mul(NSEC_PER_SEC)
-        .wrapping_add(ticks % tsc_hz * NSEC_PER_SEC / tsc_hz)
-}
-
 /// Time of day and TSC at one moment: the latest that the host has told.
 fn pair(clock: &ClockInfo) -> (u64, u64) {
     match PAGE.get().and_then(Page::read) {
@@ -175,7 +161,7 @@ extern "C" fn paravane_wall_ns() -> u64 {
     if paravane_tsc_reliable() && wall_ns != 0 {
         // SAFETY: Only reads a register.
         let now = unsafe { kernel_c::paravane_rdtsc() };
-        let passed = ticks_to_ns(now.wrapping_sub(wall_tsc), clock.tsc_hz);
+        let passed = checks::ticks_to_ns(now.wrapping_sub(wall_tsc), clock.tsc_hz);
         return wall_ns.wrapping_add(passed);
     }
     // SAFETY: `clock.wall` takes no address.

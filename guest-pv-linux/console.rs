@@ -16,6 +16,7 @@ use crate::{
         console::{ring_used, ConsoleInfo, ConsolePage},
         registry::*,
     },
+    checks,
     detect::host,
     kernel_c,
     once::Once,
@@ -84,15 +85,10 @@ impl Drop for OutputLock {
     }
 }
 
-/// Whether `size` can be that of a ring.
-fn is_ring_size(size: u32) -> bool {
-    size.is_power_of_two() && size as usize >= PAGE_SIZE
-}
-
 impl Console {
     #[link_section = ".init.text"]
     fn new(info: &ConsoleInfo) -> Option<Self> {
-        if !is_ring_size(info.out_size) || !is_ring_size(info.in_size) {
+        if !checks::console(info) {
             return None;
         }
         let page = PAGE_SIZE as u64;
@@ -159,26 +155,21 @@ impl Console {
         }
     }
 
-    /// Puts all of `bytes` into the output ring, without waking the host for the last of them; how
-    /// many went in. A full ring is drained by the doorbell. Where the host's index still cannot
-    /// be true then, the bytes are lost, and all count as gone: nobody shall wait for such a host.
-    fn write(&self, bytes: &[u8]) -> usize {
-        let mut done = self.fill(bytes);
-        while done < bytes.len() {
+    /// Puts all of `bytes` into the output ring, without waking the host for the last of them. A
+    /// full ring is drained by the doorbell. Where there is no room even then, the bytes are lost:
+    /// nobody shall wait for such a host.
+    fn write(&self, mut bytes: &[u8]) {
+        loop {
+            let done = self.fill(bytes);
+            bytes = &bytes[done..];
+            if bytes.is_empty() {
+                return;
+            }
             self.publish();
-            if !self.notify() {
-                break;
+            if !self.notify() || self.room().unwrap_or(0) == 0 {
+                return;
             }
-            if self.room().is_none() {
-                return bytes.len();
-            }
-            let more = self.fill(&bytes[done..]);
-            if more == 0 {
-                break;
-            }
-            done += more;
         }
-        done
     }
 
     /// Takes bytes from the input ring; how many.
@@ -261,7 +252,7 @@ unsafe extern "C" fn paravane_console_print(bytes: *const u8, count: u32) {
     console.publish_and_wake();
 }
 
-/// `hv_ops.put_chars`: writes up to `count` bytes; how many were taken.
+/// `hv_ops.put_chars`: writes `count` bytes; how many were taken, which is all.
 ///
 /// # Safety
 ///
@@ -274,9 +265,9 @@ unsafe extern "C" fn paravane_console_put(_vtermno: u32, bytes: *const u8, count
     // SAFETY: By the function's requirement.
     let bytes = unsafe { slice::from_raw_parts(bytes, count) };
     let _lock = OutputLock::take();
-    let done = console.write(bytes);
+    console.write(bytes);
     console.publish_and_wake();
-    done as isize
+    count as isize
 }
 
 /// `hv_ops.get_chars`: reads up to `count` bytes; how many there were. hvc calls it under its

@@ -11,7 +11,7 @@
 
 use crate::{
     abi::{boot_info::*, cpuid::*, registry::*},
-    kernel_c,
+    checks, kernel_c,
     shared_page::SharedRange,
 };
 use core::{
@@ -131,7 +131,7 @@ fn read_table(boot_info: u64, table: &mut [CpuidEntry; ENTRIES_MAX]) -> Option<u
         // SAFETY: Any bytes make a valid `CpuidEntry`: it has integers only.
         *entry = unsafe { shared.read(index * size_of::<CpuidEntry>()) };
     }
-    Some(count)
+    Some(checks::cpuid_count(&table[..count]))
 }
 
 /// What the first look has found.

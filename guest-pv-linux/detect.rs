@@ -16,14 +16,10 @@ use crate::{
         registry::*,
     },
     call::Doorbell,
-    clock, console, cpuid, dev, mem,
+    checks, clock, console, cpuid, dev, mem,
     once::Once,
     shared_page::SharedRange,
     smp,
-};
-use core::{
-    mem::{offset_of, size_of},
-    ptr,
 };
 use kernel::prelude::*;
 
@@ -73,31 +69,19 @@ fn read_boot_info(address: u64, port: u32) -> Option<BootInfo> {
         return None;
     };
     // SAFETY: Any bytes make a valid `BootInfo`: it has integers only.
-    let mut info: BootInfo = unsafe { page.read(0) };
-    let size = info.size as usize;
-
-    if info.magic != BOOT_INFO_MAGIC || size < offset_of!(BootInfo, clock) || size > PAGE_SIZE {
-        pr_warn!("boot-info page: magic {:#x}, size {size}\n", info.magic);
-        return None;
-    }
-    if info.doorbell_port != port || port > 0xffff || info.transports & TRANSPORT_DOORBELL == 0 {
+    let page: BootInfo = unsafe { page.read(0) };
+    let info = checks::boot_info(&page, port);
+    if info.is_none() {
         pr_warn!(
-            "doorbell port {port:#x} in CPUID, {:#x} in the boot-info page, transports {:#x}\n",
-            info.doorbell_port,
-            info.transports
+            "boot info: magic {:#x}, size {}, facilities {:#x}, transports {:#x}, port {:#x}\n",
+            page.magic,
+            page.size,
+            page.facilities,
+            page.transports,
+            page.doorbell_port
         );
-        return None;
     }
-    if !info.has(FACILITY_BASE) {
-        pr_warn!("facility base is missing: {:#x}\n", info.facilities);
-        return None;
-    }
-    // What lies beyond `size`, or only in part below it, has not been said. Spec: PV-BOOT-7
-    let said = (size & !7).min(size_of::<BootInfo>());
-    let beyond = size_of::<BootInfo>() - said;
-    // SAFETY: The range is the end of `info`, which has integers only: zeros are valid.
-    unsafe { ptr::write_bytes((&raw mut info).cast::<u8>().add(said), 0, beyond) };
-    Some(info)
+    info
 }
 
 /// Looks for a Paravane host: the base of its CPUID block, or 0.

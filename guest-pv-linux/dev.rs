@@ -7,6 +7,7 @@
 
 use crate::{
     abi::{boot_info::BootInfo, dev::*, registry::*},
+    checks,
     detect::host,
     kernel_c,
     once::Once,
@@ -17,9 +18,6 @@ use core::{
     slice,
 };
 use kernel::prelude::*;
-
-/// The most entries of a queue that virtio allows.
-const QUEUE_MAX: u32 = 32768;
 
 /// The table, as far as it makes sense.
 struct Table {
@@ -95,8 +93,7 @@ unsafe extern "C" fn paravane_dev_describe(number: u32, about: *mut About) -> bo
     };
     // SAFETY: Any bytes make a valid `DevEntry`: it has integers only.
     let entry: DevEntry = unsafe { table.page.read(at) };
-    let fits = entry.queue_max.is_power_of_two() && entry.queue_max <= QUEUE_MAX;
-    if !fits || entry.queues as usize > DEV_QUEUES_MAX {
+    if !checks::device(&entry) {
         pr_warn!(
             "dev: device {number} has {} queues of {}; not used\n",
             entry.queues,

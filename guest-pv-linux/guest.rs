@@ -24,6 +24,7 @@ pub mod abi;
 
 mod base;
 mod call;
+mod checks;
 mod clock;
 mod console;
 mod cpuid;
@@ -31,6 +32,7 @@ mod crash;
 mod delegate;
 mod detect;
 mod dev;
+mod fresh;
 mod info;
 mod kernel_c;
 mod mem;

@@ -18,6 +18,7 @@
 #include <linux/kallsyms.h>
 #include <linux/kdebug.h>
 #include <linux/kmsg_dump.h>
+#include <linux/kvm_para.h>
 #include <linux/notifier.h>
 #include <linux/panic.h>
 #include <linux/panic_notifier.h>
@@ -555,8 +556,13 @@ static void __init paravane_init_no_legacy(void)
 /* C because of struct hypervisor_x86. The features in CPUID say what is set up. */
 static void __init paravane_init_delegated(void)
 {
-	if (paravane_kvm_features())
+	if (!paravane_kvm_features())
+		return;
+	/* Without its block, kvm.c would take another leaf for its features. */
+	if (kvm_para_available())
 		x86_hyper_kvm.init.init_platform();
+	else
+		pr_warn("CPUID has no block of KVM's; its features are not used\n");
 }
 
 /* What KVM has set up is still a Paravane guest. */

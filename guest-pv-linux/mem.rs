@@ -27,14 +27,11 @@ use crate::{
         registry::*,
     },
     detect::host,
-    kernel_c,
+    fresh, kernel_c,
     once::Once,
     shared_page::SharedRange,
 };
-use core::{
-    mem::offset_of,
-    sync::atomic::{AtomicU64, Ordering},
-};
+use core::{mem::offset_of, sync::atomic::AtomicU64};
 use kernel::prelude::*;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -49,46 +46,6 @@ static BALLOON: Once<SharedRange> = Once::new();
 /// A bit for each page of memory, from address zero on.
 static FRESH: Once<&'static [AtomicU64]> = Once::new();
 
-/// The bits of word `word` that pages `first` to `end - 1` have there.
-fn mask(word: u64, first: u64, end: u64) -> u64 {
-    let below = |page: u64| match page.saturating_sub(word * 64) {
-        bits @ 0..=63 => (1 << bits) - 1,
-        _ => u64::MAX,
-    };
-    below(end) & !below(first)
-}
-
-/// Sets the bits of all pages that lie wholly in `range`.
-fn set(bits: &[AtomicU64], range: MemRange) {
-    let first = range.address.div_ceil(PAGE);
-    let end = range.address.saturating_add(range.size) / PAGE;
-    for word in first / 64..end.div_ceil(64) {
-        if let Some(bits) = bits.get(word as usize) {
-            bits.fetch_or(mask(word, first, end), Ordering::Relaxed);
-        }
-    }
-}
-
-/// Clears the bits of all pages that the range touches; whether all were set.
-fn take(bits: &[AtomicU64], address: u64, size: u64) -> bool {
-    let first = address / PAGE;
-    let end = address.saturating_add(size).div_ceil(PAGE);
-    let mut all = true;
-    for word in first / 64..end.div_ceil(64) {
-        let Some(bits) = bits.get(word as usize) else {
-            return false;
-        };
-        let mask = mask(word, first, end);
-        let fresh = bits.load(Ordering::Relaxed) & mask;
-        all &= fresh == mask;
-        // Most pages are not, and their word is then only read.
-        if fresh != 0 {
-            bits.fetch_and(!mask, Ordering::Relaxed);
-        }
-    }
-    all
-}
-
 /// Sets the bits that the host's word gives; whether there are any. Called once, when memblock
 /// and the kernel's mapping of all memory are there, and nothing has been given back yet.
 #[no_mangle]
@@ -97,10 +54,10 @@ extern "C" fn paravane_init_fresh_memory() -> bool {
     let Some(host) = host().filter(|host| host.info.has(FACILITY_MEM)) else {
         return false;
     };
-    let fresh = host.info.mem.fresh;
+    let ranges = host.info.mem.fresh;
     // SAFETY: Only reads a variable.
     let limit = unsafe { kernel_c::paravane_memory_end() };
-    let end = fresh
+    let end = ranges
         .iter()
         .filter(|range| range.size > 0)
         .map(|range| range.address.saturating_add(range.size).min(limit))
@@ -117,8 +74,8 @@ extern "C" fn paravane_init_fresh_memory() -> bool {
     }
     // SAFETY: `memory` is that many zeroed bytes, aligned to a cache line, and never freed.
     let bits = unsafe { core::slice::from_raw_parts(memory, words) };
-    for range in fresh {
-        set(bits, range);
+    for range in ranges {
+        fresh::set(bits, range);
     }
     // SAFETY: Only the boot processor runs, and calls this function once.
     unsafe { FRESH.set(bits) };
@@ -128,7 +85,9 @@ extern "C" fn paravane_init_fresh_memory() -> bool {
 /// Takes the range: whether all of it was zero. Its pages are not fresh any more.
 #[no_mangle]
 extern "C" fn arch_take_fresh_memory(address: u64, size: u64) -> bool {
-    FRESH.get().is_some_and(|bits| take(bits, address, size))
+    FRESH
+        .get()
+        .is_some_and(|bits| fresh::take(bits, address, size))
 }
 
 /// Whether the host has facility `mem`.
@@ -158,7 +117,7 @@ unsafe extern "C" fn paravane_report_ranges(list: *const MemRange, count: u32) -
     let ranges = unsafe { core::slice::from_raw_parts(list, count as usize) };
     if let Some(bits) = FRESH.get() {
         for range in ranges {
-            set(bits, *range);
+            fresh::set(bits, *range);
         }
     }
     true

@@ -68,6 +68,8 @@ void __init paravane_init_smp(void)
 
 /* The wish that was followed last. */
 static u32 paravane_followed;
+/* Processors can come and go. Before that the host's wish is nobody's business. */
+static bool paravane_follows;
 
 static void paravane_follow_wish(struct work_struct *work)
 {
@@ -92,13 +94,15 @@ static DECLARE_WORK(paravane_wish_work, paravane_follow_wish);
 /* C because of struct work_struct. Something has happened, perhaps this. */
 void paravane_smp_event(void)
 {
-	if (paravane_wanted_cpus() != READ_ONCE(paravane_followed))
+	if (READ_ONCE(paravane_follows) &&
+	    paravane_wanted_cpus() != READ_ONCE(paravane_followed))
 		queue_work(system_unbound_wq, &paravane_wish_work);
 }
 
-/* C because initcalls are section entries. By now processors can come and go. */
+/* C because initcalls are section entries. */
 static int __init paravane_smp_initcall(void)
 {
+	WRITE_ONCE(paravane_follows, true);
 	if (paravane_smp_listen(PARAVANE_EVENT_VECTOR, per_cpu(x86_cpu_to_apicid, 0)))
 		paravane_smp_event();
 	return 0;

@@ -102,9 +102,17 @@ static void paravane_vd_reset(struct virtio_device *vdev)
 	synchronize_rcu();
 }
 
+/* Of the features that are a transport's, those that this one has. */
+#define PARAVANE_VD_FEATURES	(BIT_ULL(VIRTIO_RING_F_INDIRECT_DESC) | \
+				 BIT_ULL(VIRTIO_RING_F_EVENT_IDX) | \
+				 BIT_ULL(VIRTIO_F_VERSION_1))
+
 static u64 paravane_vd_get_features(struct virtio_device *vdev)
 {
-	return to_paravane(vdev)->about.features;
+	u64 others = GENMASK_ULL(VIRTIO_TRANSPORT_F_END - 1, VIRTIO_TRANSPORT_F_START) &
+		     ~PARAVANE_VD_FEATURES;
+
+	return to_paravane(vdev)->about.features & ~others;
 }
 
 static int paravane_vd_finalize_features(struct virtio_device *vdev)
