@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use paravane::config::{Config, ConfigError, Entry, FacilitySet, Io, Profile};
 use paravane::disk::DiskSpec;
 use paravane::gdb;
+use paravane::lies::Lie;
 use paravane::net::NetSpec;
 use paravane::snapshot::{Instead, RestoreSpec, Snapshot};
 use paravane::switcher::Users;
@@ -318,7 +319,7 @@ pub(crate) struct RunArgs {
     #[arg(
         long,
         value_name = "FILE[,unchecked]",
-        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward"]
+        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward", "lies"]
     )]
     pub(crate) restore: Option<RestoreSpec>,
     /// Keep inherited descriptors, all files and all system calls. Without this the VMM opens no files but its guest's once that
@@ -335,6 +336,12 @@ pub(crate) struct RunArgs {
     /// the CPUID block. A guest that hangs or dies of it does not keep to hypercall-abi/SPEC.md.
     #[arg(long, value_name = "SEED")]
     awkward: Option<u64>,
+    /// Tell a para guest what is not true, against the rules of the ABI: lies by name, with commas between; one that does not
+    /// exist lists them.
+    ///
+    /// The guest shall go on without what it was lied about, or say why it cannot.
+    #[arg(long, value_name = "LIES", value_delimiter = ',', value_parser = paravane::lies::named)]
+    lies: Vec<&'static Lie>,
     /// Stop the guest after so many seconds, restarts included; 0: never. [default: 0 on a terminal, else 600]
     #[arg(long, value_name = "SECONDS")]
     watchdog: Option<u64>,
@@ -414,6 +421,7 @@ impl RunArgs {
             poll: self.poll,
             watchdog: None,
             awkward: self.awkward,
+            lies: self.lies.clone(),
         })
     }
 }

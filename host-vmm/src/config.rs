@@ -12,6 +12,7 @@ use paravane_abi::registry as reg;
 use crate::device::ide::DISKS_MAX;
 use crate::disk::DiskSpec;
 use crate::driver_domain::channel;
+use crate::lies::Lie;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 use crate::net::{Net, NetSpec};
 use crate::switcher::{self, Users};
@@ -154,6 +155,8 @@ pub struct Config {
     pub watchdog: Option<Duration>,
     /// The seed of an awkward host, which takes all the liberties of the specification.
     pub awkward: Option<u64>,
+    /// What a para guest is told that is not true.
+    pub lies: Vec<&'static Lie>,
 }
 
 /// A run that makes no sense, found before anything is started.
@@ -208,8 +211,8 @@ pub enum ConfigError {
         "only a direct guest can do without the isolation of its users (--no-user-isolation): use --guest direct"
     )]
     UserIsolation,
-    /// `--awkward` without a guest that would notice.
-    #[error("an awkward host (--awkward) is awkward to calls: use --guest para")]
+    /// `--awkward` or `--lies` without a guest that would notice.
+    #[error("an awkward host (--awkward, --lies) is awkward to calls: use --guest para")]
     Awkward,
     /// `--pv=-dev --disk`.
     #[error(
@@ -309,6 +312,7 @@ impl Config {
             poll: Poll::default(),
             watchdog: None,
             awkward: None,
+            lies: Vec::new(),
         }
     }
 
@@ -341,7 +345,8 @@ impl Config {
         if self.users != Users::Isolated && self.profile != Profile::Direct {
             return Err(ConfigError::UserIsolation);
         }
-        if self.awkward.is_some() && self.profile != Profile::Para {
+        let is_awkward = self.awkward.is_some() || !self.lies.is_empty();
+        if is_awkward && self.profile != Profile::Para {
             return Err(ConfigError::Awkward);
         }
         let has_dev = self.facilities.has(reg::FACILITY_DEV);

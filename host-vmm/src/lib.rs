@@ -38,6 +38,7 @@ pub mod fleet;
 pub mod gdb;
 pub mod image;
 pub mod kvm;
+pub mod lies;
 pub mod memory;
 pub mod net;
 pub mod pause;

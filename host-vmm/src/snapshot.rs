@@ -311,6 +311,7 @@ impl SavedConfig {
             poll: _,
             watchdog: _,
             awkward: _,
+            lies: _,
         } = config;
         if *complete {
             // What completion has changed in the guest's kernel is not in a snapshot.

@@ -33,6 +33,7 @@ use crate::end::End;
 use crate::gdb::debugger::Debugger;
 use crate::kvm::counters::Counters;
 use crate::kvm::{KvmError, refused};
+use crate::lies::Liar;
 use crate::memory::{Memory, MemoryError};
 use crate::net::NetError;
 use crate::pause::Pause;
@@ -118,6 +119,7 @@ pub struct Machine {
     processors: Option<Arc<Processors>>,
     mem: Option<Arc<Mem>>,
     awkward: Option<Arc<Awkward>>,
+    liar: Option<Arc<Liar>>,
     /// There where the run has one.
     debugger: OnceLock<Debugger>,
     symbols: OnceLock<Symbols>,
@@ -314,6 +316,14 @@ impl Machine {
         let Some(rings) = &self.rings else {
             return false;
         };
+        if let Some(liar) = &self.liar {
+            let (looks, event) = liar.look(&self.memory, self.config.vcpus);
+            if let Some(target) = event {
+                self.raise(target);
+            }
+            let _ = looks && rings.look().unwrap_or(false);
+            return true;
+        }
         let Some(awkward) = &self.awkward else {
             return rings.look().unwrap_or(false);
         };
@@ -569,6 +579,9 @@ impl Vm {
         self.machine
             .pv
             .write_boot_info(&self.memory, self.machine.config.vcpus)?;
+        if let Some(liar) = &self.machine.liar {
+            liar.begin(&self.memory)?;
+        }
         let Some(boot_cpu) = self.machine.vcpus.first() else {
             return Ok(());
         };

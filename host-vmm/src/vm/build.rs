@@ -25,6 +25,7 @@ use crate::end::End;
 use crate::kvm::counters::Counters;
 use crate::kvm::cpuid::{GuestCpuid, delegable};
 use crate::kvm::{self, KvmError, refused};
+use crate::lies::Liar;
 use crate::memory::{self, Memory};
 use crate::net::{Net, NetError};
 use crate::pause::Pause;
@@ -74,6 +75,7 @@ impl Vm {
         console: Console,
         setup_started: Instant,
     ) -> Result<Self, VmError> {
+        let liar = Liar::new(&config.lies);
         let awkward = config.awkward.map(|seed| Arc::new(Awkward::new(seed)));
         if let Some(awkward) = &awkward {
             config.facilities = awkward.offers(config.facilities);
@@ -161,6 +163,9 @@ impl Vm {
             if let Some(awkward) = &awkward {
                 facilities = awkward.wrap(facilities, &rings, &memory, config.vcpus);
             }
+            if let Some(liar) = &liar {
+                facilities = liar.wrap(facilities);
+            }
             Paravirt::new(set, facilities).with_rings(&memory, config.vcpus, &end, &pause)
         };
         // What the guest costs, its driver domain costs.
@@ -181,6 +186,7 @@ impl Vm {
             processors: set.has(reg::FACILITY_SMP).then_some(processors),
             mem: set.has(reg::FACILITY_MEM).then_some(mem),
             awkward,
+            liar,
             debugger: OnceLock::new(),
             symbols: OnceLock::new(),
             image: OnceLock::new(),

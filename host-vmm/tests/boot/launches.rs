@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::{debug, inside};
+use crate::{debug, inside, lies};
 
 /// What the console workload writes: enough that 1/100 of it is more than the few exits of any launch.
 pub(crate) const CONSOLE_BYTES: usize = 32 * 1024;
@@ -353,6 +353,7 @@ fn run_all() -> Result<Launches, String> {
 
     let names = LAUNCHES.iter().map(|(name, ..)| *name);
     let launches = names
+        .chain(lies::LAUNCHES.iter().map(|(name, ..)| *name))
         .chain(["para-hotplug", "full-gdb", "para-gdb"])
         .map(|name| (name, Launch::read(&folder, name)))
         .collect();
@@ -404,7 +405,18 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
     let program = env!("CARGO_BIN_EXE_paravane");
     let mut script = format!("cd '{}'\n", folder.display());
     script += &WATCH.replace("PROGRAM", program);
-    for (name, kernel, options, init) in LAUNCHES {
+    let lies = lies::LAUNCHES.map(|(name, lies, _)| {
+        let options = format!("--guest para --lies {lies}");
+        (
+            name,
+            Kernel::Para,
+            options,
+            "job=console:131072 end=poweroff",
+        )
+    });
+    let launches =
+        LAUNCHES.map(|(name, kernel, options, init)| (name, kernel, options.to_owned(), init));
+    for (name, kernel, options, init) in launches.into_iter().chain(lies) {
         let kernel = match kernel {
             Kernel::Full => kernel_full,
             Kernel::Para => kernel_para,

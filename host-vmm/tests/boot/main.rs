@@ -11,6 +11,7 @@ mod debug;
 mod golden;
 mod inside;
 mod launches;
+mod lies;
 mod memory;
 mod ops;
 
