@@ -14,6 +14,8 @@ mod initramfs;
 mod kernel;
 mod patches;
 mod progress;
+#[cfg(test)]
+mod reading;
 mod run;
 mod selftests;
 mod spec;
