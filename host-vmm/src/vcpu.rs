@@ -177,6 +177,8 @@ impl Vcpu {
                         drop(fd);
                         pause.checkpoint(place);
                         fd = hold(machine, self.id);
+                        // Its watchdogs shall not count the pause. A guest without KVM's clock has no way to be told.
+                        let _ = fd.kvmclock_ctrl();
                     }
                     Then::Resume
                 }
