@@ -10,7 +10,9 @@
  *
  * An idle processor would be woken for nothing by a deadline that nobody wants
  * any more. Before it halts it therefore arms what is wanted, unless the last
- * halts have shown that something else wakes it first.
+ * halts have shown that something else wakes it first. And the interrupt that
+ * ends a halt sets deadlines one after the other, where only the last matters:
+ * those that are far off wait until the processor is out of it.
  *
  * A kernel that boots has one thing to do, and no other task that a tick would
  * give its turn. So until user space begins, a processor that is busy is
@@ -25,6 +27,7 @@
 #include <linux/clockchips.h>
 #include <linux/cpumask.h>
 #include <linux/init.h>
+#include <linux/instrumentation.h>
 #include <linux/kernel.h>
 #include <linux/minmax.h>
 #include <linux/percpu.h>
@@ -50,6 +53,8 @@
 #define PARAVANE_BOOT_MS	50
 /* The device counts in units of this many ticks of the TSC, as the native one. */
 #define PARAVANE_TSC_DIVISOR	8
+/* TSC ticks between two of the kernel's ticks. */
+#define PARAVANE_TICK		((u64)tsc_khz * 1000 / HZ)
 
 struct paravane_timer {
 	/* What the register holds, as far as it has not fired. */
@@ -62,6 +67,8 @@ struct paravane_timer {
 	u64 passed_over;
 	/* Whether a halt leaves a deadline in place that is too early. */
 	bool leaves;
+	/* Whether the processor halts, or is in the interrupt that ends it. */
+	bool halts;
 };
 
 static DEFINE_PER_CPU(struct paravane_timer, paravane_timers);
@@ -74,6 +81,16 @@ static __always_inline void paravane_arm(struct paravane_timer *timer, u64 deadl
 	native_wrmsrl(MSR_IA32_TSC_DEADLINE, deadline == PARAVANE_NEVER ? 0 : deadline);
 }
 
+/* Arms a deadline that is earlier than the armed one. */
+static __always_inline void paravane_advance(struct paravane_timer *timer, u64 deadline)
+{
+	if (deadline >= timer->armed)
+		return;
+	if (timer->halts && deadline > rdtsc() + PARAVANE_TICK)
+		return;
+	paravane_arm(timer, deadline);
+}
+
 static int paravane_timer_next(unsigned long delta, struct clock_event_device *device)
 {
 	struct paravane_timer *timer = this_cpu_ptr(&paravane_timers);
@@ -82,8 +99,7 @@ static int paravane_timer_next(unsigned long delta, struct clock_event_device *d
 	timer->wanted = deadline;
 	if (system_state < SYSTEM_RUNNING && !initcall_debug && !is_idle_task(current))
 		deadline = max(deadline, timer->interrupted + PARAVANE_BOOT_MS * (u64)tsc_khz);
-	if (deadline < timer->armed)
-		paravane_arm(timer, deadline);
+	paravane_advance(timer, deadline);
 	return 0;
 }
 
@@ -118,10 +134,19 @@ DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_timer)
 	} else {
 		/* For an earlier deadline that is not wanted any more. */
 		timer->leaves = false;
-		if (timer->wanted != PARAVANE_NEVER)
-			paravane_arm(timer, timer->wanted);
+		paravane_advance(timer, timer->wanted);
 	}
 	set_irq_regs(old_regs);
+}
+
+static __always_inline bool paravane_tick_stopped(void)
+{
+	bool stopped;
+
+	instrumentation_begin();
+	stopped = tick_nohz_tick_stopped();
+	instrumentation_end();
+	return stopped;
 }
 
 /* What an idle processor does, interrupts off until it halts. */
@@ -139,7 +164,16 @@ static noinstr void paravane_safe_halt(void)
 		if (!timer->leaves)
 			paravane_arm(timer, timer->wanted);
 	}
+	timer->halts = true;
 	native_safe_halt();
+
+	native_irq_disable();
+	timer->halts = false;
+	/* A tick that is going to be started again is a deadline itself. */
+	if (!need_resched() || !paravane_tick_stopped() ||
+	    timer->wanted <= rdtsc() + PARAVANE_TICK)
+		paravane_advance(timer, timer->wanted);
+	native_irq_enable();
 }
 
 static void paravane_timer_setup(void)
