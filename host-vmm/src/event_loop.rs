@@ -47,20 +47,22 @@ const WATCHDOG: u64 = 7;
 pub struct Signals(OwnedFd);
 
 impl Signals {
-    /// Blocks the signals in this thread, and in all that it starts, and watches for them.
+    /// Blocks the signals in this thread, and in all that it starts, and watches for them. A file that may not grow (`ulimit -f`) is
+    /// an error for who writes to it, and no signal.
     ///
     /// # Errors
     ///
     /// No descriptor left.
     pub fn block() -> io::Result<Self> {
         // SAFETY: `sigset_t` is plain data that sigemptyset initialises; the calls read and write
-        // only that set, and signalfd gives a descriptor that is ours alone.
+        // only that set, a signal that is ignored has no handler, and signalfd gives a descriptor that is ours alone.
         unsafe {
             let mut set = std::mem::zeroed();
             libc::sigemptyset(&raw mut set);
             for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT] {
                 libc::sigaddset(&raw mut set, signal);
             }
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
             libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut());
             let fd = libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
             if fd < 0 {

@@ -79,7 +79,9 @@ pub enum VmError {
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     /// The host's descriptors or threads.
-    #[error("the host has no {what} left: {reason}")]
+    #[error(
+        "the host has no {what} left: {reason}; end something, or allow more (`ulimit -n`, `ulimit -u`)"
+    )]
     Host {
         /// What.
         what: &'static str,

@@ -130,6 +130,25 @@ fn it_prints_reads_the_clock_and_powers_off() {
 }
 
 #[test]
+fn a_file_that_may_not_grow_does_not_end_the_guest() {
+    if !kvm() {
+        return;
+    }
+    let elf = build("gcc", "guest");
+    let run = command(&elf);
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 0; exec \"$@\"", "sh"])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .arg("--console-log")
+        .arg(elf.with_extension("log"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{}: {text}", output.status);
+}
+
+#[test]
 fn pv_conf_2_a_guest_makes_no_call_of_what_is_missing() {
     let Some((text, calls)) = run("gcc", "-clock") else {
         return;
