@@ -107,7 +107,16 @@ pub(crate) struct AbiCheckArgs {
 
 /// Options of `paravane bench`.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "Examples:\n\
+    \x20 paravane bench boot --arms full,kvm-pv,para,para --json samples.jsonl     the second para is the twin\n\
+    \x20 paravane bench io --arms para,para@driver-domain,para@poll                by where and how it is served\n\
+    \x20 paravane bench --all --out results                                        all of it, and results/report.html\n\
+    A failed launch is told, and is no number. What is interrupted goes on with --resume FILE.\n\
+    Exit status: 0 it was measured; 1 it was not, or launches failed; 2 the command line is wrong."
+)]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     pub(crate) suite: Option<BenchCommand>,

@@ -5,7 +5,7 @@
 
 use std::mem::offset_of;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::call::{CallResult, Status};
@@ -25,6 +25,7 @@ use crate::pv::{
 };
 use crate::random::Random;
 use crate::snapshot::{PartError, Saved, State};
+use crate::sync::lock;
 
 /// Where Linux has the interrupt of its hypervisor's events.
 const LINUX_VECTOR: u8 = 0xf3;
@@ -241,7 +242,7 @@ impl Liar {
     /// The event loop's look at the guest: what is told again. Returns whether the host looks at the console, too, and the event
     /// to raise for nothing.
     pub(crate) fn look(&self, memory: &Memory, vcpus: u8) -> (bool, Option<EventTarget>) {
-        let mut random = self.random.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut random = lock(&self.random);
         let (mut looks, mut event) = (true, None);
         for what in self.all() {
             // The pages are the VMM's own: they are in guest memory.

@@ -11,9 +11,8 @@
 
 use std::sync::{Mutex, MutexGuard};
 
-use crate::sync::lock;
-
 use crate::snapshot::{PartError, Saved, State, from_state, to_state};
+use crate::sync::lock;
 
 /// The address register, written and read as 32 bits.
 pub const ADDRESS: u16 = 0xcf8;
