@@ -111,9 +111,9 @@ pub(crate) struct AbiCheckArgs {
     args_conflicts_with_subcommands = true,
     arg_required_else_help = true,
     after_help = "Examples:\n\
-    \x20 paravane bench boot --arms full,kvm-pv,para,para --json samples.jsonl     the second para is the twin\n\
-    \x20 paravane bench io --arms para,para@driver-domain,para@poll                by where and how it is served\n\
-    \x20 paravane bench --all --out results                                        all of it, and results/report.html\n\
+    \x20 paravane bench boot --arms full,kvm-pv,para,para --json samples.jsonl  the second para: the twin\n\
+    \x20 paravane bench io --arms para,para@driver-domain,para@poll             by who serves the disk\n\
+    \x20 paravane bench --all --out results                                     and results/report.html\n\
     A failed launch is told, and is no number. What is interrupted goes on with --resume FILE.\n\
     Exit status: 0 it was measured; 1 it was not, or launches failed; 2 the command line is wrong."
 )]
@@ -193,11 +193,11 @@ pub(crate) enum StatsForm {
 #[command(
     after_help = "Examples, with K=~/.cache/paravane/kernel and I=~/.cache/paravane/initramfs/guest.cpio:\n\
     \x20 paravane run --guest para --kernel $K/para/vmlinux --initrd $I --cmdline '-- shell'\n\
-    \x20 paravane run --kernel $K/full/vmlinux --disk debian.img --net user      (see `paravane image debian`)\n\
-    \x20 paravane run --guest para … --stats text                 what it has cost\n\
-    \x20 paravane run --guest para … --pv=-console                without one facility\n\
-    \x20 paravane run --guest para … --ctl /tmp/guest.ctl         and then `paravane ctl /tmp/guest.ctl status`\n\
-    \x20 paravane run --restore warm.snap                         go on from a snapshot\n\
+    \x20 paravane run --kernel $K/full/vmlinux --disk debian.img --net user\n\
+    \x20 paravane run --guest para … --stats text          what it has cost\n\
+    \x20 paravane run --guest para … --pv=-console         without one facility\n\
+    \x20 paravane run --guest para … --ctl /tmp/guest.ctl  and then: paravane ctl /tmp/guest.ctl status\n\
+    \x20 paravane run --restore warm.snap                  go on from a snapshot\n\
     Keys on an interactive console: Ctrl-A x leaves the guest, Ctrl-A Ctrl-A sends Ctrl-A.\n\
     Exit status: 0 the guest switched off, or restarted and --on-reboot is exit; 1 it could not run; 2 its kernel crashed, \
     or the command line is wrong; 3 the watchdog ended it; 130 you did."
