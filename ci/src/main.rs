@@ -8,6 +8,7 @@ mod artefact;
 mod attack;
 mod cycles;
 mod demo;
+mod fuzz;
 mod hash;
 mod holds;
 mod initramfs;
@@ -143,6 +144,13 @@ enum Task {
     ///   cargo ci attack --operations 10000000 --seed 1
     #[command(verbatim_doc_comment)]
     Attack(attack::AttackArgs),
+    /// Search for inputs that break the VMM, with libFuzzer
+    ///
+    /// Examples:
+    ///   cargo ci fuzz
+    ///   cargo ci fuzz devices queues --minutes 60 --keep
+    #[command(verbatim_doc_comment)]
+    Fuzz(fuzz::FuzzArgs),
     /// Repeat one benchmark with an A/A twin and a planted slowdown: what it finds, and what it must not
     Twins(twins::TwinsArgs),
     /// Run the kernel's own tests (timers, futexes, membarrier, CPU hotplug) in both guests, and compare
@@ -238,6 +246,7 @@ fn start(task: Task) -> anyhow::Result<()> {
         Task::Artefact { folder, output } => artefact::build(&workspace, &folder, &output),
         Task::Cycles(args) => cycles::run(&workspace, &args),
         Task::Attack(args) => attack::run(&workspace, &args),
+        Task::Fuzz(args) => fuzz::run(&workspace, &args),
         Task::Twins(args) => twins::run(&workspace, &args),
         Task::Selftests(args) => selftests::run(&workspace, &args),
         Task::Tutorial => tutorial::run(&workspace),

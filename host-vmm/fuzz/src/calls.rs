@@ -10,6 +10,8 @@ use paravane::pv::base::Base;
 use paravane::pv::clock::{Clock, Counter};
 use paravane::pv::console::RingConsole;
 use paravane::pv::crash::{Crash, LastWords};
+use paravane::pv::mem::Mem;
+use paravane::pv::smp::{Processors, Smp};
 use paravane::pv::{CONSOLE_PAGE, Facility, Paravirt, Reply};
 use paravane_abi::call::{CALLS, CallId, Status};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -66,6 +68,8 @@ fn host() -> Host {
         Box::new(Arc::clone(&rings)),
         Box::new(Arc::new(clock)),
         Box::new(Crash::new(memory.clone(), LastWords::default())),
+        Box::new(Smp::new(Arc::new(Processors::new(VCPUS)), memory.clone())),
+        Box::new(Arc::new(Mem::new(memory.clone(), VCPUS))),
     ];
     let pv = Paravirt::new(set, facilities);
     Host { memory, rings, pv }

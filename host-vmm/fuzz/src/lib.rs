@@ -1,7 +1,6 @@
 //! What is fuzzed: one entry a kind of input, each a function of bytes. Nothing here needs KVM.
 //!
-//! `tests/fuzz.rs` runs all of them on the seeds and on a bounded number of mutations, with stable tools. To search on, in `host-vmm`, with a nightly toolchain
-//! and cargo-fuzz: `cargo +nightly fuzz run devices fuzz/corpus/devices fuzz/seeds/devices`.
+//! `tests/fuzz.rs` runs all of them on the seeds and on a bounded number of mutations. `cargo ci fuzz` searches on, with libFuzzer.
 
 pub mod calls;
 pub mod devices;

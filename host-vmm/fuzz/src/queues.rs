@@ -1,13 +1,18 @@
-//! A virtqueue in hostile memory, served by a block device.
+//! Virtqueues in hostile memory, served by a disk or a network.
 
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arbitrary::Arbitrary;
 use paravane::disk::{Disk, DiskSpec};
 use paravane::memory::Memory;
+use paravane::net::Net;
 use paravane::pause::Pause;
+use paravane::virtio::Device;
 use paravane::virtio::block::Block;
+use paravane::virtio::net::NetDevice;
 use paravane::virtio::queue::QueueSetup;
 use paravane::virtio::unit::{Interrupt, Unit};
 use vmm_sys_util::tempfile::TempFile;
@@ -20,6 +25,8 @@ const VERSION_1: u64 = 1 << 32;
 /// A driver.
 #[derive(Arbitrary, Debug, Default)]
 struct Driver {
+    /// Of a network, and not of a disk.
+    network: bool,
     features: u64,
     size: u8,
     descriptors: u16,
@@ -38,6 +45,29 @@ impl Interrupt for Nobody {
     fn needs_reset(&self) {}
 }
 
+fn disk() -> Box<dyn Device> {
+    let file = TempFile::new().expect("a file can be had");
+    let length = file.as_file().set_len(1 << 16);
+    length.expect("the file takes a length");
+    let path = file.as_path().to_owned();
+    let disk = Disk::open(&DiskSpec {
+        path,
+        read_only: false,
+    });
+    Box::new(Block::new(disk.expect("the file is a disk"), 0))
+}
+
+/// With two frames that have come.
+fn network() -> (Box<dyn Device>, Option<UnixStream>) {
+    let (ours, mut wire) = UnixStream::pair().expect("sockets can be had");
+    wire.set_nonblocking(true).expect("a socket need not block");
+    let net = Net::over(ours).expect("a socket is a network");
+    let frame = [&60_u32.to_be_bytes()[..], &[0x55; 60]].concat();
+    wire.write_all(&frame.repeat(2))
+        .expect("a socket has room for two frames");
+    (Box::new(NetDevice::new(net)), Some(wire))
+}
+
 /// Entry.
 pub fn run(data: &[u8]) {
     let driver: Driver = super::arbitrary(data);
@@ -47,18 +77,14 @@ pub fn run(data: &[u8]) {
         let _ = memory.write_obj(u64::from(*at) << 3, value);
     };
     driver.stores.iter().for_each(store);
-    let file = TempFile::new().expect("a file can be had");
-    file.as_file()
-        .set_len(1 << 16)
-        .expect("the file takes a length");
-    let path = file.as_path().to_owned();
-    let disk = Disk::open(&DiskSpec {
-        path,
-        read_only: false,
-    });
-    let device = Block::new(disk.expect("the file is a disk"), 0);
+    // The wire's other end has to live as long as the device.
+    let (device, _wire) = if driver.network {
+        network()
+    } else {
+        (disk(), None)
+    };
     let pause = Arc::new(Pause::new(1));
-    let unit = Unit::new(Box::new(device), memory.clone(), Box::new(Nobody), pause);
+    let unit = Unit::new(device, memory.clone(), Box::new(Nobody), pause);
     let unit = unit.expect("descriptors can be had");
     let setup = QueueSetup {
         size: 1 << (driver.size % 9),
@@ -67,11 +93,20 @@ pub fn run(data: &[u8]) {
         available: u64::from(driver.available) << 1,
         used: u64::from(driver.used) << 2,
     };
+    // The second queue's parts lie behind those of the first.
+    let behind = QueueSetup {
+        descriptors: setup.descriptors + 0x1000,
+        available: setup.available + 0x100,
+        used: setup.used + 0x100,
+        ..setup
+    };
     let features = driver.features & unit.features() | VERSION_1;
-    if unit.start(features, &[setup]).is_ok() {
+    if unit.start(features, &[setup, behind]).is_ok() {
         let deadline = Instant::now() + PATIENCE;
         driver.late.iter().for_each(store);
-        let _ = unit.doorbells()[0].write(1);
+        for doorbell in unit.doorbells() {
+            let _ = doorbell.write(1);
+        }
         while unit.stats().wakes == 0 && !unit.needs_reset() && Instant::now() < deadline {
             std::thread::yield_now();
         }
