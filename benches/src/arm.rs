@@ -8,7 +8,7 @@ use crate::peer::{self, Peer};
 
 /// One side of a comparison, written `full`, `kvm-pv`, `para`, `direct`, `para-console` for para without its console,
 /// `para+console` for para with nothing else, or by the name of a [peer]. Behind an `@` it says where and how its devices are
-/// served: `para@kernel`, `para@driver-domain`, `para@poll`.
+/// served: `para@kernel`, `para@driver-domain`, `para@poll`; `full@pio` is a PC without DMA, whose driver moves each word itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arm {
     /// How the arm is called in results.
@@ -31,13 +31,15 @@ pub struct Arm {
 const HOSTED: &str = "hosted";
 const KERNEL: &str = "kernel";
 const DRIVER_DOMAIN: &str = "driver-domain";
+/// They are, and the guest's driver is to move the words of its disks itself.
+const PIO: &str = "pio";
 
 /// A word that is not an arm.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "there is no arm `{0}`; arms are full, kvm-pv, para, direct, para-FACILITY for para without that facility, para+FACILITY for \
      para with that one only, and the peers {peers}; GUEST@kernel has the host's kernel serve its network, \
-     GUEST@driver-domain another guest its disks, GUEST@poll has threads look at its queues under load; ARM~5 does five percent more than it says",
+     GUEST@driver-domain another guest its disks, GUEST@poll has threads look at its queues under load, full@pio does without DMA; ARM~5 does five percent more than it says",
     peers = peer::names().collect::<Vec<_>>().join(", ")
 )]
 pub struct ArmError(String);
@@ -60,6 +62,7 @@ impl FromStr for Arm {
             Some("kernel") => (KERNEL, "off"),
             Some("driver-domain") => (DRIVER_DOMAIN, "off"),
             Some("poll") => (HOSTED, "auto"),
+            Some(PIO) if plain == "full" => (PIO, "off"),
             Some(_) => return Err(wrong()),
         };
         let arm = |guest, facilities, peer: Option<&'static Peer>| Self {
@@ -120,11 +123,17 @@ impl Arm {
     #[must_use]
     pub fn fits(&self, kind: &Kind) -> bool {
         match self.io {
-            DRIVER_DOMAIN => kind.disk() > 0,
+            DRIVER_DOMAIN | PIO => kind.disk() > 0,
             KERNEL => kind.net(),
             // A peer has no network here.
             _ => self.peer.is_none() || !kind.net(),
         }
+    }
+
+    /// What the arm's kernel is told beside.
+    #[must_use]
+    pub fn cmdline(&self) -> &'static str {
+        if self.io == PIO { "libata.dma=0 " } else { "" }
     }
 
     /// What `paravane run` takes for the arm, beside the kernel.
@@ -134,7 +143,7 @@ impl Arm {
         if !self.facilities.is_empty() {
             arguments.push(format!("--pv={}", self.facilities));
         }
-        if self.io != HOSTED {
+        if ![HOSTED, PIO].contains(&self.io) {
             arguments.push(format!("--io={}", self.io));
         }
         if self.poll != "off" {
@@ -194,6 +203,7 @@ mod tests {
             "kvm",
             "full~x",
             "para@home",
+            "para@pio",
             "qemu-q35@kernel",
         ] {
             assert!(wrong.parse::<Arm>().is_err(), "{wrong}");
@@ -210,6 +220,9 @@ mod tests {
             (arm.run_arguments(), arm.io),
             (arguments.map(String::from).into(), HOSTED)
         );
+        let arm: Arm = "full@pio".parse().unwrap();
+        assert_eq!(arm.run_arguments(), ["--guest=full"]);
+        assert_eq!(arm.cmdline(), "libata.dma=0 ");
     }
 
     #[test]

@@ -324,7 +324,7 @@ fn cmdline(kind: &Kind, arm: &Arm) -> String {
         .chain([format!("end={end}")])
         .collect();
     let quiet = if kind.quiet() { "quiet " } else { "" };
-    format!("{quiet}-- {}", orders.join(" "))
+    format!("{quiet}{}-- {}", arm.cmdline(), orders.join(" "))
 }
 
 /// Waits for the child's end; kills it when the user stops the benchmark or when it outlives its watchdog.
