@@ -3,7 +3,7 @@
 //! All is done once, by one script in one boot of the reference host. `PARAVANE_KILLS` says how often each guest's VMM is
 //! killed in the middle of its writes; by itself a few times.
 //!
-//! Where the kernels, the initramfs or the reference host are not built, each test prints `skipped: reason`.
+//! Where the kernels, the initramfs or the reference host are not built, or a tool is missing, each test prints `skipped: reason`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use paravane_reference_host::e2fsprogs;
 use serde_json::Value;
 
 /// How often a VMM is killed, by itself.
@@ -54,9 +55,8 @@ fn done() -> Option<&'static Done> {
 }
 
 fn tool(program: &str, arguments: &[&str]) -> Output {
-    let output = Command::new(program).args(arguments).output();
-    output
-        .unwrap_or_else(|e| panic!("{program} cannot be run: {e}; it is in the package e2fsprogs"))
+    let program = e2fsprogs(program).unwrap();
+    Command::new(program).args(arguments).output().unwrap()
 }
 
 /// The content of the file `in`.
@@ -69,6 +69,9 @@ fn content() -> Vec<u8> {
 fn run() -> Result<Done, String> {
     let initrd = paravane_reference_host::built("initramfs/guest.cpio", "initramfs")?;
     paravane_reference_host::built("reference-host/current", "reference-host")?;
+    for tool in ["mkfs.ext4", "e2fsck", "debugfs"] {
+        e2fsprogs(tool)?;
+    }
     let kills =
         std::env::var("PARAVANE_KILLS").map_or(KILLS, |n| n.parse().expect("a number of kills"));
 

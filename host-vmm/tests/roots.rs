@@ -1,7 +1,7 @@
 //! Root file systems on disks, booted on the reference host: what a guest has written is what the host finds.
 //!
 //! All guests run in one boot of the reference host. Where the kernel, the Debian image or the reference host is not built,
-//! the tests print `skipped: reason`; `cargo ci test` builds them first.
+//! or a tool is missing, the tests print `skipped: reason`; `cargo ci test` builds them first.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -99,6 +99,9 @@ fn run() -> Result<Results, String> {
     let kernel = paravane_reference_host::built("kernel/full/vmlinux", "kernel full")?;
     let patched = paravane_reference_host::built("kernel/para/vmlinux", "kernel para")?;
     paravane_reference_host::built("reference-host/current", "reference-host")?;
+    for tool in ["mke2fs", "e2fsck", "debugfs"] {
+        paravane_reference_host::e2fsprogs(tool)?;
+    }
     let debian = paravane_reference_host::built("image/debian.img", "image")?;
 
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("roots");

@@ -146,6 +146,17 @@ pub fn built(name: &str, task: &str) -> Result<PathBuf, String> {
         .map_err(|_| format!("{} is not built; run `cargo ci {task}`", path.display()))
 }
 
+/// A program of Debian's package e2fsprogs, which is not in every user's `PATH`.
+///
+/// # Errors
+///
+/// That it is not there, in words.
+pub fn e2fsprogs(name: &str) -> Result<PathBuf, String> {
+    let paths = ["/sbin", "/usr/sbin"].map(|folder| Path::new(folder).join(name));
+    let found = paths.into_iter().find(|path| path.exists());
+    found.ok_or_else(|| format!("there is no {name}; `apt-get install e2fsprogs` (ci/setup does)"))
+}
+
 /// The cache's folder of appliances.
 fn cache() -> Result<PathBuf, ApplianceError> {
     let cache = cache_folder().ok_or(ApplianceError::NoCache)?;

@@ -30,6 +30,6 @@ mod run;
 mod streams;
 mod sys;
 
-pub use appliance::{Appliance, ApplianceError, build, built, cache_folder};
+pub use appliance::{Appliance, ApplianceError, build, built, cache_folder, e2fsprogs};
 pub use command::{Command, Input, Sink, is_inside};
 pub use run::{Finished, RunError};
