@@ -10,9 +10,11 @@ use paravane::disk::DiskSpec;
 use paravane::gdb;
 use paravane::lies::Lie;
 use paravane::net::NetSpec;
+use paravane::port::PortSpec;
 use paravane::snapshot::{Instead, RestoreSpec, Snapshot};
 use paravane::switcher::Users;
 use paravane::virtio::poll::Poll;
+use paravane::virtio::vhost::vsock::CIDS;
 
 /// Paravane: a paravirtualization toolkit for Linux on KVM.
 ///
@@ -33,7 +35,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Boot a guest and run it until it switches itself off.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Tell what this host's KVM can do, what each crossing costs and which guests can run.
     Doctor(paravane::doctor::DoctorArgs),
     /// Talk to a running VMM: status, statistics, pause, power.
@@ -264,6 +266,21 @@ pub(crate) struct RunArgs {
     /// routed as you like.
     #[arg(long, value_name = "NETWORK")]
     net: Option<NetSpec>,
+    /// Give the guest a source of random numbers: virtio's entropy device, /dev/hwrng.
+    #[arg(long)]
+    rng: bool,
+    /// Let programs of the guest and of this host connect to each other without a network: the guest's address (CID), 3 or more.
+    ///
+    /// This host is 2 to the guest. Linux calls it vsock: `socat VSOCK-LISTEN:1234,fork EXEC:date` on the one side,
+    /// `socat VSOCK-CONNECT:CID:1234 -` on the other. The host's kernel does it all (its module `vhost_vsock`).
+    #[arg(long, value_name = "CID", value_parser = clap::value_parser!(u32).range(CIDS))]
+    vsock: Option<u32>,
+    /// Connect a file of the guest's with a Unix socket of this host, which is made here; once for each.
+    ///
+    /// The guest has it as /dev/vportNp0, N being the number of the virtio device, and NAME is in /sys/class/virtio-ports/vportNp0/name. One
+    /// program of this host has the socket at a time: `socat - UNIX-CONNECT:SOCKET`.
+    #[arg(long, value_name = "NAME=SOCKET")]
+    port: Vec<PortSpec>,
     /// Where the guest's devices are served.
     #[arg(long, value_enum, default_value = "hosted")]
     io: Io,
@@ -328,7 +345,7 @@ pub(crate) struct RunArgs {
     #[arg(
         long,
         value_name = "FILE[,unchecked]",
-        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward", "lies"]
+        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward", "lies", "rng", "vsock", "port"]
     )]
     pub(crate) restore: Option<RestoreSpec>,
     /// Keep inherited descriptors, all files and all system calls. Without this the VMM opens no files but its guest's once that
@@ -364,7 +381,8 @@ impl RunArgs {
     pub(crate) fn removes(&self) -> Vec<&Path> {
         let gdb = self.gdb.as_ref().and_then(gdb::Address::path);
         let all = [self.ctl.as_deref(), gdb, self.core.as_deref()];
-        all.into_iter().flatten().collect()
+        let ports = self.port.iter().map(PortSpec::path);
+        all.into_iter().flatten().chain(ports).collect()
     }
 
     /// What goes on from a snapshot instead of what that says.
@@ -426,6 +444,9 @@ impl RunArgs {
             disks: self.disk.clone(),
             net: self.net.clone(),
             open_net: None,
+            rng: self.rng,
+            vsock: self.vsock,
+            ports: self.port.clone(),
             io: self.io,
             poll: self.poll,
             watchdog: None,

@@ -15,6 +15,7 @@ use crate::driver_domain::channel;
 use crate::lies::Lie;
 use crate::memory::{MAX_MEMORY_MIB, MIN_MEMORY_MIB};
 use crate::net::{Net, NetSpec};
+use crate::port::PortSpec;
 use crate::switcher::{self, Users};
 use crate::virtio::mmio::{self, MmioBus};
 use crate::virtio::poll::Poll;
@@ -64,14 +65,22 @@ impl Profile {
         matches!(self, Self::Para | Self::Direct)
     }
 
+    /// How many virtio devices the guest can have.
+    const fn devices_max(self) -> usize {
+        match self {
+            Self::Full => 0,
+            Self::KvmPv => mmio::DEVICES_MAX,
+            Self::Para | Self::Direct => DEV_MAX,
+        }
+    }
+
     /// How many disks the guest's devices can show it.
     #[must_use]
     pub const fn disks_max(self) -> usize {
         match self {
             Self::Full => DISKS_MAX,
             // A place is left for a network.
-            Self::KvmPv => mmio::DEVICES_MAX - 1,
-            Self::Para | Self::Direct => DEV_MAX - 1,
+            _ => self.devices_max() - 1,
         }
     }
 }
@@ -147,6 +156,12 @@ pub struct Config {
     pub net: Option<NetSpec>,
     /// The same, where it is open already: it stays when the guest starts again.
     pub open_net: Option<Net>,
+    /// Whether there is a source of random numbers.
+    pub rng: bool,
+    /// The guest's address as a machine that has sockets to this host.
+    pub vsock: Option<u32>,
+    /// Streams between programs of the guest's and of this host's.
+    pub ports: Vec<PortSpec>,
     /// Where the devices are served.
     pub io: Io,
     /// Whether threads look at virtio devices' queues by themselves.
@@ -216,7 +231,7 @@ pub enum ConfigError {
     Awkward,
     /// `--pv=-dev --disk`.
     #[error(
-        "this guest finds its disks and network by facility dev; leave it on (--pv), or give it neither"
+        "this guest finds its devices (disks, network and so on) by facility dev; leave it on (--pv), or give it none"
     )]
     NoDev,
     /// `--io kernel` for a guest without such a device.
@@ -232,6 +247,21 @@ pub enum ConfigError {
     /// More memory than a driver domain can reach.
     #[error("a driver domain reaches {} MiB of its guest's memory; use no more (--memory)", channel::WINDOW_MAX >> 20)]
     DomainMemory,
+    /// `--rng`, `--vsock` or `--port` for a guest without virtio.
+    #[error(
+        "--rng, --vsock and --port are virtio devices, and a full guest has none: use --guest kvm-pv, para or direct"
+    )]
+    NoVirtio,
+    /// More devices than a guest has places for.
+    #[error(
+        "{devices} devices cannot be: this guest takes {most} (--disk, --net, --rng, --vsock, --port)"
+    )]
+    TooManyDevices {
+        /// What was asked for.
+        devices: usize,
+        /// Its places.
+        most: usize,
+    },
     /// More disks than a guest has places for.
     #[error("{disks} disks cannot be: a {profile} guest takes {most} (--disk)")]
     TooManyDisks {
@@ -308,6 +338,9 @@ impl Config {
             disks: Vec::new(),
             net: None,
             open_net: None,
+            rng: false,
+            vsock: None,
+            ports: Vec::new(),
             io: Io::default(),
             poll: Poll::default(),
             watchdog: None,
@@ -365,6 +398,14 @@ impl Config {
                 return Err(ConfigError::DomainMemory);
             }
         }
+        let others = self.other_devices();
+        if others > 0 && self.profile == Profile::Full {
+            return Err(ConfigError::NoVirtio);
+        }
+        let (devices, most) = (self.virtio_devices(), self.profile.devices_max());
+        if others > 0 && devices > most {
+            return Err(ConfigError::TooManyDevices { devices, most });
+        }
         let (disks, most) = (self.disks.len(), self.profile.disks_max());
         if disks > most {
             let profile = self.profile;
@@ -412,7 +453,12 @@ impl Config {
 
     /// How many virtio devices the guest has.
     fn virtio_devices(&self) -> usize {
-        self.disks.len() + usize::from(self.net.is_some())
+        self.disks.len() + usize::from(self.net.is_some()) + self.other_devices()
+    }
+
+    /// Those of them that a PC has nothing alike for.
+    fn other_devices(&self) -> usize {
+        usize::from(self.rng) + usize::from(self.vsock.is_some()) + self.ports.len()
     }
 
     /// The root file system, where nobody says another: the first disk, under the name that it has in this guest. An

@@ -42,6 +42,7 @@ pub mod lies;
 pub mod memory;
 pub mod net;
 pub mod pause;
+pub mod port;
 pub mod pv;
 mod random;
 pub mod resident;

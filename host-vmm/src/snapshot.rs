@@ -285,6 +285,7 @@ pub(crate) struct SavedConfig {
     entry: Entry,
     disks: Vec<SavedDisk>,
     net: Option<String>,
+    rng: bool,
 }
 
 impl SavedConfig {
@@ -307,6 +308,9 @@ impl SavedConfig {
             disks,
             net,
             open_net: _,
+            rng,
+            vsock: _,
+            ports,
             io: _,
             poll: _,
             watchdog: _,
@@ -318,6 +322,12 @@ impl SavedConfig {
             return Err(SnapshotError::Cannot {
                 part: "kernel".to_owned(),
                 reason: PartError::because("has instructions that the VMM completes (--complete)"),
+            });
+        }
+        if !ports.is_empty() {
+            return Err(SnapshotError::Cannot {
+                part: "port".to_owned(),
+                reason: PartError::because("is connected to a program of this host (--port)"),
             });
         }
         let look = |part: &str, path: &Path| {
@@ -347,6 +357,7 @@ impl SavedConfig {
             entry: *entry,
             disks: disks.collect::<Result<_, SnapshotError>>()?,
             net: net.as_ref().map(ToString::to_string),
+            rng: *rng,
         })
     }
 
@@ -407,6 +418,7 @@ impl SavedConfig {
             entry: self.entry,
             disks,
             net,
+            rng: self.rng,
             ..Config::of(self.guest, kernel)
         };
         config.validate().map_err(|e| state(e.to_string()))?;

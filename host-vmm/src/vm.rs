@@ -37,6 +37,7 @@ use crate::lies::Liar;
 use crate::memory::{Memory, MemoryError};
 use crate::net::NetError;
 use crate::pause::Pause;
+use crate::port::PortError;
 use crate::pv::clock::Clock;
 use crate::pv::console::RingConsole;
 use crate::pv::crash::LastWords;
@@ -53,6 +54,7 @@ use crate::sync::lock;
 use crate::vcpu::PowerOn;
 use crate::virtio::mmio::MmioBus;
 use crate::virtio::unit::UnitStats;
+use crate::virtio::vhost::vsock::VsockError;
 
 /// The data word of a message that is a non-maskable interrupt.
 const MSI_NMI: u32 = 4 << 8;
@@ -75,6 +77,12 @@ pub enum VmError {
     /// A network.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// Sockets between guest and host.
+    #[error(transparent)]
+    Vsock(#[from] VsockError),
+    /// A port.
+    #[error(transparent)]
+    Port(#[from] PortError),
     /// A snapshot.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),

@@ -16,14 +16,14 @@ use sha2::{Digest, Sha256};
 /// Debian's name for the newest cloud kernel of the series.
 const META_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
 
-/// What makes `/dev/kvm`, `/dev/net/tun` and `/dev/vhost-net`; what they depend on is found out.
-const MODULES: [&str; 3] = ["kvm-amd", "tun", "vhost-net"];
+/// What makes `/dev/kvm`, `/dev/net/tun`, `/dev/vhost-net` and `/dev/vhost-vsock`; what they depend on is found out.
+const MODULES: [&str; 4] = ["kvm-amd", "tun", "vhost-net", "vhost-vsock"];
 
 const BUSYBOX: &str = "/bin/busybox";
 const INIT: &str = include_str!("init.sh");
 
 /// Changed when the same inputs make a different appliance.
-const RECIPE: &str = "3";
+const RECIPE: &str = "4";
 
 /// The reference host's kernel and initramfs.
 #[derive(Clone, Debug, PartialEq, Eq)]

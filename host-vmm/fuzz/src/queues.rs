@@ -1,4 +1,4 @@
-//! Virtqueues in hostile memory, served by a disk or a network.
+//! Virtqueues in hostile memory, served by a disk, a network, a source of random numbers or a port.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -10,11 +10,15 @@ use paravane::disk::{Disk, DiskSpec};
 use paravane::memory::Memory;
 use paravane::net::Net;
 use paravane::pause::Pause;
+use paravane::port::PortSpec;
 use paravane::virtio::Device;
 use paravane::virtio::block::Block;
+use paravane::virtio::console::Port;
 use paravane::virtio::net::NetDevice;
 use paravane::virtio::queue::QueueSetup;
+use paravane::virtio::rng::Rng;
 use paravane::virtio::unit::{Interrupt, Unit};
+use vmm_sys_util::tempdir::TempDir;
 use vmm_sys_util::tempfile::TempFile;
 
 const MEMORY_MIB: u64 = 1;
@@ -25,8 +29,8 @@ const VERSION_1: u64 = 1 << 32;
 /// A driver.
 #[derive(Arbitrary, Debug, Default)]
 struct Driver {
-    /// Of a network, and not of a disk.
-    network: bool,
+    /// Which device it drives.
+    device: u8,
     features: u64,
     size: u8,
     descriptors: u16,
@@ -68,6 +72,20 @@ fn network() -> (Box<dyn Device>, Option<UnixStream>) {
     (Box::new(NetDevice::new(net)), Some(wire))
 }
 
+/// With a client.
+fn port() -> (Box<dyn Device>, Option<UnixStream>) {
+    let folder = TempDir::new().expect("a folder can be had");
+    let path = folder.as_path().join("socket");
+    let spec: Result<PortSpec, _> = format!("fuzz={}", path.display()).parse();
+    let spec = spec.expect("it is a port");
+    let port = Port::new(&spec).expect("its socket can be made");
+    let mut client = UnixStream::connect(path).expect("the port lets a client in");
+    client
+        .write_all(b"x")
+        .expect("a socket has room for a byte");
+    (Box::new(port), Some(client))
+}
+
 /// Entry.
 pub fn run(data: &[u8]) {
     let driver: Driver = super::arbitrary(data);
@@ -78,10 +96,11 @@ pub fn run(data: &[u8]) {
     };
     driver.stores.iter().for_each(store);
     // The wire's other end has to live as long as the device.
-    let (device, _wire) = if driver.network {
-        network()
-    } else {
-        (disk(), None)
+    let (device, _wire) = match driver.device % 4 {
+        0 => (disk(), None),
+        1 => network(),
+        2 => (Box::new(Rng) as Box<dyn Device>, None),
+        _ => port(),
     };
     let pause = Arc::new(Pause::new(1));
     let unit = Unit::new(device, memory.clone(), Box::new(Nobody), pause);
@@ -93,7 +112,7 @@ pub fn run(data: &[u8]) {
         available: u64::from(driver.available) << 1,
         used: u64::from(driver.used) << 2,
     };
-    // The second queue's parts lie behind those of the first.
+    // The parts of the second queue and the third lie behind those of the first and the last.
     let behind = QueueSetup {
         descriptors: setup.descriptors + 0x1000,
         available: setup.available + 0x100,
@@ -101,7 +120,10 @@ pub fn run(data: &[u8]) {
         ..setup
     };
     let features = driver.features & unit.features() | VERSION_1;
-    if unit.start(features, &[setup, behind]).is_ok() {
+    if unit
+        .start(features, &[setup, behind, behind, setup])
+        .is_ok()
+    {
         let deadline = Instant::now() + PATIENCE;
         driver.late.iter().for_each(store);
         for doorbell in unit.doorbells() {

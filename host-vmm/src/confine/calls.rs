@@ -15,17 +15,20 @@ use syscalls::Sysno;
 
 use super::ConfineError;
 
-/// What a device's thread calls: its transfers, and what the language's runtime needs in any thread.
+/// What a device's thread calls: its transfers, a port's clients, and what the language's runtime needs in any thread.
 const WORKER: &[Sysno] = &[
+    Sysno::accept4,
     Sysno::brk,
     Sysno::clock_gettime,
     Sysno::clock_nanosleep,
     Sysno::close,
+    Sysno::epoll_ctl,
     Sysno::epoll_pwait,
     Sysno::epoll_wait,
     Sysno::exit,
     Sysno::exit_group,
     Sysno::fallocate,
+    Sysno::fcntl,
     Sysno::fdatasync,
     Sysno::fsync,
     Sysno::futex,
@@ -69,9 +72,7 @@ const VCPU: &[Sysno] = &[
     Sysno::clone,
     Sysno::clone3,
     Sysno::epoll_create1,
-    Sysno::epoll_ctl,
     Sysno::eventfd2,
-    Sysno::fcntl,
     Sysno::fstat,
     Sysno::newfstatat,
     Sysno::openat,
@@ -82,7 +83,6 @@ const VCPU: &[Sysno] = &[
 
 /// What the others call beside: sockets that are there already, files of [`super::files`], another machine where the guest starts again.
 const PROCESS: &[Sysno] = &[
-    Sysno::accept4,
     Sysno::dup,
     Sysno::flock,
     Sysno::fstatfs,

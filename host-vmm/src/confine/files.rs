@@ -52,6 +52,9 @@ pub(super) fn give_up(needs: &Needs<'_>) -> Result<bool, RulesetError> {
     rules = allow(rules, &config.kernel, read)?;
     if needs.restarts {
         rules = allow(rules, Path::new("/dev/kvm"), device)?;
+        if config.vsock.is_some() {
+            rules = allow(rules, Path::new("/dev/vhost-vsock"), device)?;
+        }
         if let Some(path) = &config.initrd {
             rules = allow(rules, path, read)?;
         }

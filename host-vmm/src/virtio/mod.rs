@@ -23,10 +23,12 @@
 //! Source: Virtual I/O Device (VIRTIO) Version 1.3.
 
 pub mod block;
+pub mod console;
 pub mod mmio;
 pub mod net;
 pub mod poll;
 pub mod queue;
+pub mod rng;
 pub mod unit;
 pub mod vhost;
 

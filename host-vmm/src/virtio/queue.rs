@@ -64,6 +64,9 @@ pub enum QueueError {
     /// Who serves the queues has found a request that cannot be.
     #[error("the driver has broken the rules, says who serves its queues")]
     Refused,
+    /// A request of more than the device takes.
+    #[error("the chain at descriptor {0} has more to read than the device takes")]
+    Large(u16),
     /// A request that is too short to be one.
     #[error("the chain at descriptor {0} has no room for a request")]
     Short(u16),
@@ -298,6 +301,12 @@ impl<'m> Chain<'m> {
     #[must_use]
     pub fn too_short(&self) -> QueueError {
         QueueError::Short(self.head)
+    }
+
+    /// That it has more than the device takes.
+    #[must_use]
+    pub fn too_long(&self) -> QueueError {
+        QueueError::Large(self.head)
     }
 
     /// Copies `bytes` to where the device may write, as far as there is room; how many.

@@ -1,47 +1,41 @@
-//! The network device of the host's kernel: vhost-net moves frames between the driver's queues and a TAP device, and this
-//! process is not on their way.
+//! Devices of the host's kernel: it serves the driver's queues, and this process is not on their way.
 //!
-//! The doorbells are eventfds that KVM rings and vhost-net waits for; the interrupt is one that vhost-net writes and KVM
+//! The doorbells are eventfds that KVM rings and the kernel's device waits for; the interrupt is one that it writes and KVM
 //! turns into an interrupt. What the kernel does is counted as this process's time.
+
+pub mod net;
+pub mod vsock;
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, RawFd};
 
-use vhost::net::VhostNet as _;
-use vhost::vhost_kern::net::Net;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
-use virtio_bindings::virtio_net::VIRTIO_NET_F_MAC;
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::queue::{Io, QUEUE_MAX, QueueError, QueueSetup};
-use super::{COMMON_FEATURES, CONFIG_MAX, Device, Lent, Server};
-use crate::memory::Memory;
-use crate::net::{self, NetError};
+use super::queue::{QUEUE_MAX, QueueSetup};
+use super::{COMMON_FEATURES, Lent};
 
+/// The queues that the kernel serves; a device's others are nobody's.
 const QUEUES: usize = 2;
-/// vhost-net takes away and puts on the header before each frame, as the TAP device has none.
-const VHOST_NET_F_VIRTIO_NET_HDR: u64 = 1 << 27;
 
-/// The device.
-pub struct VhostNet {
-    kernel: Net<Arc<GuestMemoryMmap>>,
-    /// Its TAP device.
-    tap: net::Net,
+/// A device in the kernel, and where it stands.
+struct Kernel<D> {
+    device: D,
+    /// What it knows.
     features: u64,
     is_owner: bool,
-    /// Where the kernel goes on in each queue.
+    /// Where it goes on in each queue.
     next: [u16; QUEUES],
-    /// The kernel says here that a driver has broken the rules.
+    /// It says here that a driver has broken the rules.
     error: EventFd,
 }
 
-impl fmt::Debug for VhostNet {
+impl<D> fmt::Debug for Kernel<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("VhostNet")
-            .field("tap", &self.tap)
+        f.debug_struct("Kernel")
+            .field("features", &self.features)
             .field("next", &self.next)
             .finish_non_exhaustive()
     }
@@ -54,51 +48,64 @@ fn failed(error: vhost::Error) -> io::Error {
     }
 }
 
-impl VhostNet {
-    /// A device on a TAP device, for a guest with this memory.
-    ///
-    /// # Errors
-    ///
-    /// [`NetError::Kernel`].
-    pub fn new(tap: net::Net, memory: &Memory) -> Result<Self, NetError> {
-        let refused = |error| NetError::Kernel(failed(error));
-        let kernel = Net::new(Arc::new(memory.mmap().clone())).map_err(refused)?;
+impl<D: VhostBackend> Kernel<D> {
+    fn new(device: D) -> io::Result<Self> {
         Ok(Self {
-            features: kernel.get_features().map_err(refused)?,
-            kernel,
-            tap,
+            features: device.get_features().map_err(failed)?,
+            device,
             is_owner: false,
             next: [0; QUEUES],
-            error: EventFd::new(libc::EFD_NONBLOCK).map_err(NetError::Kernel)?,
+            error: EventFd::new(libc::EFD_NONBLOCK)?,
         })
     }
 
-    fn prepare(&mut self, lent: &Lent<'_>) -> vhost::Result<()> {
+    /// The driver has set up its queues anew.
+    fn begin(&mut self) {
+        self.next = [0; QUEUES];
+        let _ = self.error.read();
+    }
+
+    fn error(&self) -> RawFd {
+        self.error.as_raw_fd()
+    }
+
+    fn common_features(&self) -> u64 {
+        COMMON_FEATURES & self.features
+    }
+
+    /// Tells the kernel all of the queues; `own`: what the device offers beside the common features, and what only the kernel knows of.
+    fn lend(&mut self, lent: &Lent<'_>, own: u64) -> vhost::Result<()> {
         if !self.is_owner {
-            self.kernel.set_owner()?;
+            self.device.set_owner()?;
             self.is_owner = true;
         }
         let agreed = lent.features & COMMON_FEATURES;
-        self.kernel
-            .set_features(agreed | VHOST_NET_F_VIRTIO_NET_HDR)?;
+        self.device.set_features(agreed | own)?;
         let regions = lent.memory.iter().map(|region| VhostUserMemoryRegionInfo {
             guest_phys_addr: region.start_addr().0,
             memory_size: region.len(),
             userspace_addr: region.as_ptr() as u64,
             ..Default::default()
         });
-        self.kernel.set_mem_table(&regions.collect::<Vec<_>>())?;
-        for (index, (setup, doorbell)) in lent.queues.iter().zip(lent.doorbells).enumerate() {
-            self.kernel.set_vring_num(index, setup.size)?;
-            self.kernel
-                .set_vring_base(index, self.next.get(index).copied().unwrap_or(0))?;
-            self.kernel.set_vring_addr(index, &rings(setup))?;
-            self.kernel.set_vring_call(index, lent.interrupt)?;
-            self.kernel.set_vring_err(index, &self.error)?;
-            self.kernel.set_vring_kick(index, doorbell)?;
+        self.device.set_mem_table(&regions.collect::<Vec<_>>())?;
+        let queues = lent.queues.iter().zip(lent.doorbells).zip(self.next);
+        for (index, ((setup, doorbell), next)) in queues.enumerate() {
+            self.device.set_vring_num(index, setup.size)?;
+            self.device.set_vring_base(index, next)?;
+            self.device.set_vring_addr(index, &rings(setup))?;
+            self.device.set_vring_call(index, lent.interrupt)?;
+            self.device.set_vring_err(index, &self.error)?;
+            self.device.set_vring_kick(index, doorbell)?;
         }
-        for index in 0..QUEUES {
-            self.kernel.set_backend(index, self.tap.tap())?;
+        Ok(())
+    }
+
+    /// Learns where a device that has stopped goes on.
+    fn take_back(&mut self) -> vhost::Result<()> {
+        for (index, next) in self.next.iter_mut().enumerate() {
+            let base = self.device.get_vring_base(index)?;
+            // An index of 16 bits.
+            *next = u16::try_from(base & 0xffff).unwrap_or(0);
         }
         Ok(())
     }
@@ -113,66 +120,5 @@ fn rings(setup: &QueueSetup) -> VringConfigData {
         used_ring_addr: setup.used,
         avail_ring_addr: setup.available,
         log_addr: None,
-    }
-}
-
-impl Server for VhostNet {
-    fn begin(&mut self, lent: &Lent<'_>) -> io::Result<()> {
-        self.prepare(lent).map_err(failed)
-    }
-
-    fn end(&mut self, _lent: &Lent<'_>) -> io::Result<()> {
-        for (index, next) in self.next.iter_mut().enumerate() {
-            self.kernel.set_backend(index, None).map_err(failed)?;
-            let base = self.kernel.get_vring_base(index).map_err(failed)?;
-            // An index of 16 bits.
-            *next = u16::try_from(base & 0xffff).unwrap_or(0);
-        }
-        Ok(())
-    }
-}
-
-impl Device for VhostNet {
-    fn kind(&self) -> u32 {
-        VIRTIO_ID_NET
-    }
-
-    fn name(&self) -> &'static str {
-        "net"
-    }
-
-    fn common_features(&self) -> u64 {
-        COMMON_FEATURES & self.features
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_NET_F_MAC
-    }
-
-    fn queues(&self) -> usize {
-        QUEUES
-    }
-
-    fn config(&self) -> [u8; CONFIG_MAX] {
-        let mut config = [0; CONFIG_MAX];
-        config[..6].copy_from_slice(&self.tap.mac());
-        config
-    }
-
-    fn begin(&mut self, _features: u64) {
-        self.next = [0; QUEUES];
-        let _ = self.error.read();
-    }
-
-    fn backend(&self) -> Option<std::os::fd::RawFd> {
-        Some(std::os::fd::AsRawFd::as_raw_fd(&self.error))
-    }
-
-    fn server(&mut self) -> Option<&mut dyn Server> {
-        Some(self)
-    }
-
-    fn serve(&mut self, _queue: usize, _io: &mut Io<'_>) -> Result<(), QueueError> {
-        Ok(())
     }
 }

@@ -45,9 +45,12 @@ use crate::switcher;
 use crate::vcpu::PowerOn;
 use crate::virtio::Device;
 use crate::virtio::block::Block;
+use crate::virtio::console::Port;
 use crate::virtio::mmio::MmioBus;
 use crate::virtio::net::NetDevice;
-use crate::virtio::vhost::VhostNet;
+use crate::virtio::rng::Rng as Entropy;
+use crate::virtio::vhost::net::VhostNet;
+use crate::virtio::vhost::vsock::VhostVsock;
 
 const MSR_TSC: u32 = 0x10;
 const MSR_MISC_ENABLE: u32 = 0x1a0;
@@ -123,6 +126,7 @@ impl Vm {
             None => create_disks(&config)?,
         };
         devices.extend(create_net(&config, &memory)?);
+        devices.extend(create_others(&config, &memory)?);
         let (registers, table) = if config.profile.is_paravane() {
             (Vec::new(), devices)
         } else {
@@ -292,6 +296,21 @@ fn open_net(config: &Config) -> Result<Option<Net>, NetError> {
         Some(net) => Ok(Some(net.clone())),
         None => config.net.as_ref().map(Net::open).transpose(),
     }
+}
+
+/// The virtio devices that a PC has nothing alike for.
+fn create_others(config: &Config, memory: &Memory) -> Result<Vec<Box<dyn Device>>, VmError> {
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    if config.rng {
+        devices.push(Box::new(Entropy));
+    }
+    if let Some(cid) = config.vsock {
+        devices.push(Box::new(VhostVsock::new(cid, memory)?));
+    }
+    for port in &config.ports {
+        devices.push(Box::new(Port::new(port)?));
+    }
+    Ok(devices)
 }
 
 fn create_vcpus(vm: &VmFd, cpuid: &GuestCpuid, count: u8) -> Result<Vec<VcpuFd>, VmError> {

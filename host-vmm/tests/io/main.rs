@@ -1,8 +1,8 @@
-//! Guests whose devices are served elsewhere (`--io`), on the reference host: what they do works, a pause in the middle
-//! included, and does not come by way of the VMM.
+//! Guests whose devices are served elsewhere (`--io`), or are virtio's own (`--rng`, `--vsock`, `--port`), on the reference
+//! host: what they do works, a pause in the middle included; and what is served elsewhere does not come by way of the VMM.
 //!
 //! All is done once, by one script in one boot of the reference host. Where the kernels, the initramfs or the reference
-//! host are not built, each test prints `skipped: reason`.
+//! host are not built, or a tool is missing, each test prints `skipped: reason`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use paravane_reference_host::e2fsprogs;
 use serde_json::Value;
 
 /// Guest, kernel, and how it ends.
@@ -23,6 +24,12 @@ const PING: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B ifconfig eth0 10.
 const COPY: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B mount -t ext4 /dev/vda /m; for n in $($B seq 30); do \
      $B cp /m/in /m/out; $B sync; echo copied $n; done; $B umount /m; $B mount -t ext4 /dev/vda /m && $B cmp /m/in /m/out && \
      echo copy is good; $B umount /m; $B END -f";
+
+/// What it does with the devices that no PC has: the disk has peer.c's program, `peer`.
+const OTHERS: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mount -t sysfs s /sys; $B mkdir /m; $B mount -t ext4 /dev/vda /m; \
+     echo port $($B cat /sys/class/virtio-ports/*/name); for n in 1 2; do \
+     echo random $($B dd if=/dev/hwrng bs=32 count=1 2>/dev/null | $B md5sum); done; $B sleep 1; \
+     echo port $(/m/peer file /dev/vport*p0 agent); echo socket $(/m/peer vsock 2:1234 guest); $B END -f";
 
 /// What the script begins with: a network, and how a guest is run, paused once it has printed something, and waited for.
 const BEGIN: &str = r#"ip tuntap add paravane0 mode tap && ip addr add 10.9.0.1/24 dev paravane0 && ip link set paravane0 up
@@ -58,10 +65,23 @@ fn content() -> Vec<u8> {
 fn run() -> Result<PathBuf, String> {
     let initrd = paravane_reference_host::built("initramfs/guest.cpio", "initramfs")?;
     paravane_reference_host::built("reference-host/current", "reference-host")?;
+    let mkfs = e2fsprogs("mke2fs")?;
+    e2fsprogs("e2fsck").and(e2fsprogs("debugfs"))?;
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("io");
     // Nothing of an earlier run may be mistaken for one of this run.
     let _ = fs::remove_dir_all(&folder);
     fs::create_dir_all(&folder).unwrap();
+    let root = folder.join("root");
+    fs::create_dir_all(&root).unwrap();
+    fs::write(root.join("in"), content()).unwrap();
+    let compiled = Command::new("gcc")
+        .args("-O1 -static -Wall -Wextra -Werror -o".split(' '))
+        .arg(root.join("peer"))
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/io/peer.c"))
+        .status();
+    if !compiled.is_ok_and(|status| status.success()) {
+        return Err("gcc cannot make a static program; ci/setup installs it".to_owned());
+    }
     let mut script = format!(
         "cd '{}'\nPARAVANE='{}'\n{BEGIN}",
         folder.display(),
@@ -75,19 +95,22 @@ fn run() -> Result<PathBuf, String> {
             kernel.display(),
             initrd.display()
         );
-        fs::create_dir_all(folder.join("root")).unwrap();
-        fs::write(folder.join("root/in"), content()).unwrap();
         let disk = folder.join(format!("{guest}.img"));
-        let made = Command::new("mkfs.ext4")
-            .args(["-q", "-d"])
-            .arg(folder.join("root"))
-            .arg(&disk)
+        let made = Command::new(&mkfs)
+            .args(["-q", "-t", "ext4", "-d"])
+            .args([&root, &disk])
             .arg("24M")
             .status();
-        assert!(made.expect("e2fsprogs is installed").success());
+        assert!(made.unwrap().success());
         let init = COPY.replace("END", end);
         script += &format!(
             "guest {guest}.driver-domain 'copied 2' {image} --io driver-domain --disk {guest}.img \
+             --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
+        );
+        let init = OTHERS.replace("END", end);
+        script += &format!(
+            "root/peer listen 1234 host >{guest}.socket & root/peer unix {guest}.port host >{guest}.heard &\n\
+             guest {guest}.others random {image} --rng --vsock 3 --port agent={guest}.port --disk {guest}.img,readonly \
              --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
         );
         for io in ["hosted", "kernel"] {
@@ -147,7 +170,7 @@ fn another_guest_serves_the_disk_and_what_is_written_is_in_its_file() {
         let [guests, domains] = [0, 1].map(|n| stats["devices"][n]["requests"].as_u64().unwrap());
         assert!(guests == 0 && domains > 10, "{stats}");
         let image = folder.join(format!("{guest}.img"));
-        let check = Command::new("e2fsck")
+        let check = Command::new(e2fsprogs("e2fsck").unwrap())
             .arg("-fn")
             .arg(&image)
             .output()
@@ -155,10 +178,35 @@ fn another_guest_serves_the_disk_and_what_is_written_is_in_its_file() {
         assert!(check.status.success(), "{guest}: {check:?}");
         let copy = folder.join("copy");
         let request = format!("dump out {}", copy.display());
-        let dumped = Command::new("debugfs")
+        let dumped = Command::new(e2fsprogs("debugfs").unwrap())
             .args(["-R", &request])
             .arg(&image)
             .output();
         assert!(fs::read(&copy).unwrap() == content(), "{guest}: {dumped:?}");
+    }
+}
+
+#[test]
+fn a_guest_has_random_numbers_a_port_and_sockets_to_its_host() {
+    let Some(folder) = folder() else { return };
+    for (guest, ..) in GUESTS {
+        let name = format!("{guest}.others");
+        let stats = stats(folder, &name, "port agent");
+        let console = text(folder, &format!("{name}.console"));
+        for line in ["port heard host", "socket heard host"] {
+            assert!(console.contains(line), "{name}: {console}");
+        }
+        let numbers = console.lines().filter(|line| line.starts_with("random "));
+        let numbers: Vec<_> = numbers.collect();
+        assert!(numbers.len() == 2 && numbers[0] != numbers[1], "{console}");
+        assert_eq!(text(folder, &format!("{guest}.heard")), "heard agent\n");
+        assert_eq!(text(folder, &format!("{guest}.socket")), "heard guest\n");
+        for device in stats["devices"].as_array().unwrap() {
+            let by_the_kernel = device["device"] == "vsock";
+            let requests = device["requests"].as_u64().unwrap();
+            assert_eq!(requests == 0, by_the_kernel, "{stats}");
+            assert_eq!(device["broken"], Value::Null, "{stats}");
+        }
+        assert!(!folder.join(format!("{guest}.port")).exists());
     }
 }
