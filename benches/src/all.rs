@@ -195,7 +195,7 @@ fn experiments(common: &CommonArgs, native: bool) -> Vec<Experiment> {
     let peer_arms: Vec<&str> = peer_arms.collect();
     let twin = "full,full,kvm-pv,para";
     // And where its devices are served elsewhere.
-    let places = "full,full,kvm-pv,para,para@kernel,para@driver-domain,para@poll";
+    let places = "full,full,full@pio,kvm-pv,para,para@kernel,para@driver-domain,para@poll";
     let mut suites = vec![
         experiment(&common, "boot", twin, boot.collect()),
         experiment(&common, "os", twin, suite("os").cloned().collect()),
