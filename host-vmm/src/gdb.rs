@@ -28,7 +28,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -37,7 +36,7 @@ use gdbstub::stub::state_machine::GdbStubStateMachine;
 use gdbstub::stub::{DisconnectReason, GdbStub, GdbStubError, MultiThreadStopReason};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use crate::ctl::server::{ServerError, listen};
+use crate::socket::{Socket, SocketError};
 use crate::stats::Outcome;
 use crate::vm::Machine;
 use debugger::Debugger;
@@ -107,13 +106,13 @@ pub enum GdbError {
     },
     /// A socket that cannot be made.
     #[error(transparent)]
-    Socket(#[from] ServerError),
+    Socket(#[from] SocketError),
 }
 
 #[derive(Debug)]
 enum Listener {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    Unix(Socket),
 }
 
 /// Where debuggers come in; dropping it removes its socket.
@@ -122,15 +121,6 @@ pub struct Server {
     listener: Listener,
     address: Address,
     waits: bool,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        if let Listener::Unix(_, path) = &self.listener {
-            // Somebody may have removed it already.
-            let _ = std::fs::remove_file(path);
-        }
-    }
 }
 
 impl Server {
@@ -150,13 +140,13 @@ impl Server {
                 listener.set_nonblocking(true).map_err(fail)?;
                 Listener::Tcp(listener)
             }
-            Address::Unix(path) => Listener::Unix(listen(path)?, path.clone()),
+            Address::Unix(path) => Listener::Unix(Socket::bind(path)?),
         };
         let address = match &listener {
             Listener::Tcp(tcp) => tcp
                 .local_addr()
                 .map_or_else(|_| address.clone(), |at| Address::Port(at.port())),
-            Listener::Unix(..) => address.clone(),
+            Listener::Unix(_) => address.clone(),
         };
         Ok(Self {
             listener,
@@ -180,7 +170,7 @@ impl Server {
     fn fd(&self) -> RawFd {
         match &self.listener {
             Listener::Tcp(tcp) => tcp.as_raw_fd(),
-            Listener::Unix(unix, _) => unix.as_raw_fd(),
+            Listener::Unix(unix) => unix.listener().as_raw_fd(),
         }
     }
 
@@ -192,7 +182,7 @@ impl Server {
                 stream.set_nodelay(true)?;
                 stream.into()
             }
-            Listener::Unix(unix, _) => unix.accept()?.0.into(),
+            Listener::Unix(unix) => unix.listener().accept()?.0.into(),
         };
         Ok(descriptor.into())
     }

@@ -47,6 +47,7 @@ pub mod pv;
 mod random;
 pub mod resident;
 pub mod snapshot;
+pub mod socket;
 pub mod stats;
 pub mod switcher;
 mod sync;

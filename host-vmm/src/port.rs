@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-use crate::ctl::server::{ServerError, listen};
+use crate::socket::{Socket, SocketError};
 
 /// The most bytes of a name.
 const NAME_MAX: usize = 64;
@@ -20,20 +20,6 @@ pub struct PortSpec {
     socket: Arc<OnceLock<Socket>>,
 }
 
-/// A socket; dropping it removes it.
-#[derive(Debug)]
-struct Socket {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // Somebody may have removed it.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
 /// Why there is no port.
 #[derive(Debug, thiserror::Error)]
 pub enum PortError {
@@ -44,7 +30,7 @@ pub enum PortError {
     Spec(String),
     /// Its socket cannot be made.
     #[error(transparent)]
-    Socket(#[from] ServerError),
+    Socket(#[from] SocketError),
     /// No descriptor left.
     #[error("the port's socket cannot be used: {0}")]
     Descriptor(#[from] io::Error),
@@ -72,12 +58,11 @@ impl PortSpec {
         let socket = match self.socket.get() {
             Some(socket) => socket,
             None => {
-                let listener = listen(&self.path)?;
-                let path = self.path.clone();
-                self.socket.get_or_init(|| Socket { listener, path })
+                let socket = Socket::bind(&self.path)?;
+                self.socket.get_or_init(|| socket)
             }
         };
-        Ok(socket.listener.try_clone()?)
+        Ok(socket.listener().try_clone()?)
     }
 }
 

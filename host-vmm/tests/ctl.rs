@@ -17,8 +17,9 @@ use counting::{COUNTS, Counting, entry, fresh_path};
 use object::{Object, ObjectSegment};
 use paravane::console::Console;
 use paravane::ctl::client::{Client, ClientError};
-use paravane::ctl::server::{Server, ServerError};
+use paravane::ctl::server::Server;
 use paravane::ctl::{Power, Request};
+use paravane::socket::SocketError;
 use paravane::stats::{Outcome, Stats};
 use paravane::vm::RunOptions;
 use serde_json::Value;
@@ -365,7 +366,7 @@ fn the_socket_is_its_owners_alone_and_takes_nobodys_place() {
         let _server = Server::bind(&path).unwrap();
         let mode = path.metadata().unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-        assert!(matches!(Server::bind(&path), Err(ServerError::Taken(_))));
+        assert!(matches!(Server::bind(&path), Err(SocketError::Taken(_))));
     }
     assert!(!path.exists());
     // One whose process has been killed.
@@ -375,9 +376,9 @@ fn the_socket_is_its_owners_alone_and_takes_nobodys_place() {
 
     let file = TempFile::new().unwrap();
     let bound = Server::bind(file.as_path());
-    assert!(matches!(bound, Err(ServerError::NoSocket(_))), "{bound:?}");
+    assert!(matches!(bound, Err(SocketError::NoSocket(_))), "{bound:?}");
     let nowhere = Server::bind(Path::new("/nonexistent/socket"));
-    assert!(matches!(nowhere, Err(ServerError::Bind { .. })));
+    assert!(matches!(nowhere, Err(SocketError::Bind { .. })));
     let unheard = Client::connect(&path);
     assert!(matches!(unheard, Err(ClientError::Connect { .. })));
 }

@@ -9,9 +9,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -19,6 +18,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::{Refusal, answer, serve_line};
+use crate::socket::{Socket, SocketError};
 use crate::stats::Outcome;
 use crate::vm::Machine;
 
@@ -33,31 +33,10 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(10);
 const STOPPED: u64 = u64::MAX;
 const LISTENER: u64 = u64::MAX - 1;
 
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-pub enum ServerError {
-    /// Another VMM answers there.
-    #[error("another VMM answers at the socket `{}`; choose another path", .0.display())]
-    Taken(PathBuf),
-    /// Something else is there.
-    #[error("`{}` is there already and is no socket; choose another path", .0.display())]
-    NoSocket(PathBuf),
-    /// It cannot be made.
-    #[error("the socket `{}` cannot be made: {reason}; its folder must exist and let you write, and \
-             the path may have at most 107 bytes", path.display())]
-    Bind {
-        /// Where.
-        path: PathBuf,
-        /// What the system says.
-        reason: io::Error,
-    },
-}
-
 /// A control socket; dropping it removes it.
 #[derive(Debug)]
 pub struct Server {
-    path: PathBuf,
-    listener: UnixListener,
+    socket: Socket,
     connections: Mutex<Connections>,
 }
 
@@ -70,15 +49,14 @@ struct Connections {
 }
 
 impl Server {
-    /// Makes the socket at `path`, as [`listen`] does.
+    /// Makes the socket at `path`, as [`Socket::bind`] does.
     ///
     /// # Errors
     ///
-    /// [`ServerError`].
-    pub fn bind(path: &Path) -> Result<Self, ServerError> {
+    /// [`SocketError`].
+    pub fn bind(path: &Path) -> Result<Self, SocketError> {
         Ok(Self {
-            path: path.to_owned(),
-            listener: listen(path)?,
+            socket: Socket::bind(path)?,
             connections: Mutex::default(),
         })
     }
@@ -86,7 +64,7 @@ impl Server {
     /// Where it is.
     #[must_use]
     pub fn path(&self) -> &Path {
-        &self.path
+        self.socket.path()
     }
 
     /// Serves requests until the machine has stopped. Where it cannot, the machine stops.
@@ -100,7 +78,7 @@ impl Server {
     fn try_to_serve(&self, machine: &Machine) -> io::Result<()> {
         let epoll = Epoll::new()?;
         watch(&epoll, machine.stopped_fd(), STOPPED)?;
-        watch(&epoll, self.listener.as_raw_fd(), LISTENER)?;
+        watch(&epoll, self.socket.listener().as_raw_fd(), LISTENER)?;
         let mut connections = self.connections.lock();
         let connections = connections.as_deref_mut().unwrap_or_else(|e| e.get_mut());
         for connection in &connections.all {
@@ -117,7 +95,7 @@ impl Server {
                 match event.data() {
                     STOPPED => return Ok(()),
                     LISTENER => {
-                        let accepted = self.listener.accept();
+                        let accepted = self.socket.listener().accept();
                         let is_full = connections.all.len() == CONNECTIONS;
                         if is_full || accepted.is_err() && !connections.all.is_empty() {
                             connections.all.remove(0);
@@ -147,42 +125,6 @@ impl Server {
             }
         }
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Somebody may have removed it already.
-        let _ = std::fs::remove_file(&self.path);
-    }
-}
-
-/// Makes the socket at `path`, for its owner only. One that a VMM has left behind when it was killed is replaced.
-///
-/// # Errors
-///
-/// [`ServerError`].
-pub(crate) fn listen(path: &Path) -> Result<UnixListener, ServerError> {
-    let fail = |reason| ServerError::Bind {
-        path: path.to_owned(),
-        reason,
-    };
-    if let Ok(there) = path.symlink_metadata() {
-        if !there.file_type().is_socket() {
-            return Err(ServerError::NoSocket(path.to_owned()));
-        }
-        if UnixStream::connect(path).is_ok() {
-            return Err(ServerError::Taken(path.to_owned()));
-        }
-        std::fs::remove_file(path).map_err(fail)?;
-    }
-    // SAFETY: umask takes a number and cannot fail. No other thread makes files yet.
-    let mask = unsafe { libc::umask(0o177) };
-    let bound = UnixListener::bind(path);
-    // SAFETY: as above.
-    unsafe { libc::umask(mask) };
-    let listener = bound.map_err(fail)?;
-    listener.set_nonblocking(true).map_err(fail)?;
-    Ok(listener)
 }
 
 fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
