@@ -7,9 +7,8 @@ use serde::Serialize;
 
 /// A mapping of so many KiB is guest memory: the least that tasks give a guest is twice as much.
 const GUEST_KIB: u64 = 32 << 10;
-/// What a VMM may have more late than early, in the median: a device's thread comes and goes, and what a guest's first seconds
-/// have touched is given back once, and touched again when the guest starts again.
-const MORE_KIB: u64 = 2048;
+/// What a VMM may have more late than early, in the median: a device's thread comes and goes.
+const MORE_KIB: u64 = 1024;
 const MORE_THREADS: u64 = 1;
 const MORE_DESCRIPTORS: u64 = 4;
 
@@ -103,7 +102,7 @@ mod tests {
             threads,
             descriptors,
         };
-        let samples: Vec<_> = (0..40).map(|n| holds(4000 + 200 * n, 3, 20)).collect();
+        let samples: Vec<_> = (0..40).map(|n| holds(4000 + 100 * n, 3, 20)).collect();
         let (early, late) = Holds::early_and_late(&samples);
         assert!(late.grown_since(early).is_some());
         assert!(holds(4000, 3, 60).grown_since(holds(4000, 3, 20)).is_some());
