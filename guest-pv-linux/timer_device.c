@@ -27,7 +27,6 @@
 #include <linux/clockchips.h>
 #include <linux/cpumask.h>
 #include <linux/init.h>
-#include <linux/instrumentation.h>
 #include <linux/kernel.h>
 #include <linux/minmax.h>
 #include <linux/percpu.h>
@@ -139,16 +138,6 @@ DEFINE_IDTENTRY_SYSVEC(sysvec_paravane_timer)
 	set_irq_regs(old_regs);
 }
 
-static __always_inline bool paravane_tick_stopped(void)
-{
-	bool stopped;
-
-	instrumentation_begin();
-	stopped = tick_nohz_tick_stopped();
-	instrumentation_end();
-	return stopped;
-}
-
 /* What an idle processor does, interrupts off until it halts. */
 static noinstr void paravane_safe_halt(void)
 {
@@ -169,10 +158,11 @@ static noinstr void paravane_safe_halt(void)
 
 	native_irq_disable();
 	timer->halts = false;
-	/* A tick that is going to be started again is a deadline itself. */
-	if (!need_resched() || !paravane_tick_stopped() ||
-	    timer->wanted <= rdtsc() + PARAVANE_TICK)
-		paravane_advance(timer, timer->wanted);
+	/*
+	 * Also where a tick is going to be started: by then it may be later than
+	 * this one, and what is not the earliest is not asked for.
+	 */
+	paravane_advance(timer, timer->wanted);
 	native_irq_enable();
 }
 
