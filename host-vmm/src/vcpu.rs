@@ -140,6 +140,7 @@ impl Vcpu {
             machine.stop(Outcome::Error, Some(message));
             return None;
         }
+        processors.has_begun(self.id);
         Some(fd)
     }
 
