@@ -150,6 +150,48 @@ fn a_guest_whose_output_nobody_reads_ends_when_it_is_told_to() {
     }
 }
 
+/// Puts out each byte of its input ring, one at a time: waits until `in_head` is not `in_tail`, and then
+/// `lea edi, [IN_BUFFER + in_tail % IN_SIZE]; mov esi, 1; mov eax, console.write; mov edx, 0x7e; out dx, eax; inc dword [in_tail]`.
+const ECHOES: [u8; 53] = [
+    0x8b, 0x0c, 0x25, 0xc0, 0x10, 0x0e, 0x00, 0x3b, 0x0c, 0x25, 0x80, 0x10, 0x0e, 0x00, 0x74, 0xf0,
+    0x81, 0xe1, 0xff, 0x0f, 0x00, 0x00, 0x8d, 0xb9, 0x00, 0x20, 0x0f, 0x00, 0xbe, 0x01, 0x00, 0x00,
+    0x00, 0xb8, 0x00, 0x00, 0x02, 0x00, 0xba, 0x7e, 0x00, 0x00, 0x00, 0xef, 0xff, 0x04, 0x25, 0xc0,
+    0x10, 0x0e, 0x00, 0xeb, 0xcb,
+];
+
+#[test]
+fn input_that_finds_no_room_is_not_lost() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // SAFETY: both descriptors are open, and no other test reads standard input.
+    assert_eq!(unsafe { libc::dup2(reader.as_raw_fd(), 0) }, 0);
+    let console = Console::memory().unwrap();
+    let server = Arc::new(Server::bind(&fresh_path()).unwrap());
+    let options = RunOptions {
+        stdin: true,
+        ctl: Some(Arc::clone(&server)),
+        ..RunOptions::default()
+    };
+    let limit = Duration::from_secs(120);
+    let Some(counting) = Counting::of(&ECHOES, console.clone(), limit, options) else {
+        return;
+    };
+    // More than the VMM keeps, in pieces that are none of its own sizes.
+    let input: Vec<u8> = (0..100_000_u32)
+        .map(|n| n.to_le_bytes()[usize::from(n % 3 == 0)])
+        .collect();
+    for piece in input.chunks(1000) {
+        writer.write_all(piece).unwrap();
+    }
+    while console.bytes() < input.len() as u64 {
+        let came = console.bytes();
+        assert!(!counting.thread.is_finished(), "{came} bytes have come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(console.contents() == input);
+    let path = server.path().to_owned();
+    Running { path, counting }.off();
+}
+
 #[test]
 fn a_paused_guest_can_be_switched_off() {
     let Some(guest) = start() else { return };
