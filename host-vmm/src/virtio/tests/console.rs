@@ -12,6 +12,7 @@ use crate::memory::Memory;
 use crate::pause::Pause;
 use crate::port::PortSpec;
 use crate::virtio::console::Port;
+use crate::virtio::poll::Poll;
 use crate::virtio::queue::QueueSetup;
 use crate::virtio::unit::Unit;
 
@@ -59,13 +60,18 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
+        Self::polled(Poll::Off)
+    }
+
+    fn polled(poll: Poll) -> Self {
         let folder = TempDir::new().unwrap();
         let spec = format!("agent={}", folder.as_path().join("socket").display());
         let spec: PortSpec = spec.parse().unwrap();
         let device = Box::new(Port::new(&spec).unwrap());
         let memory = Memory::new(32).unwrap();
         let told = Box::new(Arc::<Told>::default());
-        let unit = Unit::new(device, memory.clone(), told, Arc::<Pause>::default()).unwrap();
+        let unit = Unit::new(device, memory.clone(), told, Arc::<Pause>::default());
+        let unit = unit.unwrap().polling(poll);
         let mut guest = Self {
             memory,
             unit,
@@ -173,7 +179,13 @@ impl Guest {
 
 #[test]
 fn bytes_go_both_ways_once_both_sides_have_opened_the_port() {
-    let mut guest = Guest::new();
+    for poll in [Poll::Off, Poll::Auto, Poll::On] {
+        bytes_go_both_ways(poll);
+    }
+}
+
+fn bytes_go_both_ways(poll: Poll) {
+    let mut guest = Guest::polled(poll);
     let mut client = guest.connect();
     // Before the guest has anything.
     client.write_all(b"question").unwrap();
