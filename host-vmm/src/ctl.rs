@@ -162,6 +162,9 @@ pub enum Refusal {
         /// How many.
         working: usize,
     },
+    /// A run that is over.
+    #[error("the guest has ended meanwhile")]
+    Ended,
     /// A guest that cannot be asked.
     #[error("this guest does not take processors on and off when asked")]
     NoHotplug,
@@ -207,6 +210,7 @@ impl Refusal {
             Self::BadRequest { .. } => "bad-request",
             Self::TooLong { .. } => "too-long",
             Self::CannotPause { .. } => "cannot-pause",
+            Self::Ended => "ended",
             Self::NoHotplug => "no-hotplug",
             Self::TooMany { .. } => "too-many",
             Self::Memory { .. } => "memory",
@@ -227,6 +231,9 @@ impl Refusal {
             Self::TooLong { .. } => "end each request with a line feed",
             Self::CannotPause { .. } => {
                 "try again; if it stays so, `power off` ends the machine whatever its vCPUs do"
+            }
+            Self::Ended => {
+                "pause the guest first; --core of `paravane run` writes a core of one that dies"
             }
             Self::NoHotplug => {
                 "use a para guest with facility smp, and wait until its kernel has started: it asks to be told"
@@ -352,6 +359,10 @@ fn at_rest<T>(
         .map_err(|working| Refusal::CannotPause { working })?;
     let done = work(machine);
     pause.resume(Holder::Core);
+    // Its devices may have worked again by then.
+    if machine.is_stopping() {
+        return Err(Refusal::Ended);
+    }
     done
 }
 
