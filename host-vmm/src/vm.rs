@@ -13,9 +13,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_msi, kvm_regs,
-};
+use kvm_bindings::{kvm_cpuid_entry2, kvm_msi, kvm_regs};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -151,43 +149,6 @@ struct Started {
     setup_ns: u64,
     /// Class of the host.
     host: String,
-}
-
-/// The message that is an interrupt vector to a processor of the guest.
-pub(crate) fn message(target: EventTarget) -> kvm_msi {
-    kvm_msi {
-        address_lo: 0xfee0_0000 | u32::from(target.apic_id) << 12,
-        data: u32::from(target.vector),
-        ..Default::default()
-    }
-}
-
-/// Sends a processor of the guest an interrupt vector.
-pub(crate) fn raise(vm: &VmFd, target: EventTarget) {
-    // A guest that has switched its LAPIC off does not get the event: as on hardware.
-    let _ = vm.signal_msi(message(target));
-}
-
-/// Tells KVM which interrupt each line is, of those that have no interrupt controller.
-pub(crate) fn route(
-    vm: &VmFd,
-    lines: impl IntoIterator<Item = (u32, EventTarget)>,
-) -> Result<(), KvmError> {
-    let routes = lines.into_iter().map(|(gsi, target)| {
-        let msi = message(target);
-        let mut route = kvm_irq_routing_entry {
-            gsi,
-            type_: KVM_IRQ_ROUTING_MSI,
-            ..Default::default()
-        };
-        route.u.msi.address_lo = msi.address_lo;
-        route.u.msi.data = msi.data;
-        route
-    });
-    let routes = KvmIrqRouting::from_entries(&routes.collect::<Vec<_>>())
-        .map_err(|_| KvmError::Capability("interrupt routes"))?;
-    vm.set_gsi_routing(&routes)
-        .map_err(refused("route a device's interrupt"))
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -395,7 +356,7 @@ impl Machine {
 
     /// Raises an event of the guest.
     fn raise(&self, target: EventTarget) {
-        raise(&self.vm, target);
+        target.raise(&self.vm);
     }
 
     /// What the virtio devices have done.

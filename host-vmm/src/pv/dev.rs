@@ -4,8 +4,8 @@
 //! notification is a message to a local APIC, so that neither comes through a vCPU's thread.
 
 use std::mem::{offset_of, size_of};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use paravane_abi::boot_info::BootInfo;
@@ -18,17 +18,18 @@ use paravane_abi::registry as reg;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::event::Event;
+use super::event::{Event, route};
 use super::{Args, DEV_TABLE, Facility, Reply, take};
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
 use crate::snapshot::{PartError, Saved, State, from_state, to_state};
+use crate::sync::lock;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{QUEUE_MAX, QueueError, QueueSetup};
 use crate::virtio::unit::{Interrupt, Unit, UnitStats};
 use crate::virtio::{CONFIG_MAX, Device, QUEUES_MAX};
-use crate::vm::{VmError, raise, route};
+use crate::vm::VmError;
 
 /// The doorbell of all devices. No PC has a device there.
 pub const DOORBELL_PORT: u16 = 0x78;
@@ -57,7 +58,7 @@ struct Message {
 impl Message {
     fn raise(&self) {
         if let Some(target) = self.event.target() {
-            raise(&self.vm, target);
+            target.raise(&self.vm);
         }
     }
 
@@ -96,6 +97,8 @@ pub struct Dev {
     memory: Memory,
     vcpus: u8,
     slots: Vec<Slot>,
+    /// Held while KVM is told of the routes, which are all devices' at once.
+    routes: Mutex<()>,
 }
 
 impl Dev {
@@ -139,6 +142,7 @@ impl Dev {
             memory: memory.clone(),
             vcpus,
             slots,
+            routes: Mutex::default(),
         })
     }
 
@@ -154,6 +158,7 @@ impl Dev {
 
     /// Tells KVM which message the line of each lent device is.
     fn route(&self) -> Result<(), KvmError> {
+        let _held = lock(&self.routes);
         let routes = (0_u32..).zip(&self.slots).filter_map(|(number, slot)| {
             slot.message.line.as_ref()?;
             Some((number, slot.message.event.target()?))
