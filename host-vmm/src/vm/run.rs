@@ -76,7 +76,7 @@ impl Vm {
             .map(|server| debug(machine, server))
             .transpose()?;
         machine.parts().iter().for_each(|(_, part)| part.go_on());
-        let mut threads = Vec::new();
+        let (mut threads, mut failed) = (Vec::new(), None);
         for (id, counts) in machine.counts.iter().enumerate() {
             let vcpu = Vcpu::new(id, Arc::clone(machine), Arc::clone(counts));
             let spawned = std::thread::Builder::new()
@@ -86,11 +86,8 @@ impl Vm {
                 Ok(thread) => threads.push(thread),
                 Err(e) => {
                     machine.stop(Outcome::Error, None);
-                    if let Some(processors) = machine.processors() {
-                        processors.end();
-                    }
-                    join(threads);
-                    return Err(host("thread")(e));
+                    failed = Some(e);
+                    break;
                 }
             }
         }
@@ -113,6 +110,9 @@ impl Vm {
             rings.last_look();
         }
         machine.console.flush_now();
+        if let Some(e) = failed {
+            return Err(host("thread")(e));
+        }
 
         let (outcome, mut message) = machine.end.take().unwrap_or((Outcome::Error, None));
         if let Some(record) = lock(&self.last_words).as_deref() {
