@@ -4,6 +4,7 @@
 //! bytes that have been copied, or as an error; never as a reference or a pointer.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -54,6 +55,9 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// The most pieces that memory of a file is cut into where parts of it are given back. The host lets a process have 65,530 mappings.
 const PIECES_MAX: u64 = 1 << 14;
 
+/// Bytes that are looked at together for zeros.
+pub(crate) const BLOCK: usize = 1 << 16;
+
 /// Why guest memory could not be made or reached.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -103,6 +107,11 @@ fn ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
         ranges.push((GuestAddress(ABOVE_4G), bytes - low));
     }
     ranges
+}
+
+/// Whether all bytes are zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |all, byte| all | byte) == 0
 }
 
 impl Memory {
@@ -289,6 +298,28 @@ impl Memory {
         for done in (0..length).step_by(zeros.len()) {
             let part = &zeros[..zeros.len().min(length - done)];
             self.write(address + done as u64, part)?;
+        }
+        Ok(())
+    }
+
+    /// Gives each block that is not all zero, and its place among the memory's bytes, to who writes them into a file.
+    pub(crate) fn filled_blocks(
+        &self,
+        mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; BLOCK];
+        let mut at = 0;
+        for region in self.mmap.iter() {
+            for done in (0..region.len()).step_by(BLOCK) {
+                let left = usize::try_from(region.len() - done).unwrap_or(BLOCK);
+                let block = &mut buffer[..left.min(BLOCK)];
+                let address = region.start_addr().0 + done;
+                self.read(address, block).map_err(io::Error::other)?;
+                if !is_zero(block) {
+                    take(at, block)?;
+                }
+                at += block.len() as u64;
+            }
         }
         Ok(())
     }

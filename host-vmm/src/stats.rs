@@ -61,7 +61,7 @@ pub struct VcpuCounts {
 }
 
 /// One more. There is one writer, so a load and a store do, without a locked instruction.
-fn bump(counter: &AtomicU64) {
+pub(crate) fn bump(counter: &AtomicU64) {
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 

@@ -27,6 +27,7 @@ use crate::confine;
 use crate::memory::Memory;
 use crate::pause::{Pause, Place};
 use crate::snapshot::{self, PartError, Saved, from_state, to_state};
+use crate::stats::bump;
 use crate::sync::lock;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 
@@ -53,11 +54,6 @@ pub struct Counts {
     wakes: AtomicU64,
     looks: AtomicU64,
     interrupts: AtomicU64,
-}
-
-/// One more. There is one writer.
-fn bump(counter: &AtomicU64) {
-    counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
 }
 
 impl Counts {
