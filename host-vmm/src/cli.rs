@@ -100,11 +100,8 @@ pub(crate) struct AbiCheckArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) host: Host,
     /// Print one JSON object: the counts, and each clause with its checks.
-    #[arg(long, conflicts_with = "tap")]
-    pub(crate) json: bool,
-    /// Print TAP, version 14; this is the default.
     #[arg(long)]
-    pub(crate) tap: bool,
+    pub(crate) json: bool,
 }
 
 /// Options of `paravane bench`.
