@@ -1,4 +1,4 @@
-//! Task `cycles`: boots, ends, kills, restarts, hotplug and copies in a random mix, and nothing of it may hang or leak.
+//! Task `cycles`: boots, ends, kills, restarts, hotplug, copies and failing disks in a random mix, and nothing of it may hang or leak.
 //!
 //! # How it works
 //!

@@ -253,7 +253,10 @@ pub(crate) struct RunArgs {
     /// `truncate --size=1G disk.img && mkfs.ext4 disk.img` makes one. With `,readonly` behind it the guest cannot write to it,
     /// and several guests can have it at once. A full guest has an IDE controller, and its disks are /dev/sda, /dev/sdb, …
     /// Without --initrd the first disk is the root file system, unless --cmdline has a root= of its own.
-    #[arg(long, value_name = "FILE[,readonly]")]
+    ///
+    /// With `,fail=SEED` one request in 16 fails with an I/O error and is not carried out; the seed says which. What a guest's kernel and
+    /// programs make of it can so be tested; --stats says how many they were.
+    #[arg(long, value_name = "FILE[,readonly][,fail=SEED]")]
     disk: Vec<DiskSpec>,
     /// Connect the guest to a network: `user`, or `tap=NAME` for a TAP device of this host.
     ///

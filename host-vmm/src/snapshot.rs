@@ -393,7 +393,12 @@ impl SavedConfig {
                     mend: disks_mend,
                 });
             }
-            disks.push(DiskSpec { path, read_only });
+            let faults = given.and_then(|spec| spec.faults.clone());
+            disks.push(DiskSpec {
+                path,
+                read_only,
+                faults,
+            });
         }
         let net = match (&self.net, &instead.net) {
             (None, Some(_)) => {

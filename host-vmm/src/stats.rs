@@ -229,6 +229,9 @@ pub struct Stats {
     /// Virtio devices.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<UnitStats>,
+    /// Requests to disks that have failed because they were asked to, where one was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_faults: Option<u64>,
     /// The processors of a guest that has died.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processors: Vec<ProcessorReport>,
@@ -282,6 +285,9 @@ impl std::fmt::Display for Stats {
             if let Some(broken) = &unit.broken {
                 writeln!(f, "    its driver has broken the rules: {broken}")?;
             }
+        }
+        if let Some(failed) = self.disk_faults {
+            writeln!(f, "  requests to disks that were asked to fail {failed}")?;
         }
         for mark in &self.marks {
             writeln!(

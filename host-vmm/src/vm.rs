@@ -26,6 +26,7 @@ use crate::crash::Symbols;
 use crate::device::Ports;
 use crate::device::mark::MARKS_MAX;
 use crate::disk::DiskError;
+use crate::disk::faults::Faults;
 use crate::driver_domain::DriverDomain;
 use crate::end::End;
 use crate::gdb::debugger::Debugger;
@@ -423,6 +424,7 @@ impl Machine {
             },
             marks: lock(&self.marks).clone(),
             devices: self.unit_stats(),
+            disk_faults: self.disk_faults(),
             processors: Vec::new(),
             console_tail: String::new(),
         };
@@ -432,6 +434,12 @@ impl Machine {
             stats.add_vcpu(counts);
         }
         stats
+    }
+
+    /// How often disks have failed because they were asked to.
+    fn disk_faults(&self) -> Option<u64> {
+        let faults = self.config.disks.iter().filter_map(|d| d.faults.as_ref());
+        faults.map(Faults::failed).reduce(|a, b| a + b)
     }
 
     /// What has crossed the switchers of a direct guest.

@@ -54,10 +54,7 @@ fn disk() -> Box<dyn Device> {
     let length = file.as_file().set_len(1 << 16);
     length.expect("the file takes a length");
     let path = file.as_path().to_owned();
-    let disk = Disk::open(&DiskSpec {
-        path,
-        read_only: false,
-    });
+    let disk = Disk::open(&DiskSpec::of(path, false));
     Box::new(Block::new(disk.expect("the file is a disk"), 0))
 }
 

@@ -85,10 +85,7 @@ impl Driver {
         for sector in 0..sectors {
             image.as_file().write_all(&[sector; 512]).unwrap();
         }
-        let spec = DiskSpec {
-            path: image.as_path().to_owned(),
-            read_only,
-        };
+        let spec = DiskSpec::of(image.as_path().to_owned(), read_only);
         let memory = Memory::new(32).unwrap();
         let told = Arc::<Told>::default();
         let device = Box::new(Block::new(Disk::open(&spec).unwrap(), 0));
