@@ -202,9 +202,73 @@ fn a_paused_guest_can_be_switched_off() {
     assert!(!path.exists(), "the socket is left behind");
 }
 
+/// Whatever it is told, and whether that is done or refused.
 #[test]
-fn a_reset_ends_the_run_as_a_restart() {
+fn a_paused_guest_that_is_told_something_stands_still_until_it_is_resumed() {
     let Some(guest) = start() else { return };
+    guest.counting.counts();
+    let mut client = guest.client();
+    client.ask(Request::Pause {}).unwrap();
+    let stood = guest.counting.counter();
+    let core = TempFile::new().unwrap();
+    let snapshot = TempFile::new().unwrap();
+    for (request, file, refused) in [
+        (Request::Memory { mib: 16 }, None, None),
+        (Request::Memory { mib: 64 }, None, Some("memory")),
+        (Request::Cpus { count: 2 }, None, Some("no-hotplug")),
+        (Request::Core {}, Some(core.as_file()), None),
+        (Request::Core {}, Some(core.as_file()), None),
+        (
+            Request::Snapshot {},
+            Some(snapshot.as_file()),
+            Some("snapshot"),
+        ),
+        (Request::Stats {}, None, None),
+        (Request::Metrics {}, None, None),
+    ] {
+        match (client.ask_with(request, file), refused) {
+            (Ok(_), None) => {}
+            (Err(ClientError::Refused { code, .. }), Some(expected)) => assert_eq!(code, expected),
+            other => panic!("{request:?}: {other:?}"),
+        }
+        assert_eq!(client.ask(Request::Status {}).unwrap()["state"], "paused");
+        assert_eq!(guest.counting.counter(), stood, "{request:?}");
+    }
+    client.ask(Request::Resume {}).unwrap();
+    guest.counting.counts();
+    guest.off();
+}
+
+#[test]
+fn a_pause_and_a_core_at_once_do_not_end_each_other() {
+    let Some(guest) = start() else { return };
+    guest.counting.counts();
+    let mut other = guest.client();
+    let writing = std::thread::spawn(move || {
+        let core = TempFile::new().unwrap();
+        for _ in 0..8 {
+            other
+                .ask_with(Request::Core {}, Some(core.as_file()))
+                .unwrap();
+        }
+    });
+    let mut client = guest.client();
+    while !writing.is_finished() {
+        assert_eq!(client.ask(Request::Pause {}).unwrap()["state"], "paused");
+        let stood = guest.counting.counter();
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(guest.counting.counter(), stood);
+        client.ask(Request::Resume {}).unwrap();
+    }
+    writing.join().unwrap();
+    guest.counting.counts();
+    guest.off();
+}
+
+#[test]
+fn a_reset_ends_the_run_as_a_restart_in_a_pause_too() {
+    let Some(guest) = start() else { return };
+    guest.client().ask(Request::Pause {}).unwrap();
     let request = Request::Power {
         action: Power::Reset,
     };
