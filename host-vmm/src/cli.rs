@@ -114,7 +114,7 @@ pub(crate) struct AbiCheckArgs {
     \x20 paravane bench io --arms para,para@driver-domain,para@poll             by who serves the disk\n\
     \x20 paravane bench --all --out results                                     and results/report.html\n\
     A failed launch is told, and is no number. What is interrupted goes on with --resume FILE.\n\
-    Exit status: 0 it was measured; 1 it was not, or launches failed; 2 the command line is wrong."
+    Exit status: 0 it was measured; 1 it was not, or launches failed."
 )]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
@@ -198,8 +198,8 @@ pub(crate) enum StatsForm {
     \x20 paravane run --guest para … --ctl /tmp/guest.ctl  and then: paravane ctl /tmp/guest.ctl status\n\
     \x20 paravane run --restore warm.snap                  go on from a snapshot\n\
     Keys on an interactive console: Ctrl-A x leaves the guest, Ctrl-A Ctrl-A sends Ctrl-A.\n\
-    Exit status: 0 the guest switched off, or restarted and --on-reboot is exit; 1 it could not run; 2 its kernel crashed, \
-    or the command line is wrong; 3 the watchdog ended it; 130 you did."
+    Exit status: 0 the guest switched off, or restarted and --on-reboot is exit; 1 it could not run: \
+    the command line or something that it names is wrong, or the host cannot; 2 its kernel crashed; 3 the watchdog ended it; 130 you did."
 )]
 pub(crate) struct RunArgs {
     /// How the guest is virtualized.
