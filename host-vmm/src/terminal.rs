@@ -4,8 +4,6 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
 
-use crate::sync::lock;
-
 /// What the terminal was like before a guest got it.
 static SAVED: Mutex<Option<libc::termios>> = Mutex::new(None);
 
@@ -26,7 +24,10 @@ pub fn is_attended() -> bool {
 
 /// Puts the terminal back, if it was raw. May be called from anywhere, any number of times.
 pub fn restore() {
-    if let Some(termios) = lock(&SAVED).take() {
+    let saved = SAVED
+        .lock()
+        .map_or_else(|e| e.into_inner().take(), |mut s| s.take());
+    if let Some(termios) = saved {
         // SAFETY: `termios` was filled in by tcgetattr on the same descriptor; tcsetattr only
         // reads it.
         unsafe {
@@ -53,7 +54,9 @@ impl Raw {
         }
         // SAFETY: tcgetattr has succeeded, so the structure is filled in.
         let before = unsafe { termios.assume_init() };
-        *lock(&SAVED) = Some(before);
+        if let Ok(mut saved) = SAVED.lock() {
+            *saved = Some(before);
+        }
         let mut raw = before;
         // SAFETY: cfmakeraw only changes the structure it is given.
         unsafe { libc::cfmakeraw(&raw mut raw) };

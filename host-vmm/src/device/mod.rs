@@ -104,9 +104,8 @@ impl Saved for Cards {
     fn restore(&self, state: State) -> Result<(), PartError> {
         let (pci, ide, network): (State, Option<State>, Option<State>) = from_state(state)?;
         self.pci.restore(pci)?;
-        restore_part("IDE controller", self.ide.as_ref(), ide, Ide::restore)?;
-        let card = self.network.as_ref();
-        restore_part("NE2000", card, network, Ne2000::restore)
+        restore_part("IDE controller", self.ide.as_ref(), ide)?;
+        restore_part("NE2000", self.network.as_ref(), network)
     }
 
     fn go_on(&self) {
@@ -116,15 +115,14 @@ impl Saved for Cards {
 }
 
 /// What there is has its state, and what is not there has none.
-fn restore_part<P, S>(
+fn restore_part(
     name: &str,
-    part: Option<&P>,
-    state: Option<S>,
-    restore: impl FnOnce(&P, S) -> Result<(), PartError>,
+    part: Option<&impl Saved>,
+    state: Option<State>,
 ) -> Result<(), PartError> {
     match (part, state) {
         (None, None) => Ok(()),
-        (Some(part), Some(state)) => restore(part, state),
+        (Some(part), Some(state)) => part.restore(state),
         (None, Some(_)) => Err(PartError(format!("there is no {name} here"))),
         (Some(_), None) => Err(PartError(format!("its {name} is missing"))),
     }
@@ -146,18 +144,17 @@ impl Saved for Ports {
 
     fn restore(&self, state: State) -> Result<(), PartError> {
         let saved: SavedPorts = from_state(state)?;
-        restore_part("UART", self.uart.as_ref(), saved.uart, |uart, saved| {
-            lock(uart).restore(saved)
-        })?;
-        restore_part("clock", self.rtc.as_ref(), saved.rtc, |rtc, saved| {
-            lock(rtc).restore(saved)
-        })?;
-        let keyboard = self.keyboard.as_ref();
-        restore_part("keyboard", keyboard, saved.keyboard, |keyboard, saved| {
+        if let Some(uart) = saved.uart {
+            self.with_uart(|uart_here| uart_here.restore(uart))
+                .unwrap_or_else(|| Err(PartError::because("there is no UART here")))?;
+        }
+        if let (Some(rtc), Some(saved)) = (&self.rtc, saved.rtc) {
+            lock(rtc).restore(saved)?;
+        }
+        if let (Some(keyboard), Some(saved)) = (&self.keyboard, saved.keyboard) {
             *lock(keyboard) = saved;
-            Ok(())
-        })?;
-        restore_part("PCI bus", self.cards.as_ref(), saved.cards, Cards::restore)
+        }
+        restore_part("PCI bus", self.cards.as_ref(), saved.cards)
     }
 
     fn go_on(&self) {

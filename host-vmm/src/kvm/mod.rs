@@ -2,7 +2,6 @@
 
 pub mod counters;
 pub mod cpuid;
-pub(crate) mod port_string;
 pub mod vcpu_state;
 
 use kvm_ioctls::{Cap, Kvm};

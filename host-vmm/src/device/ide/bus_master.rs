@@ -107,8 +107,7 @@ impl Channel {
             return;
         };
         let outcome = self.carry_out(&transfer);
-        // That the disk could not is for the disk to say.
-        if outcome.is_err_and(|bits| bits != error::UNCORRECTABLE) {
+        if outcome.is_err() {
             self.bus_master.status |= FAILED;
         }
         self.bus_master.status &= !ACTIVE;
