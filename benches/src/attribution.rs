@@ -8,11 +8,8 @@
 //! The same difference between `para` and its twin is what nothing saves; only what lies beyond it is a result.
 
 use crate::ops_results::Results;
-use crate::statistics::{MEANINGFUL_LAUNCHES, median};
+use crate::statistics::{MEANINGFUL_LAUNCHES, bootstrap, median};
 use crate::table::ExitCosts;
-
-/// How often the bootstrap draws the pairs anew.
-const RESAMPLES: usize = 10_000;
 
 /// The median of some differences, with its 95 % interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -31,26 +28,11 @@ impl Difference {
     /// The median of `differences` and its interval by the percentile bootstrap; `None` of none.
     #[must_use]
     pub fn of(differences: &[f64], seed: u64) -> Option<Self> {
-        let value = median(differences)?;
-        let mut random = fastrand::Rng::with_seed(seed);
-        let mut drawn = Vec::with_capacity(differences.len());
-        let mut medians: Vec<f64> = (0..RESAMPLES)
-            .filter_map(|_| {
-                drawn.clear();
-                drawn.extend(
-                    differences
-                        .iter()
-                        .filter_map(|_| random.choice(differences)),
-                );
-                median(&drawn)
-            })
-            .collect();
-        medians.sort_by(f64::total_cmp);
-        let quantile = |per_mille: usize| medians.get((medians.len() - 1) * per_mille / 1000);
+        let (low, high) = bootstrap(differences, seed, median)?;
         Some(Self {
-            value,
-            low: *quantile(25)?,
-            high: *quantile(975)?,
+            value: median(differences)?,
+            low,
+            high,
             pairs: differences.len(),
         })
     }

@@ -22,14 +22,11 @@ pub struct BootArgs {
     #[arg(long, default_value_t = 1_000_000)]
     pub syscalls: u64,
     /// Boot with `quiet` only.
-    #[arg(long, conflicts_with_all = ["normal_boot", "both"])]
+    #[arg(long, conflicts_with = "normal_boot")]
     pub quiet_boot: bool,
     /// Boot with the kernel's normal messages only.
-    #[arg(long, conflicts_with = "both")]
-    pub normal_boot: bool,
-    /// Boot in both ways: this is the default.
     #[arg(long)]
-    pub both: bool,
+    pub normal_boot: bool,
 }
 
 /// Arguments of `paravane bench os`, and of the other suites of data files.

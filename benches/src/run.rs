@@ -10,14 +10,14 @@ use serde_json::json;
 use crate::arm::Arm;
 use crate::experiment::{Experiment, launched};
 use crate::host::Host;
-use crate::job::Kind;
+use crate::job::{Job, Kind};
 use crate::launch::{LaunchError, Launcher};
 use crate::machine;
 use crate::metrics::Metric;
 use crate::network::Network;
 use crate::plan::Step;
 use crate::sample::{Origin, Outcome, Sample, Samples};
-use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, paired_ratio};
+use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, ratio_by_launch};
 
 /// So many failed launches, and none before that gave a number, end a benchmark.
 const HOPELESS: u32 = 6;
@@ -69,7 +69,7 @@ impl Run<'_> {
         }
         let wants_network = self.experiment.kinds.iter().any(Kind::net);
         let network = wants_network.then(Network::new).transpose();
-        let mut settled: BTreeMap<(usize, u32), bool> = BTreeMap::new();
+        let mut blocks: BTreeMap<(usize, u32), bool> = BTreeMap::new();
         let (mut failed, mut gave_numbers) = (0, !self.launched.is_empty());
         for step in self.experiment.steps() {
             let (Some(arm), Some(kind)) = (
@@ -79,7 +79,9 @@ impl Run<'_> {
                 continue;
             };
             let block = (step.kind, step.block);
-            let enough = *settled.entry(block).or_insert_with(|| self.settled(kind));
+            let enough = *blocks
+                .entry(block)
+                .or_insert_with(|| settled(self.experiment, self.arms, &self.samples, kind));
             if enough || !arm.fits(kind) || !self.wanted(&step, arm) {
                 continue;
             }
@@ -116,35 +118,6 @@ impl Run<'_> {
             && absent(arm, self.class).is_none()
     }
 
-    /// Whether every interval of this kind's jobs is as narrow as was asked for.
-    fn settled(&self, kind: &Kind) -> bool {
-        let Some(until) = self.experiment.until else {
-            return false;
-        };
-        let Some((base, others)) = self.arms.split_first() else {
-            return false;
-        };
-        let narrow = |ratio: Ratio| {
-            ratio.pairs >= MEANINGFUL_LAUNCHES && ratio.high - ratio.low <= until * ratio.value
-        };
-        kind.jobs.iter().all(|job| {
-            others.iter().filter(|arm| arm.peer.is_none()).all(|arm| {
-                self.ratio(&job.name, job.metric(), base, arm)
-                    .is_some_and(narrow)
-            })
-        })
-    }
-
-    fn ratio(&self, job: &str, metric: &str, base: &Arm, arm: &Arm) -> Option<Ratio> {
-        let values = self.samples.values(job, metric)?;
-        let (base, arm) = (values.get(&base.name)?, values.get(&arm.name)?);
-        let pairs: Vec<(f64, f64)> = base
-            .iter()
-            .filter_map(|(launch, base)| Some((float(*base), float(*arm.get(launch)?))))
-            .collect();
-        paired_ratio(&pairs, self.experiment.seed)
-    }
-
     fn make_samples(
         &self,
         step: &Step,
@@ -179,7 +152,7 @@ impl Run<'_> {
                 bail!("interrupted; the samples so far are kept, and `--resume` goes on")
             }
             Err(LaunchError::Failed(failed)) => {
-                let sample = |job: &crate::job::Job| Sample {
+                let sample = |job: &Job| Sample {
                     origin: origin(&job.name),
                     outcome: Outcome::Failed {
                         failed: failed.clone(),
@@ -191,6 +164,25 @@ impl Run<'_> {
     }
 }
 
+/// Whether every interval of this kind's jobs is as narrow as was asked for.
+fn settled(experiment: &Experiment, arms: &[Arm], samples: &Samples, kind: &Kind) -> bool {
+    let (Some(until), Some((base, others))) = (experiment.until, arms.split_first()) else {
+        return false;
+    };
+    let judged = |arm: &&Arm| arm.peer.is_none() && arm.fits(kind);
+    let judged: Vec<&Arm> = others.iter().filter(judged).collect();
+    let ratio = |job: &Job, arm: &Arm| {
+        let values = samples.values(&job.name, job.metric())?;
+        let (base, arm) = (values.get(&base.name)?, values.get(&arm.name)?);
+        ratio_by_launch(base, arm, experiment.seed)
+    };
+    let narrow = |ratio: Ratio| {
+        ratio.pairs >= MEANINGFUL_LAUNCHES && ratio.high - ratio.low <= until * ratio.value
+    };
+    let is_settled = |job: &Job| judged.iter().all(|arm| ratio(job, arm).is_some_and(narrow));
+    !judged.is_empty() && kind.jobs.iter().all(is_settled)
+}
+
 /// Why the arm is not launched on this host, if it is not.
 fn absent(arm: &Arm, class: Host) -> Option<String> {
     let peer = arm.peer?;
@@ -200,4 +192,50 @@ fn absent(arm: &Arm, class: Host) -> Option<String> {
     peer.path()
         .is_none()
         .then(|| format!("`{}` is not in PATH on this host", peer.program))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::tests::experiment;
+    use crate::job::{kinds, suite};
+
+    #[test]
+    fn a_kind_is_settled_by_the_arms_that_are_launched_and_not_by_none() {
+        let disk = suite("io").find(|job| job.disk > 0).unwrap();
+        let kinds = kinds([disk.clone()], 10);
+        let arms = |names: &[&str]| -> Vec<Arm> {
+            names.iter().map(|name| name.parse().unwrap()).collect()
+        };
+        let mut samples = Samples::default();
+        let is_settled = |samples: &Samples, names: &[&str]| {
+            settled(&experiment(), &arms(names), samples, &kinds[0])
+        };
+        for launch in 1..=5 {
+            // The network of the last one is not in this kind of launch.
+            assert!(!is_settled(&samples, &["full", "para", "para@kernel"]));
+            for arm in ["full", "para"] {
+                let origin = Origin {
+                    job: disk.name.clone(),
+                    arm: arm.to_owned(),
+                    launch,
+                    ..Origin::default()
+                };
+                let (metric, unit) = (disk.metric().to_owned(), "ns".to_owned());
+                let value = 1000;
+                let outcome = Outcome::Value {
+                    metric,
+                    unit,
+                    value,
+                };
+                samples.add(Sample { origin, outcome });
+            }
+        }
+        assert!(is_settled(&samples, &["full", "para", "para@kernel"]));
+        assert!(!is_settled(&samples, &["full", "kvm-pv"]));
+        assert!(
+            !is_settled(&samples, &["full", "qemu-tcg"]),
+            "a peer settles nothing"
+        );
+    }
 }

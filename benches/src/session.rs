@@ -24,6 +24,12 @@ use crate::run::Run;
 use crate::sample::Samples;
 use crate::table::{Heading, Look, draw};
 
+/// What an interval can be as wide as.
+fn width(text: &str) -> Result<f64, &'static str> {
+    let width = text.parse().ok().filter(|width| *width > 0.0);
+    width.ok_or("use a number above 0: 0.05 is five percent")
+}
+
 /// What guests boot.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct GuestFiles {
@@ -59,7 +65,7 @@ pub struct CommonArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub launches: Option<u32>,
     /// Stop when every 95 % interval is at most so wide, relative to its ratio: 0.05 is five percent.
-    #[arg(long, value_name = "WIDTH")]
+    #[arg(long, value_name = "WIDTH", value_parser = width)]
     pub until: Option<f64>,
     /// Write the raw samples here, one JSON object a line.
     #[arg(long, value_name = "FILE")]

@@ -1,5 +1,7 @@
 //! Medians, and the interval of a paired ratio.
 
+use std::collections::BTreeMap;
+
 /// How often the bootstrap draws the launches anew.
 const RESAMPLES: usize = 10_000;
 
@@ -45,28 +47,44 @@ pub fn paired_ratio(pairs: &[(f64, f64)], seed: u64) -> Option<Ratio> {
         Some(median(&arm)? / base)
     };
     let value = of(pairs)?;
-    let mut random = fastrand::Rng::with_seed(seed);
-    let mut drawn = Vec::with_capacity(pairs.len());
     // A draw of zeroes only has no ratio; it can come when most pairs have a base of zero.
-    let mut ratios: Vec<f64> = (0..RESAMPLES)
-        .filter_map(|_| {
-            drawn.clear();
-            drawn.extend(pairs.iter().filter_map(|_| random.choice(pairs)));
-            of(&drawn)
-        })
-        .collect();
-    ratios.sort_by(f64::total_cmp);
-    let quantile = |per_mille: usize| {
-        ratios
-            .get(ratios.len().saturating_sub(1) * per_mille / 1000)
-            .copied()
-    };
+    let (low, high) = bootstrap(pairs, seed, of)?;
     Some(Ratio {
         value,
-        low: quantile(25)?,
-        high: quantile(975)?,
+        low,
+        high,
         pairs: pairs.len(),
     })
+}
+
+/// The same of values by launch, of the launches that both have.
+#[must_use]
+pub fn ratio_by_launch(
+    base: &BTreeMap<u32, u64>,
+    arm: &BTreeMap<u32, u64>,
+    seed: u64,
+) -> Option<Ratio> {
+    let pair = |(launch, base): (&u32, &u64)| Some((float(*base), float(*arm.get(launch)?)));
+    paired_ratio(&base.iter().filter_map(pair).collect::<Vec<_>>(), seed)
+}
+
+/// The percentile bootstrap: the 2.5 % and the 97.5 % quantile of what `of` makes of the values drawn anew with replacement.
+pub(crate) fn bootstrap<T: Copy>(
+    values: &[T],
+    seed: u64,
+    of: impl Fn(&[T]) -> Option<f64>,
+) -> Option<(f64, f64)> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut drawn = Vec::with_capacity(values.len());
+    let resample = |_| {
+        drawn.clear();
+        drawn.extend(values.iter().filter_map(|_| random.choice(values)));
+        of(&drawn)
+    };
+    let mut found: Vec<f64> = (0..RESAMPLES).filter_map(resample).collect();
+    found.sort_by(f64::total_cmp);
+    let last = found.len().checked_sub(1)?;
+    Some((found[last * 25 / 1000], found[last * 975 / 1000]))
 }
 
 /// A count or a time as a number to reckon with.

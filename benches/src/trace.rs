@@ -14,11 +14,13 @@ mod draw;
 mod flow;
 mod record;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 
 use crate::host::Host;
+use crate::job;
 use crate::session::GuestFiles;
 
 /// Arguments of `paravane trace`.
@@ -33,7 +35,7 @@ use crate::session::GuestFiles;
 )]
 pub struct TraceArgs {
     /// What the guests do.
-    #[arg(default_value = "console:64")]
+    #[arg(default_value = "console:64", value_parser = operation)]
     pub operation: String,
     /// The arms.
     #[arg(
@@ -58,6 +60,23 @@ pub struct TraceArgs {
     /// vCPUs of a guest.
     #[arg(long, default_value_t = 1)]
     pub cpus: u8,
+}
+
+/// An operation, if it is one that the guest's init knows.
+fn operation(text: &str) -> Result<String, String> {
+    let jobs = job::suites().into_iter().flat_map(job::suite);
+    let known: BTreeSet<_> = jobs.filter_map(|job| job.work.as_deref()).collect();
+    let mut parts = text.split(':');
+    let is_known = parts.next().is_some_and(|word| known.contains(word));
+    let rounds = parts.next().and_then(|rounds| rounds.parse().ok());
+    if is_known && rounds.is_some_and(|rounds: u64| rounds > 0) {
+        return Ok(text.to_owned());
+    }
+    let known: Vec<_> = known.into_iter().collect();
+    let known = known.join(", ");
+    Err(format!(
+        "use a word and a number of rounds, as in sleep:1; the words are {known}"
+    ))
 }
 
 /// Traces the operation in each arm, on the host that this process is on, and draws the flows.

@@ -1,4 +1,4 @@
-//! Task `cycles`: boots, ends, kills, restarts, hotplug and copies in a random mix, and nothing of it may hang or leak.
+//! Task `cycles`: boots, ends, kills, restarts, hotplug, copies and failing disks in a random mix, and nothing of it may hang or leak.
 //!
 //! # How it works
 //!
@@ -38,7 +38,7 @@ const PIECE_LIMIT: Duration = Duration::from_secs(1800);
 #[command(verbatim_doc_comment)]
 pub(crate) struct CyclesArgs {
     /// How many cycles: a boot and its end is one, and so is a restart, a change of the processors that are on, and a copy's run
-    #[arg(long, value_name = "N", default_value_t = COUNT)]
+    #[arg(long, value_name = "N", default_value_t = COUNT, value_parser = clap::value_parser!(u32).range(1..))]
     count: u32,
     /// The mix's seed
     #[arg(long, value_name = "SEED", default_value_t = SEED)]

@@ -100,11 +100,8 @@ pub(crate) struct AbiCheckArgs {
     #[arg(long, value_enum, default_value = "auto")]
     pub(crate) host: Host,
     /// Print one JSON object: the counts, and each clause with its checks.
-    #[arg(long, conflicts_with = "tap")]
-    pub(crate) json: bool,
-    /// Print TAP, version 14; this is the default.
     #[arg(long)]
-    pub(crate) tap: bool,
+    pub(crate) json: bool,
 }
 
 /// Options of `paravane bench`.
@@ -117,7 +114,7 @@ pub(crate) struct AbiCheckArgs {
     \x20 paravane bench io --arms para,para@driver-domain,para@poll             by who serves the disk\n\
     \x20 paravane bench --all --out results                                     and results/report.html\n\
     A failed launch is told, and is no number. What is interrupted goes on with --resume FILE.\n\
-    Exit status: 0 it was measured; 1 it was not, or launches failed; 2 the command line is wrong."
+    Exit status: 0 it was measured; 1 it was not, or launches failed."
 )]
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
@@ -201,8 +198,8 @@ pub(crate) enum StatsForm {
     \x20 paravane run --guest para … --ctl /tmp/guest.ctl  and then: paravane ctl /tmp/guest.ctl status\n\
     \x20 paravane run --restore warm.snap                  go on from a snapshot\n\
     Keys on an interactive console: Ctrl-A x leaves the guest, Ctrl-A Ctrl-A sends Ctrl-A.\n\
-    Exit status: 0 the guest switched off, or restarted and --on-reboot is exit; 1 it could not run; 2 its kernel crashed, \
-    or the command line is wrong; 3 the watchdog ended it; 130 you did."
+    Exit status: 0 the guest switched off, or restarted and --on-reboot is exit; 1 it could not run: \
+    the command line or something that it names is wrong, or the host cannot; 2 its kernel crashed; 3 the watchdog ended it; 130 you did."
 )]
 pub(crate) struct RunArgs {
     /// How the guest is virtualized.
@@ -256,7 +253,10 @@ pub(crate) struct RunArgs {
     /// `truncate --size=1G disk.img && mkfs.ext4 disk.img` makes one. With `,readonly` behind it the guest cannot write to it,
     /// and several guests can have it at once. A full guest has an IDE controller, and its disks are /dev/sda, /dev/sdb, …
     /// Without --initrd the first disk is the root file system, unless --cmdline has a root= of its own.
-    #[arg(long, value_name = "FILE[,readonly]")]
+    ///
+    /// With `,fail=SEED` one request in 16 fails with an I/O error and is not carried out; the seed says which. What a guest's kernel and
+    /// programs make of it can so be tested; --stats says how many they were.
+    #[arg(long, value_name = "FILE[,readonly][,fail=SEED]")]
     disk: Vec<DiskSpec>,
     /// Connect the guest to a network: `user`, or `tap=NAME` for a TAP device of this host.
     ///
@@ -269,13 +269,6 @@ pub(crate) struct RunArgs {
     /// Give the guest a source of random numbers: virtio's entropy device, /dev/hwrng.
     #[arg(long)]
     rng: bool,
-    /// Give the guest a balloon: virtio's device by which it gives back memory that it does not use, and, when `paravane ctl
-    /// SOCKET memory MIB` asks for it, memory that it does.
-    ///
-    /// A guest that runs out of memory takes it back by itself. Its driver also tells how its memory is used: `paravane ctl SOCKET stats`.
-    /// A para guest does all this by facility mem; without that (--pv=-mem) it can have a balloon, and gives back what it does not use.
-    #[arg(long)]
-    balloon: bool,
     /// Let programs of the guest and of this host connect to each other without a network: the guest's address (CID), 3 or more.
     ///
     /// This host is 2 to the guest. Linux calls it vsock: `socat VSOCK-LISTEN:1234,fork EXEC:date` on the one side,
@@ -352,7 +345,7 @@ pub(crate) struct RunArgs {
     #[arg(
         long,
         value_name = "FILE[,unchecked]",
-        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward", "lies", "rng", "balloon", "vsock", "port"]
+        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward", "lies", "rng", "vsock", "port"]
     )]
     pub(crate) restore: Option<RestoreSpec>,
     /// Keep inherited descriptors, all files and all system calls. Without this the VMM opens no files but its guest's once that
@@ -452,7 +445,6 @@ impl RunArgs {
             net: self.net.clone(),
             open_net: None,
             rng: self.rng,
-            balloon: self.balloon,
             vsock: self.vsock,
             ports: self.port.clone(),
             io: self.io,

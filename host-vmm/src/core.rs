@@ -30,8 +30,6 @@ use crate::vm::Machine;
 
 const PAGE_BYTES: usize = 4096;
 const PAGE: u64 = PAGE_BYTES as u64;
-/// Bytes that are looked at together for zeros.
-const CHUNK: usize = 1 << 16;
 /// An ELF header counts no more program headers than this.
 const SEGMENTS_MAX: usize = 0xfff0;
 /// Tables that are read of one core: 128 GiB in small pages.
@@ -182,20 +180,7 @@ pub fn write(machine: &Machine, file: &File) -> io::Result<u64> {
     file.set_len(0)?;
     file.write_all_at(&head, 0)?;
 
-    let mut buffer = vec![0; CHUNK];
-    for region in &regions {
-        let mut done = 0;
-        while done < region.bytes {
-            let left = usize::try_from(region.bytes - done).unwrap_or(CHUNK);
-            let part = &mut buffer[..left.min(CHUNK)];
-            let at = region.physical_start + done;
-            memory.read(at, part).map_err(io::Error::other)?;
-            if part.iter().any(|byte| *byte != 0) {
-                file.write_all_at(part, offset(at))?;
-            }
-            done += part.len() as u64;
-        }
-    }
+    memory.filled_blocks(|at, block| file.write_all_at(block, memory_starts + at))?;
     let length = memory_starts + regions.iter().map(|region| region.bytes).sum::<u64>();
     file.set_len(length)?;
     Ok(length)

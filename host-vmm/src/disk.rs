@@ -11,6 +11,8 @@
 //! A write that has returned is in the host's page cache, and survives the death of this process.
 //! [`Disk::flush`] brings it to the host's disk. That is what a disk with a write cache promises.
 
+pub mod faults;
+
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::marker::PhantomData;
@@ -22,6 +24,8 @@ use std::str::FromStr;
 use vm_memory::VolatileSlice;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
+use self::faults::{Failing, Faults};
+
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
 /// The most segments of one transfer.
@@ -30,30 +34,51 @@ pub const SEGMENTS_MAX: usize = 128;
 /// What is written where a file cannot be told to be zero.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
-/// `--disk`: which file, and whether the guest may write to it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `--disk`: which file, whether the guest may write to it, and whether it fails.
+#[derive(Clone, Debug)]
 pub struct DiskSpec {
     /// The image file, or block device.
     pub path: PathBuf,
     /// The guest may not write.
     pub read_only: bool,
+    /// Requests fail now and then.
+    pub faults: Option<Faults>,
+}
+
+impl DiskSpec {
+    /// A disk that does what it is told.
+    #[must_use]
+    pub fn of(path: PathBuf, read_only: bool) -> Self {
+        let faults = None;
+        Self {
+            path,
+            read_only,
+            faults,
+        }
+    }
 }
 
 impl FromStr for DiskSpec {
     type Err = DiskError;
 
     fn from_str(text: &str) -> Result<Self, DiskError> {
-        let (path, read_only) = match text.strip_suffix(",readonly") {
-            Some(path) => (path, true),
-            None => (text, false),
-        };
+        let mut spec = Self::of(PathBuf::new(), false);
+        let mut path = text;
+        loop {
+            if let Some(before) = path.strip_suffix(",readonly") {
+                (path, spec.read_only) = (before, true);
+            } else if let Some((before, seed)) = path.rsplit_once(",fail=") {
+                let seed = seed.parse().map_err(|_| DiskError::Seed(seed.to_owned()))?;
+                (path, spec.faults) = (before, Some(Faults::new(seed)));
+            } else {
+                break;
+            }
+        }
         if path.is_empty() {
             return Err(DiskError::NoPath);
         }
-        Ok(Self {
-            path: path.into(),
-            read_only,
-        })
+        spec.path = path.into();
+        Ok(spec)
     }
 }
 
@@ -63,6 +88,9 @@ pub enum DiskError {
     /// `--disk` without a file.
     #[error("a disk is a file: use --disk FILE, or --disk FILE,readonly")]
     NoPath,
+    /// `,fail=` without a number.
+    #[error("`{0}` is no seed: use a number, as in --disk FILE,fail=7")]
+    Seed(String),
     /// A file that cannot be opened.
     #[error("the disk `{}` cannot be opened: {reason}; {mend}", path.display())]
     Open {
@@ -109,6 +137,9 @@ pub enum DiskError {
     /// A write to a disk that may not be written to.
     #[error("the disk is read-only")]
     ReadOnly,
+    /// A request that fails because it was asked to.
+    #[error("the disk was asked to fail (--disk FILE,fail=SEED)")]
+    Asked,
     /// The host's file failed.
     #[error("the disk's file has failed: {0}")]
     Io(#[from] io::Error),
@@ -211,6 +242,7 @@ pub struct Disk {
     file: File,
     bytes: u64,
     read_only: bool,
+    failing: Option<Failing>,
 }
 
 impl Disk {
@@ -249,6 +281,7 @@ impl Disk {
             file,
             bytes,
             read_only: spec.read_only,
+            failing: spec.faults.as_ref().map(Faults::begin),
         })
     }
 
@@ -267,9 +300,13 @@ impl Disk {
     fn check(&self, at: u64, bytes: u64) -> Result<(), DiskError> {
         let size = self.bytes;
         match at.checked_add(bytes) {
-            Some(end) if end <= size => Ok(()),
+            Some(end) if end <= size => self.may_fail(),
             _ => Err(DiskError::Range { at, bytes, size }),
         }
+    }
+
+    fn may_fail(&self) -> Result<(), DiskError> {
+        self.failing.as_ref().map_or(Ok(()), Failing::request)
     }
 
     fn check_write(&self, at: u64, bytes: u64) -> Result<(), DiskError> {
@@ -336,6 +373,7 @@ impl Disk {
     ///
     /// [`DiskError::Io`]: nobody knows then what is there.
     pub fn flush(&self) -> Result<(), DiskError> {
+        self.may_fail()?;
         Ok(self.file.sync_data()?)
     }
 

@@ -35,12 +35,12 @@ use crate::kvm::counters::Counters;
 use crate::memory::{Memory, MemoryError};
 use crate::pv::DOORBELL_PORT;
 use crate::pv::dev::DOORBELL_PORT as DEV_DOORBELL_PORT;
-use crate::pv::event::EventTarget;
+use crate::pv::event::{EventTarget, route};
 use crate::stats::Outcome;
 use crate::sync::lock;
 use crate::virtio::queue::{Io, QueueError};
 use crate::virtio::{COMMON_FEATURES, CONFIG_MAX, Device, Lent, Server};
-use crate::vm::{Machine, RunOptions, Vm, VmError, host, raise, route};
+use crate::vm::{Machine, RunOptions, Vm, VmError, host};
 use channel as at;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 
@@ -148,7 +148,7 @@ impl DriverDomain {
                 base: at::FIRST + u64::from(number) * at::STRIDE,
                 kind: own.kind(),
                 features: own.features() & !COMMON_FEATURES,
-                config: own.config(),
+                config: *own.config(),
                 broken: Arc::clone(broken),
             };
             Some(Box::new(disk) as Box<dyn Device>)
@@ -214,7 +214,7 @@ impl DomainDisk {
     fn wants(&self, wanted: u32) -> Result<(), MemoryError> {
         let at = self.base + at::WANTED;
         self.domain.memory.store_u32(at, wanted, Ordering::SeqCst)?;
-        raise(self.domain.machine.vm(), EVENT);
+        EVENT.raise(self.domain.machine.vm());
         Ok(())
     }
 

@@ -25,9 +25,11 @@ use crate::vm::Machine;
 const FLUSH_AFTER: Duration = Duration::from_millis(4);
 /// How often input that found no room is tried again.
 const RETRY_INPUT: Duration = Duration::from_millis(10);
-/// Most bytes of input that wait for room. A terminal's further keys are lost, but still read, since
-/// Ctrl-A x may be among them; a pipe's wait in the pipe.
-const BACKLOG_MAX: usize = 0x1_0000;
+/// Bytes of input that wait for room before no more are read, but from a terminal: its further keys are lost, and still read, since
+/// Ctrl-A x may be among them. What a pipe has waits in the pipe.
+const BACKLOG_FULL: usize = 0x1_0000;
+/// Bytes that are read at once.
+const PIECE: usize = 256;
 /// By then a guest has booted, and the VMM does what it will go on doing.
 const SETTLED_AFTER: Duration = Duration::from_secs(5);
 /// The key that leaves an interactive guest, after Ctrl-A, as in QEMU.
@@ -106,7 +108,8 @@ pub struct EventLoop<'a> {
     settled: Option<Instant>,
 }
 
-fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
+/// Has `epoll` tell by `token` when there is something to read.
+pub(crate) fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
     epoll.ctl(
         ControlOperation::Add,
         fd,
@@ -248,6 +251,7 @@ impl<'a> EventLoop<'a> {
                 self.offer_input();
                 self.machine.pause().rest(Pause::event_loop());
             }
+            self.watch_stdin(self.backlog.len() < BACKLOG_FULL || terminal::is_attended());
             if self.settled.take_if(|at| now >= *at).is_some() {
                 resident::give_back();
             }
@@ -268,7 +272,7 @@ impl<'a> EventLoop<'a> {
     }
 
     fn input(&mut self) {
-        let mut buffer = [0; 256];
+        let mut buffer = [0; PIECE];
         // Not by `Stdin`, which reads more than it is asked for: nobody would be woken for the rest.
         let file = io::stdin().as_fd().try_clone_to_owned().map(File::from);
         let count = match file.and_then(|mut file| file.read(&mut buffer)) {
@@ -292,7 +296,7 @@ impl<'a> EventLoop<'a> {
                 }
                 (_, byte) => {
                     self.escaped = false;
-                    if self.backlog.len() < BACKLOG_MAX {
+                    if self.backlog.len() < BACKLOG_FULL + PIECE {
                         self.backlog.push_back(*byte);
                     }
                 }
@@ -307,6 +311,5 @@ impl<'a> EventLoop<'a> {
         }
         let taken = self.machine.input(self.backlog.make_contiguous());
         self.backlog.drain(..taken);
-        self.watch_stdin(self.backlog.len() < BACKLOG_MAX || terminal::is_attended());
     }
 }

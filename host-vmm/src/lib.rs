@@ -37,6 +37,7 @@ pub mod event_loop;
 pub mod fleet;
 pub mod gdb;
 pub mod image;
+mod kick;
 pub mod kvm;
 pub mod lies;
 pub mod memory;

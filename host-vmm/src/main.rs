@@ -38,7 +38,20 @@ use paravane_reference_host::Input;
 
 fn main() -> ExitCode {
     let started = Instant::now();
-    let result = match Cli::parse().command {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Where nobody reads it there is nobody to tell.
+            let _ = e.print();
+            // A help text has been asked for. What is wrong is a failure like others: 2 is a guest's crash.
+            return if e.use_stderr() {
+                ExitCode::FAILURE
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    let result = match cli.command {
         Command::Run(args) => run(&args, started),
         Command::Doctor(args) => paravane::doctor::run(&args)
             .map(|_| ExitCode::SUCCESS)

@@ -4,15 +4,15 @@
 //! bytes that have been copied, or as an error; never as a reference or a pointer.
 
 use std::fs::File;
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
-use paravane_abi::registry::PAGE_SIZE;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion, VolatileSlice,
+    GuestRegionMmap, MmapRegion,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -54,6 +54,9 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 
 /// The most pieces that memory of a file is cut into where parts of it are given back. The host lets a process have 65,530 mappings.
 const PIECES_MAX: u64 = 1 << 14;
+
+/// Bytes that are looked at together for zeros.
+pub(crate) const BLOCK: usize = 1 << 16;
 
 /// Why guest memory could not be made or reached.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +107,11 @@ fn ranges(bytes: u64) -> Vec<(GuestAddress, u64)> {
         ranges.push((GuestAddress(ABOVE_4G), bytes - low));
     }
     ranges
+}
+
+/// Whether all bytes are zero.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().fold(0, |all, byte| all | byte) == 0
 }
 
 impl Memory {
@@ -257,25 +265,8 @@ impl Memory {
     pub fn discard(&self, address: u64, length: usize) -> Result<(), MemoryError> {
         let at = self.checked(address, length)?;
         let out = |_| MemoryError::Range { address, length };
-        self.discard_slice(&self.mmap.get_slice(at, length).map_err(out)?);
-        Ok(())
-    }
-
-    /// The same of the whole pages of a part of this memory; how many bytes they have.
-    pub fn discard_pages(&self, part: &VolatileSlice<'_>) -> usize {
-        // Where a page begins in the guest, one begins here.
-        let start = part.ptr_guard().as_ptr().align_offset(PAGE_SIZE);
-        let length = part.len().saturating_sub(start) / PAGE_SIZE * PAGE_SIZE;
-        match part.subslice(start, length) {
-            Ok(pages) if length > 0 => self.discard_slice(&pages),
-            _ => return 0,
-        }
-        length
-    }
-
-    /// Discards whole pages of this memory.
-    fn discard_slice(&self, slice: &VolatileSlice<'_>) {
-        let (start, length) = (slice.ptr_guard_mut().as_ptr(), slice.len());
+        let slice = self.mmap.get_slice(at, length).map_err(out)?;
+        let start = slice.ptr_guard_mut().as_ptr();
         let discarded = if self.is_file && (length as u64) < self.bytes / PIECES_MAX {
             // Each piece is a mapping: a guest could use all of them up.
             false
@@ -300,13 +291,37 @@ impl Memory {
             unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) == 0 }
         };
         if discarded {
-            return;
+            return Ok(());
         }
         // Memory that the host has locked, say: zero all the same.
-        for done in (0..length).step_by(PAGE_SIZE) {
-            // The slice has that page.
-            let _ = slice.write_slice(&[0; PAGE_SIZE], done);
+        let zeros = [0; 4096];
+        for done in (0..length).step_by(zeros.len()) {
+            let part = &zeros[..zeros.len().min(length - done)];
+            self.write(address + done as u64, part)?;
         }
+        Ok(())
+    }
+
+    /// Gives each block that is not all zero, and its place among the memory's bytes, to who writes them into a file.
+    pub(crate) fn filled_blocks(
+        &self,
+        mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut buffer = vec![0; BLOCK];
+        let mut at = 0;
+        for region in self.mmap.iter() {
+            for done in (0..region.len()).step_by(BLOCK) {
+                let left = usize::try_from(region.len() - done).unwrap_or(BLOCK);
+                let block = &mut buffer[..left.min(BLOCK)];
+                let address = region.start_addr().0 + done;
+                self.read(address, block).map_err(io::Error::other)?;
+                if !is_zero(block) {
+                    take(at, block)?;
+                }
+                at += block.len() as u64;
+            }
+        }
+        Ok(())
     }
 
     /// The `vm-memory` object, for the kernel loader.

@@ -16,8 +16,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use vmm_sys_util::signal::SIGRTMIN;
-
+use crate::kick::kick;
 use crate::sync::{lock, wait};
 
 /// How often workers that still work get their signal.
@@ -243,13 +242,6 @@ fn this_thread() -> libc::pid_t {
     unsafe { libc::gettid() }
 }
 
-/// Interrupts a thread of this process. One that has ended is none of ours any more, and gets nothing.
-fn kick(thread: libc::pid_t) {
-    // SAFETY: tgkill takes three numbers. The signal has a handler that does nothing, and only threads of this process
-    // get it.
-    unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), thread, SIGRTMIN()) };
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -261,8 +253,6 @@ mod tests {
         let pause = Arc::new(Pause::new(2));
         let done = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
-        extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-        vmm_sys_util::signal::register_signal_handler(SIGRTMIN(), nothing).unwrap();
         let threads: Vec<_> = (0..2)
             .map(|id| {
                 let (pause, done, stop) = (pause.clone(), done.clone(), stop.clone());

@@ -286,7 +286,6 @@ pub(crate) struct SavedConfig {
     disks: Vec<SavedDisk>,
     net: Option<String>,
     rng: bool,
-    balloon: bool,
 }
 
 impl SavedConfig {
@@ -310,7 +309,6 @@ impl SavedConfig {
             net,
             open_net: _,
             rng,
-            balloon,
             vsock: _,
             ports,
             io: _,
@@ -360,7 +358,6 @@ impl SavedConfig {
             disks: disks.collect::<Result<_, SnapshotError>>()?,
             net: net.as_ref().map(ToString::to_string),
             rng: *rng,
-            balloon: *balloon,
         })
     }
 
@@ -396,7 +393,12 @@ impl SavedConfig {
                     mend: disks_mend,
                 });
             }
-            disks.push(DiskSpec { path, read_only });
+            let faults = given.and_then(|spec| spec.faults.clone());
+            disks.push(DiskSpec {
+                path,
+                read_only,
+                faults,
+            });
         }
         let net = match (&self.net, &instead.net) {
             (None, Some(_)) => {
@@ -422,7 +424,6 @@ impl SavedConfig {
             disks,
             net,
             rng: self.rng,
-            balloon: self.balloon,
             ..Config::of(self.guest, kernel)
         };
         config.validate().map_err(|e| state(e.to_string()))?;

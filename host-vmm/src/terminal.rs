@@ -4,6 +4,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::sync::Mutex;
 
+use crate::sync::lock;
+
 /// What the terminal was like before a guest got it.
 static SAVED: Mutex<Option<libc::termios>> = Mutex::new(None);
 
@@ -24,10 +26,7 @@ pub fn is_attended() -> bool {
 
 /// Puts the terminal back, if it was raw. May be called from anywhere, any number of times.
 pub fn restore() {
-    let saved = SAVED
-        .lock()
-        .map_or_else(|e| e.into_inner().take(), |mut s| s.take());
-    if let Some(termios) = saved {
+    if let Some(termios) = lock(&SAVED).take() {
         // SAFETY: `termios` was filled in by tcgetattr on the same descriptor; tcsetattr only
         // reads it.
         unsafe {
@@ -54,9 +53,7 @@ impl Raw {
         }
         // SAFETY: tcgetattr has succeeded, so the structure is filled in.
         let before = unsafe { termios.assume_init() };
-        if let Ok(mut saved) = SAVED.lock() {
-            *saved = Some(before);
-        }
+        *lock(&SAVED) = Some(before);
         let mut raw = before;
         // SAFETY: cfmakeraw only changes the structure it is given.
         unsafe { libc::cfmakeraw(&raw mut raw) };

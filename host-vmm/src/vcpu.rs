@@ -22,6 +22,7 @@ use crate::boot;
 use crate::complete::Completer;
 use crate::confine;
 use crate::device::{PortAction, uart};
+use crate::kvm::port_string;
 use crate::pause::{Pause, Place};
 use crate::pv::smp::Start;
 use crate::pv::{DOORBELL_PORT, Reply, answer};
@@ -50,7 +51,10 @@ enum Then {
     Resume,
     Call(CallId),
     Stop(Outcome, Option<String>),
-    Mark(u8),
+    Ports(PortAction),
+    /// Several bytes from a port, or to it.
+    StringIn(u16),
+    StringOut(u16),
     Debug(kvm_debug_exit_arch),
     /// A byte to the doorbell: nothing, or a breakpoint.
     DoorbellByte,
@@ -140,6 +144,7 @@ impl Vcpu {
             machine.stop(Outcome::Error, Some(message));
             return None;
         }
+        processors.has_begun(self.id);
         Some(fd)
     }
 
@@ -195,7 +200,13 @@ impl Vcpu {
                     }
                 }
                 Then::Stop(outcome, message) => machine.stop(outcome, message),
-                Then::Mark(code) => machine.mark(code),
+                Then::Ports(action) => Self::act(machine, action),
+                Then::StringIn(port) => port_string::each(&mut fd, |data| {
+                    machine.ports().read(port, data);
+                }),
+                Then::StringOut(port) => port_string::each(&mut fd, |data| {
+                    Self::act(machine, machine.ports().write(port, data));
+                }),
                 Then::Debug(exit) => self.debug(&fd, &exit),
                 Then::DoorbellByte => self.look_for_breakpoint(&mut fd),
                 Then::Complete => {
@@ -271,6 +282,9 @@ impl Vcpu {
                 let is_uart = (uart::FIRST..=uart::LAST).contains(&port);
                 let reason = if is_uart { Exit::UartIn } else { Exit::IoIn };
                 counts.exit_at(reason, Step::In(port));
+                if data.len() > 1 {
+                    return Then::StringIn(port);
+                }
                 machine.ports().read(port, data);
                 Then::Resume
             }
@@ -341,6 +355,11 @@ impl Vcpu {
             return Then::DoorbellByte;
         }
         let is_uart = (uart::FIRST..=uart::LAST).contains(&port);
+        if data.len() > 1 {
+            let reason = if is_uart { Exit::UartOut } else { Exit::IoOut };
+            counts.exit_at(reason, Step::out(port, data));
+            return Then::StringOut(port);
+        }
         let action = machine.ports().write(port, data);
         let reason = match action {
             PortAction::Mark(_) => Exit::Mark,
@@ -348,10 +367,15 @@ impl Vcpu {
             _ => Exit::IoOut,
         };
         counts.exit_at(reason, Step::out(port, data));
+        Then::Ports(action)
+    }
+
+    /// Does what a device has asked for.
+    fn act(machine: &Machine, action: PortAction) {
         match action {
-            PortAction::Done | PortAction::Unclaimed => Then::Resume,
-            PortAction::Reset => Then::Stop(Outcome::Reboot, None),
-            PortAction::Mark(code) => Then::Mark(code),
+            PortAction::Done | PortAction::Unclaimed => {}
+            PortAction::Reset => machine.stop(Outcome::Reboot, None),
+            PortAction::Mark(code) => machine.mark(code),
         }
     }
 

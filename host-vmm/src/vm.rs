@@ -2,7 +2,6 @@
 
 mod build;
 mod look;
-mod memory;
 mod run;
 mod snapshot;
 
@@ -14,9 +13,7 @@ use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use kvm_bindings::{
-    KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_cpuid_entry2, kvm_irq_routing_entry, kvm_msi, kvm_regs,
-};
+use kvm_bindings::{kvm_cpuid_entry2, kvm_msi, kvm_regs};
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -29,6 +26,7 @@ use crate::crash::Symbols;
 use crate::device::Ports;
 use crate::device::mark::MARKS_MAX;
 use crate::disk::DiskError;
+use crate::disk::faults::Faults;
 use crate::driver_domain::DriverDomain;
 use crate::end::End;
 use crate::gdb::debugger::Debugger;
@@ -53,9 +51,8 @@ use crate::stats::{self, ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
 use crate::sync::lock;
 use crate::vcpu::PowerOn;
-use crate::virtio::balloon::BalloonState;
 use crate::virtio::mmio::MmioBus;
-use crate::virtio::unit::{Unit, UnitStats};
+use crate::virtio::unit::UnitStats;
 use crate::virtio::vhost::vsock::VsockError;
 
 /// The data word of a message that is a non-maskable interrupt.
@@ -130,7 +127,6 @@ pub struct Machine {
     clock: Option<Arc<Clock>>,
     processors: Option<Arc<Processors>>,
     mem: Option<Arc<Mem>>,
-    balloon: Option<Arc<BalloonState>>,
     awkward: Option<Arc<Awkward>>,
     liar: Option<Arc<Liar>>,
     /// There where the run has one.
@@ -154,43 +150,6 @@ struct Started {
     setup_ns: u64,
     /// Class of the host.
     host: String,
-}
-
-/// The message that is an interrupt vector to a processor of the guest.
-pub(crate) fn message(target: EventTarget) -> kvm_msi {
-    kvm_msi {
-        address_lo: 0xfee0_0000 | u32::from(target.apic_id) << 12,
-        data: u32::from(target.vector),
-        ..Default::default()
-    }
-}
-
-/// Sends a processor of the guest an interrupt vector.
-pub(crate) fn raise(vm: &VmFd, target: EventTarget) {
-    // A guest that has switched its LAPIC off does not get the event: as on hardware.
-    let _ = vm.signal_msi(message(target));
-}
-
-/// Tells KVM which interrupt each line is, of those that have no interrupt controller.
-pub(crate) fn route(
-    vm: &VmFd,
-    lines: impl IntoIterator<Item = (u32, EventTarget)>,
-) -> Result<(), KvmError> {
-    let routes = lines.into_iter().map(|(gsi, target)| {
-        let msi = message(target);
-        let mut route = kvm_irq_routing_entry {
-            gsi,
-            type_: KVM_IRQ_ROUTING_MSI,
-            ..Default::default()
-        };
-        route.u.msi.address_lo = msi.address_lo;
-        route.u.msi.data = msi.data;
-        route
-    });
-    let routes = KvmIrqRouting::from_entries(&routes.collect::<Vec<_>>())
-        .map_err(|_| KvmError::Capability("interrupt routes"))?;
-    vm.set_gsi_routing(&routes)
-        .map_err(refused("route a device's interrupt"))
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -262,6 +221,28 @@ impl Machine {
     #[must_use]
     pub fn processors(&self) -> Option<&Processors> {
         self.processors.as_deref()
+    }
+
+    /// Which memory is free, where the guest has facility mem.
+    #[must_use]
+    pub fn mem(&self) -> Option<&Mem> {
+        self.mem.as_deref()
+    }
+
+    /// Tells the guest to do with `mib` MiB of its memory, and to keep the rest from itself; it follows as far as it can. False
+    /// where it has no facility mem, or has not that much memory.
+    #[must_use]
+    pub fn set_memory_target(&self, mib: u64) -> bool {
+        let (Some(mem), Some(kept)) = (&self.mem, self.config.memory_mib.checked_sub(mib)) else {
+            return false;
+        };
+        let Ok(event) = mem.want(kept << 20) else {
+            return false;
+        };
+        if let Some(target) = event {
+            self.raise(target);
+        }
+        true
     }
 
     /// Paravane's facilities.
@@ -376,15 +357,14 @@ impl Machine {
 
     /// Raises an event of the guest.
     fn raise(&self, target: EventTarget) {
-        raise(&self.vm, target);
+        target.raise(&self.vm);
     }
 
     /// What the virtio devices have done.
     fn unit_stats(&self) -> Vec<UnitStats> {
-        let dev = self.dev.iter().flat_map(|dev| dev.units());
+        let dev = self.dev.iter().flat_map(|dev| dev.stats());
         let served = self.domain.iter().flat_map(|d| d.machine().unit_stats());
-        let own = self.virtio.units().chain(dev).map(Unit::stats);
-        own.chain(served).collect()
+        self.virtio.stats().chain(dev).chain(served).collect()
     }
 
     /// Ends the virtio devices' work: guest memory stays as it is.
@@ -444,10 +424,7 @@ impl Machine {
             },
             marks: lock(&self.marks).clone(),
             devices: self.unit_stats(),
-            guest_memory: self
-                .balloon
-                .as_ref()
-                .map_or_else(BTreeMap::new, |b| b.statistics()),
+            disk_faults: self.disk_faults(),
             processors: Vec::new(),
             console_tail: String::new(),
         };
@@ -457,6 +434,12 @@ impl Machine {
             stats.add_vcpu(counts);
         }
         stats
+    }
+
+    /// How often disks have failed because they were asked to.
+    fn disk_faults(&self) -> Option<u64> {
+        let faults = self.config.disks.iter().filter_map(|d| d.faults.as_ref());
+        faults.map(Faults::failed).reduce(|a, b| a + b)
     }
 
     /// What has crossed the switchers of a direct guest.

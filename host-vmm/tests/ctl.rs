@@ -150,6 +150,48 @@ fn a_guest_whose_output_nobody_reads_ends_when_it_is_told_to() {
     }
 }
 
+/// Puts out each byte of its input ring, one at a time: waits until `in_head` is not `in_tail`, and then
+/// `lea edi, [IN_BUFFER + in_tail % IN_SIZE]; mov esi, 1; mov eax, console.write; mov edx, 0x7e; out dx, eax; inc dword [in_tail]`.
+const ECHOES: [u8; 53] = [
+    0x8b, 0x0c, 0x25, 0xc0, 0x10, 0x0e, 0x00, 0x3b, 0x0c, 0x25, 0x80, 0x10, 0x0e, 0x00, 0x74, 0xf0,
+    0x81, 0xe1, 0xff, 0x0f, 0x00, 0x00, 0x8d, 0xb9, 0x00, 0x20, 0x0f, 0x00, 0xbe, 0x01, 0x00, 0x00,
+    0x00, 0xb8, 0x00, 0x00, 0x02, 0x00, 0xba, 0x7e, 0x00, 0x00, 0x00, 0xef, 0xff, 0x04, 0x25, 0xc0,
+    0x10, 0x0e, 0x00, 0xeb, 0xcb,
+];
+
+#[test]
+fn input_that_finds_no_room_is_not_lost() {
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    // SAFETY: both descriptors are open, and no other test reads standard input.
+    assert_eq!(unsafe { libc::dup2(reader.as_raw_fd(), 0) }, 0);
+    let console = Console::memory().unwrap();
+    let server = Arc::new(Server::bind(&fresh_path()).unwrap());
+    let options = RunOptions {
+        stdin: true,
+        ctl: Some(Arc::clone(&server)),
+        ..RunOptions::default()
+    };
+    let limit = Duration::from_secs(120);
+    let Some(counting) = Counting::of(&ECHOES, console.clone(), limit, options) else {
+        return;
+    };
+    // More than the VMM keeps, in pieces that are none of its own sizes.
+    let input: Vec<u8> = (0..100_000_u32)
+        .map(|n| n.to_le_bytes()[usize::from(n % 3 == 0)])
+        .collect();
+    for piece in input.chunks(1000) {
+        writer.write_all(piece).unwrap();
+    }
+    while console.bytes() < input.len() as u64 {
+        let came = console.bytes();
+        assert!(!counting.thread.is_finished(), "{came} bytes have come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(console.contents() == input);
+    let path = server.path().to_owned();
+    Running { path, counting }.off();
+}
+
 #[test]
 fn a_paused_guest_can_be_switched_off() {
     let Some(guest) = start() else { return };
@@ -160,9 +202,73 @@ fn a_paused_guest_can_be_switched_off() {
     assert!(!path.exists(), "the socket is left behind");
 }
 
+/// Whatever it is told, and whether that is done or refused.
 #[test]
-fn a_reset_ends_the_run_as_a_restart() {
+fn a_paused_guest_that_is_told_something_stands_still_until_it_is_resumed() {
     let Some(guest) = start() else { return };
+    guest.counting.counts();
+    let mut client = guest.client();
+    client.ask(Request::Pause {}).unwrap();
+    let stood = guest.counting.counter();
+    let core = TempFile::new().unwrap();
+    let snapshot = TempFile::new().unwrap();
+    for (request, file, refused) in [
+        (Request::Memory { mib: 16 }, None, None),
+        (Request::Memory { mib: 64 }, None, Some("memory")),
+        (Request::Cpus { count: 2 }, None, Some("no-hotplug")),
+        (Request::Core {}, Some(core.as_file()), None),
+        (Request::Core {}, Some(core.as_file()), None),
+        (
+            Request::Snapshot {},
+            Some(snapshot.as_file()),
+            Some("snapshot"),
+        ),
+        (Request::Stats {}, None, None),
+        (Request::Metrics {}, None, None),
+    ] {
+        match (client.ask_with(request, file), refused) {
+            (Ok(_), None) => {}
+            (Err(ClientError::Refused { code, .. }), Some(expected)) => assert_eq!(code, expected),
+            other => panic!("{request:?}: {other:?}"),
+        }
+        assert_eq!(client.ask(Request::Status {}).unwrap()["state"], "paused");
+        assert_eq!(guest.counting.counter(), stood, "{request:?}");
+    }
+    client.ask(Request::Resume {}).unwrap();
+    guest.counting.counts();
+    guest.off();
+}
+
+#[test]
+fn a_pause_and_a_core_at_once_do_not_end_each_other() {
+    let Some(guest) = start() else { return };
+    guest.counting.counts();
+    let mut other = guest.client();
+    let writing = std::thread::spawn(move || {
+        let core = TempFile::new().unwrap();
+        for _ in 0..8 {
+            other
+                .ask_with(Request::Core {}, Some(core.as_file()))
+                .unwrap();
+        }
+    });
+    let mut client = guest.client();
+    while !writing.is_finished() {
+        assert_eq!(client.ask(Request::Pause {}).unwrap()["state"], "paused");
+        let stood = guest.counting.counter();
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(guest.counting.counter(), stood);
+        client.ask(Request::Resume {}).unwrap();
+    }
+    writing.join().unwrap();
+    guest.counting.counts();
+    guest.off();
+}
+
+#[test]
+fn a_reset_ends_the_run_as_a_restart_in_a_pause_too() {
+    let Some(guest) = start() else { return };
+    guest.client().ask(Request::Pause {}).unwrap();
     let request = Request::Power {
         action: Power::Reset,
     };

@@ -37,6 +37,24 @@ const FILL: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir -p /m /proc
      $B cp /m/in /m/out; $B sync; $B dd if=/dev/zero of=/m/big bs=64k count=256 conv=fsync 2>/dev/null || echo no room; \
      echo 3 >/proc/sys/vm/drop_caches; $B cmp /m/in /m/out && echo copy is good; $B END -f";
 
+/// What it does with a disk that fails, block by block and without a cache of its own: it says how each request has ended.
+const FAIL: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B yes Paravane | $B head -c 4096 >/in; D=/dev/DISK; \
+     for n in $($B seq 0 23); do $B dd if=/in of=$D bs=4k count=1 seek=$n oflag=direct 2>/dev/null; echo write $n $?; \
+     $B dd if=$D of=/out bs=4k count=1 skip=$n iflag=direct 2>/dev/null; echo read $n $?; \
+     $B dd if=/in of=$D bs=4k count=0 conv=fsync 2>/dev/null; echo flush $n $?; done; echo alive; $B END -f";
+
+/// The blocks of that disk, their bytes, and what says which requests fail.
+const BLOCKS: usize = 24;
+const BLOCK: usize = 4096;
+const SEED: u32 = 7;
+
+/// Its guests: kernel, how they end, what they call it.
+const FAILING: [(&str, &str, &str, &str); 3] = [
+    ("kvm-pv", "full", "reboot", "vda"),
+    ("para", "para", "poweroff", "vda"),
+    ("full", "full", "reboot", "sda"),
+];
+
 /// What the script has left.
 struct Done {
     folder: PathBuf,
@@ -64,6 +82,23 @@ fn content() -> Vec<u8> {
     (0..100_000_u32)
         .flat_map(|n| n.wrapping_mul(0x9e37_79b1).to_le_bytes())
         .collect()
+}
+
+/// The guest's command in the script.
+fn command(
+    (guest, kernel, initrd): (&str, &Path, &Path),
+    name: &str,
+    disk: &str,
+    init: &str,
+) -> String {
+    format!(
+        "'{}' run --guest {guest} --host kvm --kernel '{}' --initrd '{}' --disk {disk} --watchdog 100 \
+         --stats json --stats-file {name}.stats --console-log {name}.console \
+         --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"' </dev/null 2>{name}.errors",
+        env!("CARGO_BIN_EXE_paravane"),
+        kernel.display(),
+        initrd.display()
+    )
 }
 
 fn run() -> Result<Done, String> {
@@ -96,14 +131,8 @@ fn run() -> Result<Done, String> {
             assert!(made.status.success(), "{made:?}");
         }
         let run = |name: &str, image: &str, init: &str| {
-            format!(
-                "'{}' run --guest {guest} --host kvm --kernel '{}' --initrd '{}' --disk {guest}.{image}.img --watchdog 100 \
-                 --stats json --stats-file {name}.stats --console-log {name}.console \
-                 --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"' </dev/null 2>{name}.errors",
-                env!("CARGO_BIN_EXE_paravane"),
-                kernel.display(),
-                initrd.display()
-            )
+            let disk = format!("{guest}.{image}.img");
+            command((guest, &kernel, &initrd), name, &disk, init)
         };
         script += &run(&format!("{guest}.copy"), "copy", &COPY.replace("END", end));
         let fill = run(&format!("{guest}.fill"), "fill", &FILL.replace("END", end));
@@ -127,10 +156,22 @@ fn run() -> Result<Done, String> {
             );
         }
     }
+    for (guest, kernel, end, disk) in FAILING {
+        let kernel = paravane_reference_host::built(
+            &format!("kernel/{kernel}/vmlinux"),
+            &format!("kernel {kernel}"),
+        )?;
+        let name = format!("{guest}.fail");
+        fs::write(folder.join(format!("{name}.img")), [b'-'; BLOCKS * BLOCK]).unwrap();
+        let init = FAIL.replace("DISK", disk).replace("END", end);
+        let image = format!("{name}.img,fail={SEED}");
+        script += &command((guest, &kernel, &initrd), &name, &image, &init);
+        script += "\n";
+    }
     script += "exit 0\n";
     let path = folder.join("script");
     fs::write(&path, script).unwrap();
-    let limit = 100 + SECONDS_A_KILL * u64::from(kills) * 2;
+    let limit = 160 + SECONDS_A_KILL * u64::from(kills) * 2;
     let finished = paravane_reference_host::Command::new([Path::new("/bin/sh"), path.as_path()])
         .expect("the working folder is known")
         .timeout(Duration::from_secs(limit))
@@ -213,6 +254,39 @@ fn a_guest_goes_on_where_its_host_has_no_room() {
         let stats: Value =
             serde_json::from_str(&done.text(&format!("{guest}.fill.stats"))).unwrap();
         assert_eq!(stats["devices"][0]["broken"], Value::Null, "{guest}");
+    }
+}
+
+/// A request that fails is an error of the program's that has made it, and has done nothing; the guest goes on.
+#[test]
+fn a_guest_goes_on_with_a_disk_that_fails() {
+    let Some(done) = done() else { return };
+    for (guest, ..) in FAILING {
+        let name = format!("{guest}.fail");
+        let console = done.text(&format!("{name}.console"));
+        let errors = done.text(&format!("{name}.errors"));
+        assert!(console.contains("alive"), "{guest}: {console}\n{errors}");
+        let image = fs::read(done.folder.join(format!("{name}.img"))).unwrap();
+        let written = b"Paravane\n".iter().cycle().take(BLOCK);
+        let written: Vec<u8> = written.copied().collect();
+        let mut failed = 0;
+        for (block, now) in image.chunks_exact(BLOCK).enumerate() {
+            let good = |what: &str| console.contains(&format!("{what} {block} 0\r\n"));
+            let before = [b'-'; BLOCK];
+            let expected = if good("write") { &written[..] } else { &before };
+            assert!(now == expected, "{guest}: block {block}: {console}");
+            failed += ["write", "read", "flush"]
+                .iter()
+                .filter(|what| !good(what))
+                .count();
+        }
+        let stats: Value = serde_json::from_str(&done.text(&format!("{name}.stats"))).unwrap();
+        // The kernel's own look for partitions may have had one, too.
+        let asked = stats["disk_faults"].as_u64().unwrap();
+        assert!(
+            failed > 0 && failed as u64 <= asked,
+            "{guest}: {failed}: {stats}\n{console}"
+        );
     }
 }
 

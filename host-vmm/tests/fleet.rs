@@ -92,6 +92,28 @@ fn a_guest_that_crashes_in_a_loop_is_not_noticed_by_the_others() {
     assert_eq!(output.status.code(), Some(2), "the greatest of theirs");
 }
 
+/// A status of 2 is a crash, of a guest of the fleet's too: a command line that is wrong has another.
+#[test]
+fn a_command_line_that_is_wrong_ends_with_1_before_anything_runs() {
+    for (arguments, reason) in [
+        (&["run", "--kernel", "k", "--cpus", "none"][..], "--cpus"),
+        (&["run", "--kernel", "k", "--memory", "0"], "MiB"),
+        (&["run", "--kernel", "k", "--disk", "d,fail=x"], "seed"),
+        (&["bench", "boot", "--until", "0"], "above 0"),
+        (&["trace", "sleeep:1"], "sleep"),
+        (&["trace", "sleep:0"], "rounds"),
+        (&["frobnicate"], "Usage"),
+    ] {
+        let program = Command::new(env!("CARGO_BIN_EXE_paravane"))
+            .args(arguments)
+            .output();
+        let output = program.unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {errors}");
+        assert!(errors.contains(reason), "{arguments:?}: {errors}");
+    }
+}
+
 #[test]
 fn a_fleet_that_is_none_is_refused_before_anything_runs() {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("none.toml");

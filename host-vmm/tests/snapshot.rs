@@ -158,10 +158,7 @@ fn goes_on(profile: Profile, cpus: u8, kernel: &Path, initrd: &Path, folder: &Pa
     println!("{profile}, {cpus} processors");
     let place = |name: &str| folder.join(format!("{profile}-{cpus}-{name}"));
     let snapshot = place("snapshot");
-    let disk = |name: &str| DiskSpec {
-        path: place(name),
-        read_only: false,
-    };
+    let disk = |name: &str| DiskSpec::of(place(name), false);
     let disks = |name| vec![disk(name)];
     let device = if profile == Profile::Full {
         "/dev/sda"

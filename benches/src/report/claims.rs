@@ -1,5 +1,6 @@
 //! The claims of the textbook chapter that the project set out to test, H1 to H9, each with what was measured.
 
+use super::markdown::interval;
 use super::model::{ArmFigures, Figures, Part, Report, Verdict};
 use crate::job::suite;
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float};
@@ -88,14 +89,6 @@ type Finding = (Vec<Evidence>, String);
 
 fn not_yet(why: &str) -> Finding {
     (Vec::new(), format!("{NOT_YET}: {why}"))
-}
-
-fn interval(ratio: Ratio) -> String {
-    if ratio.pairs < MEANINGFUL_LAUNCHES {
-        return format!("{} (n = {})", significant(ratio.value), ratio.pairs);
-    }
-    let (low, high) = (significant(ratio.low), significant(ratio.high));
-    format!("{} ({low} to {high})", significant(ratio.value))
 }
 
 fn evidence(part: &Part, figures: &Figures, text: String) -> Evidence {

@@ -12,7 +12,7 @@ use crate::metrics::LATE_BUCKET;
 use crate::ops_results::Results;
 use crate::ops_table::{Section, origin, sections};
 use crate::sample::Samples;
-use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, median, paired_ratio};
+use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, float, median, ratio_by_launch};
 use crate::table::ExitCosts;
 
 /// Everything that a report says.
@@ -206,12 +206,12 @@ impl Part {
             let figures = self.jobs.iter().find(|figures| figures.job.name == job)?;
             Some(&figures.arm(arm)?.raw)
         };
-        paired(raw(base)?, raw(job)?, self.seed)
+        ratio_by_launch(raw(base)?, raw(job)?, self.seed)
     }
 
     /// One arm's values by another's, paired by launch.
     pub(super) fn between_arms(&self, arm: &ArmFigures, base: &ArmFigures) -> Option<Ratio> {
-        paired(&base.raw, &arm.raw, self.seed)
+        ratio_by_launch(&base.raw, &arm.raw, self.seed)
     }
 
     /// A name for links to a job's raw samples.
@@ -231,15 +231,6 @@ impl Figures {
         let failed = self.failures.iter().find(|(name, ..)| name == arm);
         failed.map_or(0, |(_, count, _)| *count)
     }
-}
-
-/// The ratio of two arms' values, paired by launch.
-fn paired(base: &BTreeMap<u32, u64>, arm: &BTreeMap<u32, u64>, seed: u64) -> Option<Ratio> {
-    let pairs: Vec<(f64, f64)> = base
-        .iter()
-        .filter_map(|(launch, base)| Some((float(*base), float(*arm.get(launch)?))))
-        .collect();
-    paired_ratio(&pairs, seed)
 }
 
 /// The histogram of a job of sleeps; empty for the others.
@@ -262,7 +253,7 @@ fn figures(job: &Job, arms: &[Arm], samples: &Samples, seed: u64) -> Figures {
             let values = samples.values(&job.name, metric)?.get(arm)?;
             Some(values.clone()).filter(|values| !values.is_empty())
         };
-        let ratio = |arm: &str| paired(&raw(base)?, &raw(arm)?, seed);
+        let ratio = |arm: &str| ratio_by_launch(&raw(base)?, &raw(arm)?, seed);
         let twin = arms
             .iter()
             .find(|arm| twin_of(&arm.name) == Some(base))

@@ -23,6 +23,10 @@ const LIMIT: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(20);
 /// The guest's first process without its report, which takes longer than the boot.
 const QUIETLY: &str = "quiet -- quietly";
+/// A guest that writes to a disk which fails, and reads from it, whatever becomes of that; busybox is its first process.
+const FAILING_DISK: &str = "quiet rdinit=/bin/busybox -- sh -c \"B=busybox; $B mount -t devtmpfs d /dev; for n in $($B seq 40); do \
+    $B dd if=/bin/busybox of=/dev/vda bs=4k count=9 seek=$n conv=fsync; $B dd if=/dev/vda of=/dev/null bs=4k count=9 skip=$n; \
+    done 2>/dev/null; echo alive; $B END -f\"";
 
 /// A guest's session, as it is reported.
 #[derive(Debug, Serialize)]
@@ -51,13 +55,14 @@ pub(super) fn run_all(
         let mut guest = Guest::new(made, seed, index)?;
         let started = Instant::now();
         let most = left;
-        let (kind, result) = match random.u32(..7) {
+        let (kind, result) = match random.u32(..8) {
             _ if clones => ("clone", guest.clones(&mut random, most, "direct")),
             5 => ("clone", guest.clones(&mut random, most, "para")),
             0 | 1 => ("boot", guest.boot(&mut random)),
             2 => ("restart", guest.restart(&mut random, most)),
             3 => ("reset", guest.reset(&mut random, most)),
             6 => ("kill", guest.kill(&mut random)),
+            7 => ("disk", guest.failing_disk(&mut random)),
             _ => ("hotplug", guest.hotplug(&mut random, most)),
         };
         let why = result.err().map(|error| format!("{error:#}"));
@@ -140,6 +145,28 @@ impl<'a> Guest<'a> {
         let cpus = random.u32(1..=4);
         self.start(is_para, &format!("{arguments} --cpus {cpus} --ctl SOCKET"), QUIETLY)?;
         self.wait()?;
+        self.cycles += 1;
+        Ok(())
+    }
+
+    /// A guest whose disk fails now and then: it goes on, and so does its VMM.
+    fn failing_disk(&mut self, random: &mut Rng) -> Result<()> {
+        let image = self.socket.with_extension("img");
+        File::create(&image)?.set_len(1 << 20)?;
+        let is_para = random.bool();
+        let (guest, end) = if is_para {
+            ("para", "poweroff")
+        } else {
+            ("kvm-pv", "reboot")
+        };
+        let disk = format!("{},fail={}", image.display(), random.u32(..1000));
+        let arguments = format!("--guest {guest} --disk {disk}");
+        self.start(is_para, &arguments, &FAILING_DISK.replace("END", end))?;
+        self.wait()?;
+        fs::remove_file(image)?;
+        if !fs::read_to_string(&self.console)?.contains("alive") {
+            bail!("the guest has not come to the end of its work");
+        }
         self.cycles += 1;
         Ok(())
     }

@@ -50,10 +50,7 @@ pub fn run(data: &[u8]) {
     let length = file.as_file().set_len(SECTORS * 512);
     length.expect("the file takes a length");
     let path = file.as_path().to_owned();
-    let disk = Disk::open(&DiskSpec {
-        path,
-        read_only: false,
-    });
+    let disk = Disk::open(&DiskSpec::of(path, false));
     let event = || EventFd::new(EFD_NONBLOCK).expect("a descriptor can be had");
     let memory = Memory::new(MEMORY_MIB).expect("a megabyte can be had");
     let ide = Ide::new(

@@ -1,4 +1,4 @@
-//! Virtqueues in hostile memory, served by a disk, a network, a source of random numbers, a port or a balloon.
+//! Virtqueues in hostile memory, served by a disk, a network, a source of random numbers or a port.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,6 @@ use paravane::net::Net;
 use paravane::pause::Pause;
 use paravane::port::PortSpec;
 use paravane::virtio::Device;
-use paravane::virtio::balloon::Balloon;
 use paravane::virtio::block::Block;
 use paravane::virtio::console::Port;
 use paravane::virtio::net::NetDevice;
@@ -55,10 +54,7 @@ fn disk() -> Box<dyn Device> {
     let length = file.as_file().set_len(1 << 16);
     length.expect("the file takes a length");
     let path = file.as_path().to_owned();
-    let disk = Disk::open(&DiskSpec {
-        path,
-        read_only: false,
-    });
+    let disk = Disk::open(&DiskSpec::of(path, false));
     Box::new(Block::new(disk.expect("the file is a disk"), 0))
 }
 
@@ -97,15 +93,11 @@ pub fn run(data: &[u8]) {
     };
     driver.stores.iter().for_each(store);
     // The wire's other end has to live as long as the device.
-    let (device, _wire) = match driver.device % 5 {
+    let (device, _wire) = match driver.device % 4 {
         0 => (disk(), None),
         1 => network(),
         2 => (Box::new(Rng) as Box<dyn Device>, None),
-        3 => port(),
-        _ => {
-            let balloon = Balloon::new(memory.clone(), Arc::default());
-            (Box::new(balloon) as Box<dyn Device>, None)
-        }
+        _ => port(),
     };
     let pause = Arc::new(Pause::new(1));
     let unit = Unit::new(device, memory.clone(), Box::new(Nobody), pause);

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::path::Path;
 
 use object::Endianness;
+use object::elf::{FileHeader64, ProgramHeader64};
 use object::read::ReadRef;
-use object::read::elf::{ElfFile64, ProgramHeader};
+use object::read::elf::{FileHeader, ProgramHeader};
 
 use crate::switcher::area;
 
@@ -35,21 +36,25 @@ impl Image {
     /// Reads the headers of an open file.
     #[must_use]
     pub fn of(file: &File) -> Self {
-        let file = object::ReadCache::new(file);
-        let Ok(elf) = ElfFile64::<Endianness, _>::parse(&file) else {
-            return Self::default();
-        };
-        let headers = elf.elf_program_headers().iter();
-        let loaded = headers.filter(|header| header.p_type(elf.endian()) == object::elf::PT_LOAD);
+        Self::parse(&object::ReadCache::new(file)).unwrap_or_default()
+    }
+
+    /// No more than the headers: sections and symbols are many times as long.
+    fn parse<'data>(file: impl ReadRef<'data>) -> object::Result<Self> {
+        let elf = FileHeader64::<Endianness>::parse(file)?;
+        let endian = elf.endian()?;
+        let headers = elf.program_headers(endian, file)?;
+        let loaded = headers.iter();
+        let loaded = loaded.filter(|header| header.p_type(endian) == object::elf::PT_LOAD);
         let segments = loaded.map(|header| Segment {
-            virtual_start: header.p_vaddr(elf.endian()),
-            physical_start: header.p_paddr(elf.endian()),
-            bytes: header.p_memsz(elf.endian()),
+            virtual_start: header.p_vaddr(endian),
+            physical_start: header.p_paddr(endian),
+            bytes: header.p_memsz(endian),
         });
-        Self {
+        Ok(Self {
             segments: segments.collect(),
-            switcher_layout: switcher_layout(&elf),
-        }
+            switcher_layout: switcher_layout(headers, endian, file),
+        })
     }
 
     /// The [`LAYOUT`](crate::switcher::area::LAYOUT) that it was built for; none of a kernel that cannot run without privilege.
@@ -75,10 +80,13 @@ impl Image {
 }
 
 /// What the note says of the switcher.
-fn switcher_layout<'data>(elf: &ElfFile64<'data, Endianness, impl ReadRef<'data>>) -> Option<u32> {
-    let (endian, data) = (elf.endian(), elf.data());
-    let headers = elf.elf_program_headers().iter();
-    let mut notes = headers.filter_map(|header| header.notes(endian, data).ok().flatten());
+fn switcher_layout<'data>(
+    headers: &[ProgramHeader64<Endianness>],
+    endian: Endianness,
+    file: impl ReadRef<'data>,
+) -> Option<u32> {
+    let headers = headers.iter();
+    let mut notes = headers.filter_map(|header| header.notes(endian, file).ok().flatten());
     notes.find_map(|mut notes| {
         while let Ok(Some(note)) = notes.next() {
             if note.name() == b"Paravane" && note.n_type(endian).0 == area::NOTE_LAYOUT {

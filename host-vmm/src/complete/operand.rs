@@ -1,7 +1,10 @@
 //! Operands: registers by the decoder's names, and memory by the guest's page tables.
 
+use std::arch::asm;
+
 use iced_x86::{Instruction, OpKind, Register};
 use kvm_bindings::kvm_regs;
+use vm_memory::{GuestAddress, GuestMemoryBackend as _};
 
 use super::Stopped;
 use crate::memory::Memory;
@@ -144,6 +147,41 @@ impl Stopped<'_> {
         self.parts(address, from.len(), true, |memory, physical, part| {
             memory.write(physical, &from[part]).ok()
         })
+    }
+
+    /// Puts two words, the upper one first, to a linear address where `expected` are, in one step for all processors; what was there.
+    pub(super) fn compare_and_exchange(
+        &self,
+        address: u64,
+        expected: (u64, u64),
+        new: (u64, u64),
+    ) -> Result<(u64, u64), Fault> {
+        if !address.is_multiple_of(16) || !is_x86_feature_detected!("cmpxchg16b") {
+            return Err(Fault::Unknown);
+        }
+        let (mut high, mut low) = expected;
+        // In one page, since it is aligned. The instruction writes in any case.
+        self.parts(address, 16, true, |memory, physical, _| {
+            let slice = memory.mmap().get_slice(GuestAddress(physical), 16).ok()?;
+            let place = slice.ptr_guard_mut().as_ptr();
+            // SAFETY: the slice is 16 bytes of mapped guest memory, aligned as its address in a page is, and no reference to them
+            // exists; the processor has the instruction. RBX is the compiler's own, so it is exchanged for a while.
+            unsafe {
+                asm!(
+                    "xchg {new}, rbx",
+                    "lock cmpxchg16b [{place}]",
+                    "mov rbx, {new}",
+                    place = in(reg) place,
+                    new = inout(reg) new.1 => _,
+                    inout("rdx") high,
+                    inout("rax") low,
+                    in("rcx") new.0,
+                    options(nostack)
+                );
+            }
+            Some(())
+        })?;
+        Ok((high, low))
     }
 
     /// Does something to each part of a range that lies in one page.

@@ -276,10 +276,9 @@ impl Guest {
         for sector in 0..8 {
             disk.as_file().write_all(&[sector; 512])?;
         }
-        let disks = self.disk.then(|| DiskSpec {
-            path: disk.as_path().to_owned(),
-            read_only: false,
-        });
+        let disks = self
+            .disk
+            .then(|| DiskSpec::of(disk.as_path().to_owned(), false));
         let disks = disks.into_iter().collect();
         let (vm, console, _file) = boot(image::ELF, self.vcpus, facilities, disks)?;
         let memory = vm.memory().clone();

@@ -12,7 +12,7 @@ use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::Request;
 
-/// How long a VMM may take to answer.
+/// How long a VMM may take to answer, but for a file that it fills.
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// Why there is no answer.
@@ -100,6 +100,7 @@ impl Client {
                 .write_all(format!("{line}\n").as_bytes()),
             Some(file) => {
                 let stream = self.stream.get_ref();
+                stream.set_read_timeout(None).map_err(ClientError::Broken)?;
                 // The line is short: it goes whole.
                 let sent = stream.send_with_fd(format!("{line}\n").as_bytes(), file.as_raw_fd());
                 sent.map(drop)

@@ -68,8 +68,8 @@ enum Command {
     /// Write the whole machine into a file, from which any number of runs go on: paravane run --restore FILE. The guest stands
     /// still meanwhile, and goes on.
     ///
-    /// Its disks are not in the file: pause the guest first, take the snapshot, copy the disks, resume. A full guest with
-    /// --disk or --net, one with a debugger, and one on an awkward host cannot be saved.
+    /// Its disks are not in the file: pause the guest first, take the snapshot, copy the disks, resume. A guest that others serve (--io,
+    /// --vsock, --port), one with a debugger, and one on an awkward host cannot be saved.
     Snapshot {
         /// The file; one that is there is replaced, and runs that use it keep it.
         file: PathBuf,

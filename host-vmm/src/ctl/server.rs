@@ -8,16 +8,17 @@
 
 use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::{Epoll, EpollEvent};
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::{Refusal, answer, serve_line};
+use crate::event_loop::watch;
 use crate::socket::{Socket, SocketError};
 use crate::stats::Outcome;
 use crate::vm::Machine;
@@ -125,11 +126,6 @@ impl Server {
             }
         }
     }
-}
-
-fn watch(epoll: &Epoll, fd: RawFd, token: u64) -> io::Result<()> {
-    let event = EpollEvent::new(EventSet::IN, token);
-    epoll.ctl(ControlOperation::Add, fd, event)
 }
 
 /// A client. Closing its descriptor takes it out of the epoll set.

@@ -104,8 +104,9 @@ impl Saved for Cards {
     fn restore(&self, state: State) -> Result<(), PartError> {
         let (pci, ide, network): (State, Option<State>, Option<State>) = from_state(state)?;
         self.pci.restore(pci)?;
-        restore_part("IDE controller", self.ide.as_ref(), ide)?;
-        restore_part("NE2000", self.network.as_ref(), network)
+        restore_part("IDE controller", self.ide.as_ref(), ide, Ide::restore)?;
+        let card = self.network.as_ref();
+        restore_part("NE2000", card, network, Ne2000::restore)
     }
 
     fn go_on(&self) {
@@ -115,14 +116,15 @@ impl Saved for Cards {
 }
 
 /// What there is has its state, and what is not there has none.
-fn restore_part(
+fn restore_part<P, S>(
     name: &str,
-    part: Option<&impl Saved>,
-    state: Option<State>,
+    part: Option<&P>,
+    state: Option<S>,
+    restore: impl FnOnce(&P, S) -> Result<(), PartError>,
 ) -> Result<(), PartError> {
     match (part, state) {
         (None, None) => Ok(()),
-        (Some(part), Some(state)) => part.restore(state),
+        (Some(part), Some(state)) => restore(part, state),
         (None, Some(_)) => Err(PartError(format!("there is no {name} here"))),
         (Some(_), None) => Err(PartError(format!("its {name} is missing"))),
     }
@@ -144,17 +146,18 @@ impl Saved for Ports {
 
     fn restore(&self, state: State) -> Result<(), PartError> {
         let saved: SavedPorts = from_state(state)?;
-        if let Some(uart) = saved.uart {
-            self.with_uart(|uart_here| uart_here.restore(uart))
-                .unwrap_or_else(|| Err(PartError::because("there is no UART here")))?;
-        }
-        if let (Some(rtc), Some(saved)) = (&self.rtc, saved.rtc) {
-            lock(rtc).restore(saved)?;
-        }
-        if let (Some(keyboard), Some(saved)) = (&self.keyboard, saved.keyboard) {
+        restore_part("UART", self.uart.as_ref(), saved.uart, |uart, saved| {
+            lock(uart).restore(saved)
+        })?;
+        restore_part("clock", self.rtc.as_ref(), saved.rtc, |rtc, saved| {
+            lock(rtc).restore(saved)
+        })?;
+        let keyboard = self.keyboard.as_ref();
+        restore_part("keyboard", keyboard, saved.keyboard, |keyboard, saved| {
             *lock(keyboard) = saved;
-        }
-        restore_part("PCI bus", self.cards.as_ref(), saved.cards)
+            Ok(())
+        })?;
+        restore_part("PCI bus", self.cards.as_ref(), saved.cards, Cards::restore)
     }
 
     fn go_on(&self) {

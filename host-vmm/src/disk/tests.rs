@@ -17,8 +17,7 @@ fn image(sectors: u8) -> TempFile {
 }
 
 fn spec(file: &TempFile, read_only: bool) -> DiskSpec {
-    let path = file.as_path().to_owned();
-    DiskSpec { path, read_only }
+    DiskSpec::of(file.as_path().to_owned(), read_only)
 }
 
 fn memory() -> GuestMemoryMmap {
@@ -43,9 +42,53 @@ fn a_file_and_what_may_be_done_with_it_is_an_option() {
         (PathBuf::from("a,b.img"), true)
     );
     assert!(!spec("readonly").unwrap().read_only);
-    for text in ["", ",readonly"] {
+    for text in ["", ",readonly", ",fail=1"] {
         assert!(matches!(spec(text), Err(DiskError::NoPath)));
     }
+    for text in ["a,b.img,fail=7,readonly", "a,b.img,readonly,fail=7"] {
+        let disk = spec(text).unwrap();
+        assert_eq!(
+            (disk.path, disk.read_only),
+            (PathBuf::from("a,b.img"), true)
+        );
+        assert!(disk.faults.is_some());
+    }
+    for text in ["a.img,fail=", "a.img,fail=x", "a.img,fail=-1,readonly"] {
+        assert!(matches!(spec(text), Err(DiskError::Seed(_))));
+    }
+}
+
+#[test]
+fn a_request_that_is_asked_to_fail_does_nothing_and_the_seed_says_which() {
+    let faults = Faults::new(7);
+    let run = || {
+        let (file, memory) = (image(64), memory());
+        let mut spec = spec(&file, false);
+        spec.faults = Some(faults.clone());
+        let disk = Disk::open(&spec).unwrap();
+        let done: Vec<bool> = (0..64)
+            .map(|sector| {
+                memory.write_slice(&[0xa5; 512], GuestAddress(0)).unwrap();
+                let written = disk.write(sector * 512, segments(&memory, &[(0, 512)]));
+                let mut now = [0; 512];
+                file.as_file()
+                    .read_exact_at(&mut now, sector * 512)
+                    .unwrap();
+                let expected = match written {
+                    Ok(()) => 0xa5,
+                    Err(DiskError::Asked) => u8::try_from(sector).unwrap(),
+                    Err(error) => panic!("{error}"),
+                };
+                assert_eq!(now, [expected; 512], "sector {sector}");
+                written.is_ok()
+            })
+            .collect();
+        let failed = done.iter().filter(|done| !**done).count();
+        assert!((1..32).contains(&failed), "{failed}");
+        assert_eq!(faults.failed(), failed as u64);
+        done
+    };
+    assert_eq!(run(), run());
 }
 
 #[test]
@@ -180,9 +223,6 @@ fn a_file_that_is_no_disk_is_told_from_one() {
         let error = Disk::open(&spec(&file, false)).unwrap_err();
         assert!(matches!(error, DiskError::Size { .. }), "{error}");
     }
-    let folder = DiskSpec {
-        path: std::env::temp_dir(),
-        read_only: true,
-    };
+    let folder = DiskSpec::of(std::env::temp_dir(), true);
     assert!(matches!(Disk::open(&folder), Err(DiskError::Open { .. })));
 }

@@ -9,10 +9,10 @@ use kvm_ioctls::{Kvm, VcpuExit};
 use paravane_abi::call::CallId;
 use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 use super::image::Image;
 use super::image::layout::*;
+use crate::kick::kick_held;
 use crate::pv::Reply;
 
 use super::machine::{Machine, MachineError, Setup, Sync};
@@ -149,7 +149,7 @@ pub fn run(setup: Setup, batches: u32, deadline: Duration) -> Finished {
     }
     // A signal may come just before KVM_RUN; hence several.
     for _ in 0..20 {
-        let _ = vcpu_thread.kill(SIGRTMIN());
+        kick_held(&vcpu_thread);
         if let Ok(finished) = receiver.recv_timeout(Duration::from_millis(10)) {
             return finished;
         }
@@ -157,13 +157,8 @@ pub fn run(setup: Setup, batches: u32, deadline: Duration) -> Finished {
     Outcome::Hang { killed: true }.into()
 }
 
-/// Interrupts `KVM_RUN`; nothing else.
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
 fn build(setup: &Setup, batches: u32) -> Result<Machine, MachineError> {
     let kvm_error = |what| move |reason| MachineError::Kvm { what, reason };
-    register_signal_handler(SIGRTMIN(), on_kick)
-        .map_err(|error| kvm_error("be interrupted")(kvm_ioctls::Error::new(error.errno())))?;
     let kvm = Kvm::new().map_err(kvm_error("be opened"))?;
     Machine::new(&kvm, Image::load()?, setup, batches)
 }

@@ -3,7 +3,8 @@
 use std::io::{self, Read, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Fleet, FleetError, Guest, Restart};
@@ -55,6 +56,8 @@ struct One {
     guest: Guest,
     child: Option<Child>,
     input: Option<ChildStdin>,
+    /// They forward what it prints.
+    outputs: Vec<JoinHandle<()>>,
     record: Record,
     started: Instant,
     /// When it is to be started again.
@@ -89,6 +92,7 @@ impl Processes {
             guest: guest.clone(),
             child: None,
             input: None,
+            outputs: Vec::new(),
             started: Instant::now(),
             due: None,
             pause: PAUSE,
@@ -122,12 +126,15 @@ impl Processes {
             .spawn()
             .map_err(failed)?;
         one.input = child.stdin.take();
-        if let Some(output) = child.stdout.take() {
-            forward(index, output, self.sender.clone());
-        }
-        if let Some(errors) = child.stderr.take() {
-            forward(index, errors, self.sender.clone());
-        }
+        let output = child
+            .stdout
+            .take()
+            .map(|output| forward(index, output, self.sender.clone()));
+        let errors = child
+            .stderr
+            .take()
+            .map(|errors| forward(index, errors, self.sender.clone()));
+        one.outputs = output.into_iter().chain(errors).collect();
         one.child = Some(child);
         one.record.starts += 1;
         one.started = Instant::now();
@@ -149,26 +156,20 @@ impl Processes {
     ///
     /// [`FleetError::Start`].
     pub fn events(&mut self, wait: Duration) -> Result<Vec<Event>, FleetError> {
-        let mut events = Vec::new();
-        match self.receiver.recv_timeout(wait) {
-            Ok(event) => events.push(event),
-            // The processes hold a sender.
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
-        }
+        // This holds a sender itself, so that an error is but a timeout.
+        let mut events: Vec<_> = self.receiver.recv_timeout(wait).into_iter().collect();
+        let ended: Vec<_> = self.all.iter_mut().map(One::ended).collect();
+        // Whoever has ended has said all by then.
         events.extend(self.receiver.try_iter());
         let now = Instant::now();
         let mut due = Vec::new();
-        for (index, one) in self.all.iter_mut().enumerate() {
-            if let Some(status) = one.ended() {
-                let again = one.follow(status, now);
-                events.push(Event::Ended {
-                    guest: index,
-                    code: status.code(),
-                    again,
-                });
+        for (guest, (one, ended)) in self.all.iter_mut().zip(ended).enumerate() {
+            if let Some(status) = ended {
+                let (code, again) = (status.code(), one.follow(status, now));
+                events.push(Event::Ended { guest, code, again });
             }
             if one.due.is_some_and(|due| due <= now) {
-                due.push(index);
+                due.push(guest);
             }
         }
         for index in due {
@@ -238,8 +239,13 @@ impl Drop for Processes {
 }
 
 impl One {
+    /// How it has ended, once all that it has printed has been forwarded; a process that it has left behind may have its output, too.
     fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.try_wait().ok()??;
+        let until = Instant::now() + PATIENCE;
+        while !self.outputs.iter().all(JoinHandle::is_finished) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         self.child = None;
         self.input = None;
         Some(status)
@@ -276,7 +282,11 @@ fn terminate(child: &Child) {
 }
 
 /// Sends what comes out of a guest until it ends.
-fn forward(guest: usize, mut from: impl Read + Send + 'static, to: Sender<Event>) {
+fn forward(
+    guest: usize,
+    mut from: impl Read + Send + 'static,
+    to: Sender<Event>,
+) -> JoinHandle<()> {
     std::thread::spawn(move || {
         let mut buffer = [0; 4096];
         loop {
@@ -292,5 +302,37 @@ fn forward(guest: usize, mut from: impl Read + Send + 'static, to: Sender<Event>
                 Err(_) => break,
             }
         }
-    });
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
+    use vmm_sys_util::tempdir::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn what_a_guest_prints_comes_whole_and_before_its_end() {
+        const BYTES: usize = 300_000;
+        let folder = TempDir::new().unwrap();
+        let program = folder.as_path().join("vmm");
+        fs::write(&program, format!("#!/bin/sh\nhead -c {BYTES} /dev/zero\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let fleet = Fleet::parse("[[guest]]\nname = \"a\"\n").unwrap();
+        for _ in 0..50 {
+            let mut processes = Processes::start(&fleet, &program).unwrap();
+            let mut printed = 0;
+            while processes.are_running() {
+                for event in processes.events(Duration::from_millis(1)).unwrap() {
+                    match event {
+                        Event::Output { bytes, .. } => printed += bytes.len(),
+                        Event::Ended { .. } => assert_eq!(printed, BYTES),
+                    }
+                }
+            }
+        }
+    }
 }

@@ -63,18 +63,16 @@ impl Counters {
         if header.name_size > NAME_MAX || header.num_desc > DESCRIPTORS_MAX {
             return None;
         }
-        let stride = size_of::<Descriptor>() as u64 + u64::from(header.name_size);
+        let stride = size_of::<Descriptor>() + header.name_size as usize;
+        let mut table = vec![0; stride * header.num_desc as usize];
+        let at = u64::from(header.desc_offset);
+        file.read_exact_at(&mut table, at).ok()?;
         let mut scalars = Vec::new();
-        for i in 0..u64::from(header.num_desc) {
-            let at = u64::from(header.desc_offset) + i * stride;
-            let mut descriptor = Descriptor::default();
-            file.read_exact_at(descriptor.as_mut_bytes(), at).ok()?;
-            let mut name = vec![0; header.name_size as usize];
-            file.read_exact_at(&mut name, at + size_of::<Descriptor>() as u64)
-                .ok()?;
-            name.truncate(name.iter().position(|b| *b == 0).unwrap_or(name.len()));
+        for entry in table.chunks_exact(stride) {
+            let (descriptor, name) = Descriptor::read_from_prefix(entry).ok()?;
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
             if descriptor.size == 1 {
-                let name = String::from_utf8_lossy(&name).into_owned();
+                let name = String::from_utf8_lossy(name).into_owned();
                 scalars.push((
                     name,
                     u64::from(header.data_offset) + u64::from(descriptor.offset),

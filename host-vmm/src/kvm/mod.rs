@@ -2,6 +2,7 @@
 
 pub mod counters;
 pub mod cpuid;
+pub(crate) mod port_string;
 pub mod vcpu_state;
 
 use kvm_ioctls::{Cap, Kvm};

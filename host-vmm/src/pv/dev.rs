@@ -4,8 +4,8 @@
 //! notification is a message to a local APIC, so that neither comes through a vCPU's thread.
 
 use std::mem::{offset_of, size_of};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 
 use kvm_ioctls::{IoEventAddress, VmFd};
 use paravane_abi::boot_info::BootInfo;
@@ -18,17 +18,18 @@ use paravane_abi::registry as reg;
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::event::Event;
+use super::event::{Event, route};
 use super::{Args, DEV_TABLE, Facility, Reply, take};
 use crate::kvm::{KvmError, refused};
 use crate::memory::{Memory, MemoryError};
 use crate::pause::Pause;
 use crate::snapshot::{PartError, Saved, State, from_state, to_state};
+use crate::sync::lock;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{QUEUE_MAX, QueueError, QueueSetup};
-use crate::virtio::unit::{Interrupt, Unit};
+use crate::virtio::unit::{Interrupt, Unit, UnitStats};
 use crate::virtio::{CONFIG_MAX, Device, QUEUES_MAX};
-use crate::vm::{VmError, raise, route};
+use crate::vm::VmError;
 
 /// The doorbell of all devices. No PC has a device there.
 pub const DOORBELL_PORT: u16 = 0x78;
@@ -48,8 +49,8 @@ struct Message {
     vm: Arc<VmFd>,
     memory: Memory,
     event: Arc<Event>,
-    /// Where the table has the device.
-    entry: u64,
+    /// Where the device's `state` is.
+    state: u64,
     /// An interrupt that others can raise, where others serve the device.
     line: Option<Arc<EventFd>>,
 }
@@ -57,18 +58,13 @@ struct Message {
 impl Message {
     fn raise(&self) {
         if let Some(target) = self.event.target() {
-            raise(&self.vm, target);
+            target.raise(&self.vm);
         }
     }
 
     fn set_state(&self, state: u32) {
-        self.store(offset_of!(DevEntry, state), state);
-    }
-
-    fn store(&self, at: usize, word: u32) {
-        let at = self.entry + at as u64;
         // The table is the VMM's own: it is in guest memory.
-        let _ = self.memory.store_u32(at, word, Ordering::Release);
+        let _ = self.memory.store_u32(self.state, state, Ordering::Release);
     }
 }
 
@@ -86,17 +82,6 @@ impl Interrupt for Message {
         self.set_state(DEV_NEEDS_RESET);
         self.raise();
     }
-
-    /// Spec: PV-DEV-2, PV-DEV-10
-    fn config_changed(&self, at: usize, word: u32) {
-        const GENERATION: usize = offset_of!(DevEntry, generation);
-        let now = self
-            .memory
-            .load_u32(self.entry + GENERATION as u64, Ordering::Relaxed);
-        self.store(offset_of!(DevEntry, config) + at, word);
-        self.store(GENERATION, now.unwrap_or(0).wrapping_add(1));
-        self.raise();
-    }
 }
 
 #[derive(Debug)]
@@ -112,6 +97,8 @@ pub struct Dev {
     memory: Memory,
     vcpus: u8,
     slots: Vec<Slot>,
+    /// Held while KVM is told of the routes, which are all devices' at once.
+    routes: Mutex<()>,
 }
 
 impl Dev {
@@ -136,7 +123,7 @@ impl Dev {
                 vm: Arc::clone(vm),
                 memory: memory.clone(),
                 event: Arc::default(),
-                entry: entry(number.into()),
+                state: entry(number.into()) + offset_of!(DevEntry, state) as u64,
                 line: line.map(Arc::new),
             };
             let interrupt = Box::new(message.clone());
@@ -155,6 +142,7 @@ impl Dev {
             memory: memory.clone(),
             vcpus,
             slots,
+            routes: Mutex::default(),
         })
     }
 
@@ -163,13 +151,14 @@ impl Dev {
         self.slots.iter().for_each(|slot| slot.unit.stop());
     }
 
-    /// The devices.
-    pub fn units(&self) -> impl Iterator<Item = &Unit> {
-        self.slots.iter().map(|slot| &slot.unit)
+    /// Their statistics.
+    pub fn stats(&self) -> impl Iterator<Item = UnitStats> {
+        self.slots.iter().map(|slot| slot.unit.stats())
     }
 
     /// Tells KVM which message the line of each lent device is.
     fn route(&self) -> Result<(), KvmError> {
+        let _held = lock(&self.routes);
         let routes = (0_u32..).zip(&self.slots).filter_map(|(number, slot)| {
             slot.message.line.as_ref()?;
             Some((number, slot.message.event.target()?))
@@ -319,7 +308,7 @@ impl Facility for Arc<Dev> {
                 queues: u32::try_from(unit.doorbells().len()).unwrap_or(0),
                 queue_max: u32::from(QUEUE_MAX),
                 features: unit.features(),
-                config: unit.config(),
+                config: *unit.config(),
                 ..DevEntry::default()
             };
             memory.write_obj(entry(index), &row)?;

@@ -2,10 +2,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_msi};
+use kvm_ioctls::VmFd;
 use paravane_abi::call::{CallResult, Status};
 use paravane_abi::registry as reg;
 
 use super::{Args, take};
+use crate::kvm::{KvmError, refused};
 use crate::snapshot::PartError;
 
 /// A vector on a vCPU.
@@ -15,6 +18,45 @@ pub struct EventTarget {
     pub vector: u8,
     /// APIC id.
     pub apic_id: u8,
+}
+
+impl EventTarget {
+    /// The message that is this vector to this processor.
+    fn message(self) -> kvm_msi {
+        kvm_msi {
+            address_lo: 0xfee0_0000 | u32::from(self.apic_id) << 12,
+            data: u32::from(self.vector),
+            ..Default::default()
+        }
+    }
+
+    /// Sends the processor the vector.
+    pub(crate) fn raise(self, vm: &VmFd) {
+        // A guest that has switched its LAPIC off does not get the event: as on hardware.
+        let _ = vm.signal_msi(self.message());
+    }
+}
+
+/// Tells KVM which interrupt each line is, of those that have no interrupt controller.
+pub(crate) fn route(
+    vm: &VmFd,
+    lines: impl IntoIterator<Item = (u32, EventTarget)>,
+) -> Result<(), KvmError> {
+    let routes = lines.into_iter().map(|(gsi, target)| {
+        let msi = target.message();
+        let mut route = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_MSI,
+            ..Default::default()
+        };
+        route.u.msi.address_lo = msi.address_lo;
+        route.u.msi.data = msi.data;
+        route
+    });
+    let routes = KvmIrqRouting::from_entries(&routes.collect::<Vec<_>>())
+        .map_err(|_| KvmError::Capability("interrupt routes"))?;
+    vm.set_gsi_routing(&routes)
+        .map_err(refused("route a device's interrupt"))
 }
 
 /// Where an event goes, if anywhere. One word, so that setting it is atomic.

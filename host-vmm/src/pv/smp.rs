@@ -40,7 +40,7 @@ pub struct Start {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 enum Processor {
     Off,
-    /// Somebody has called for it; its thread will find this.
+    /// Somebody has called for it; its thread will find this, and set its registers.
     Called(Start),
     On,
 }
@@ -81,7 +81,8 @@ impl Processors {
         }
     }
 
-    /// Waits until processor `id` is called for. `None`: the run has ended.
+    /// Waits until processor `id` is called for. It is until it [`has_begun`](Self::has_begun): who pauses the machine in between finds
+    /// its registers as they were. `None`: the run has ended.
     pub fn wait(&self, id: usize) -> Option<Start> {
         let mut state = lock(&self.state);
         loop {
@@ -89,15 +90,18 @@ impl Processors {
                 return None;
             }
             match state.processors.get(id)? {
-                Processor::Called(start) => {
-                    let start = *start;
-                    state.processors[id] = Processor::On;
-                    return Some(start);
-                }
+                Processor::Called(start) => return Some(*start),
                 Processor::On => return None,
                 Processor::Off => {}
             }
             state = wait(&self.changed, state);
+        }
+    }
+
+    /// Processor `id` has the registers that it was called for with.
+    pub fn has_begun(&self, id: usize) {
+        if let Some(processor) = lock(&self.state).processors.get_mut(id) {
+            *processor = Processor::On;
         }
     }
 
@@ -307,6 +311,24 @@ impl Facility for Smp {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_processor_that_has_no_registers_yet_is_saved_as_called_for() {
+        let memory = Memory::new(32).unwrap();
+        let processors = Arc::new(Processors::new(2));
+        let smp = Smp::new(Arc::clone(&processors), memory.clone());
+        let start = [1, 0x1000, 0x2000, 0x3000, 7, 0];
+        assert_eq!(smp.call(0, &start), Reply::Resume(Ok(0)));
+        let called = processors.wait(1).unwrap();
+        // A pause comes here, and a snapshot: the copy begins as this one would.
+        let copy = Arc::new(Processors::new(2));
+        let restored = Smp::new(Arc::clone(&copy), memory).restore(smp.save().unwrap());
+        assert!(restored.is_ok() && !copy.runs(1));
+        assert_eq!(copy.wait(1), Some(called));
+        processors.has_begun(1);
+        assert!(processors.runs(1));
+        assert_eq!(smp.call(0, &start), Reply::Resume(Err(Status::Denied)));
+    }
 
     #[test]
     fn pv_smp_11_a_wish_raises_the_event_that_was_asked_for() {

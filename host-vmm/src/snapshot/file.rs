@@ -16,20 +16,17 @@ use std::os::unix::fs::FileExt;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 use super::SnapshotError;
-use crate::memory::Memory;
+use crate::memory::{BLOCK, Memory, is_zero};
 
 const MAGIC: [u8; 8] = *b"PVNESNAP";
 /// Changes whenever a snapshot of before cannot be read any more.
-pub const FORMAT: u32 = 3;
+pub const FORMAT: u32 = 2;
 /// Where memory begins.
 pub const MEMORY_AT: u64 = PAGE as u64;
 const PAGE: usize = 4096;
-/// Bytes that are looked at together for zeros.
-const BLOCK: usize = 1 << 16;
 /// The most bytes of an extent.
 const EXTENT_MAX: u32 = 1 << 20;
 /// The most bytes of a state: that of 64 vCPUs and a terabyte of memory is less.
@@ -69,27 +66,11 @@ pub struct Extent {
 pub(crate) fn write_memory(memory: &Memory, file: &File) -> io::Result<Vec<Extent>> {
     file.set_len(0)?;
     let mut extents: Vec<Extent> = Vec::new();
-    let mut buffer = vec![0; BLOCK];
-    let mut at = 0;
-    for region in memory.mmap().iter() {
-        let start = region.start_addr().raw_value();
-        for done in (0..region.len()).step_by(BLOCK) {
-            let left = usize::try_from(region.len() - done).unwrap_or(BLOCK);
-            let block = &mut buffer[..left.min(BLOCK)];
-            memory.read(start + done, block).map_err(io::Error::other)?;
-            if !is_zero(block) {
-                file.write_all_at(block, MEMORY_AT + at)?;
-                add(&mut extents, at, block);
-            }
-            at += block.len() as u64;
-        }
-    }
+    memory.filled_blocks(|at, block| {
+        add(&mut extents, at, block);
+        file.write_all_at(block, MEMORY_AT + at)
+    })?;
     Ok(extents)
-}
-
-/// Whether all bytes are zero.
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().fold(0, |all, byte| all | byte) == 0
 }
 
 /// Adds a block to the last extent, where it follows, or as another one.

@@ -279,6 +279,8 @@ impl Device for Port {
     }
 
     fn serve(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), QueueError> {
+        // A thread that looks at its queues all the time is never woken for the socket.
+        self.accept();
         match queue {
             TRANSMIT => self.transmit(io)?,
             CONTROL_TRANSMIT => {

@@ -1,12 +1,10 @@
 //! Running a machine: its threads, from the first instruction to the end.
 
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_bindings::KVM_CAP_SET_GUEST_DEBUG2;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::{Machine, Started, Vm, VmError, host, lock, nanoseconds};
 use crate::core::CoreFile;
@@ -14,6 +12,7 @@ use crate::ctl::server::Server;
 use crate::doctor::host::Host;
 use crate::event_loop::{EventLoop, Signals};
 use crate::gdb::debugger::Debugger;
+use crate::kick::kick_held;
 use crate::pause::Holder;
 use crate::stats::{Outcome, Stats};
 use crate::vcpu::Vcpu;
@@ -48,7 +47,6 @@ impl Vm {
     /// error: [`Stats::outcome`] says how it ended.
     pub fn run(self, options: RunOptions) -> Result<Stats, VmError> {
         let machine = &self.machine;
-        register_signal_handler(SIGRTMIN(), on_kick).map_err(|e| host("signal")(e.into()))?;
         let events = EventLoop::new(
             machine,
             options.signals.as_ref(),
@@ -76,7 +74,7 @@ impl Vm {
             .map(|server| debug(machine, server))
             .transpose()?;
         machine.parts().iter().for_each(|(_, part)| part.go_on());
-        let mut threads = Vec::new();
+        let (mut threads, mut failed) = (Vec::new(), None);
         for (id, counts) in machine.counts.iter().enumerate() {
             let vcpu = Vcpu::new(id, Arc::clone(machine), Arc::clone(counts));
             let spawned = std::thread::Builder::new()
@@ -86,11 +84,8 @@ impl Vm {
                 Ok(thread) => threads.push(thread),
                 Err(e) => {
                     machine.stop(Outcome::Error, None);
-                    if let Some(processors) = machine.processors() {
-                        processors.end();
-                    }
-                    join(threads);
-                    return Err(host("thread")(e));
+                    failed = Some(e);
+                    break;
                 }
             }
         }
@@ -113,6 +108,9 @@ impl Vm {
             rings.last_look();
         }
         machine.console.flush_now();
+        if let Some(e) = failed {
+            return Err(host("thread")(e));
+        }
 
         let (outcome, mut message) = machine.end.take().unwrap_or((Outcome::Error, None));
         if let Some(record) = lock(&self.last_words).as_deref() {
@@ -189,9 +187,6 @@ fn debug(machine: &Arc<Machine>, server: Arc<gdb::Server>) -> Result<JoinHandle<
         .map_err(host("thread"))
 }
 
-/// The kick only has to interrupt `KVM_RUN`.
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
 /// Kicks the vCPU threads until they have ended. A signal that arrives just before `KVM_RUN` is lost,
 /// hence again and again. Returns how many would not come.
 fn join(threads: Vec<JoinHandle<()>>) -> usize {
@@ -202,11 +197,7 @@ fn join(threads: Vec<JoinHandle<()>>) -> usize {
         if left.is_empty() || Instant::now() >= deadline {
             return left.len();
         }
-        for thread in &left {
-            // SAFETY: the handle is held, so the thread's id is still valid; the signal has a
-            // handler that does nothing.
-            unsafe { libc::pthread_kill(thread.as_pthread_t(), SIGRTMIN()) };
-        }
+        left.iter().for_each(kick_held);
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -26,7 +26,7 @@ enum Kernel {
 }
 
 /// A launch: its name, the kernel, what `paravane run` gets, and what init gets.
-const LAUNCHES: [(&str, Kernel, &str, &str); 22] = [
+const LAUNCHES: [(&str, Kernel, &str, &str); 20] = [
     (
         "full",
         Kernel::Full,
@@ -86,18 +86,6 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 22] = [
         "para-without-mem",
         Kernel::Para,
         "--guest para --pv=-mem --ctl para-without-mem.ctl",
-        "job=memory:64 end=poweroff",
-    ),
-    (
-        "kvm-pv-balloon",
-        Kernel::Full,
-        "--guest kvm-pv --balloon --ctl kvm-pv-balloon.ctl",
-        "job=memory:64 end=restart",
-    ),
-    (
-        "para-balloon",
-        Kernel::Para,
-        "--guest para --pv=-mem --balloon --ctl para-balloon.ctl",
         "job=memory:64 end=poweroff",
     ),
     (
@@ -182,7 +170,7 @@ pub(crate) struct Launch {
     pub(crate) report: Value,
     /// What its control socket said of it, about once a second; empty without one.
     pub(crate) statuses: Vec<Value>,
-    pub(crate) stats: Value,
+    stats: Value,
 }
 
 impl Launch {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use paravane::config::Profile;
@@ -369,6 +369,81 @@ fn a_network_stays_over_a_restart() {
     assert_eq!(output.status.code(), Some(3), "{errors}");
     let boots = console.matches("PARAVANE-REPORT").count();
     assert!(boots > 1, "{boots} boots: {console}{errors}");
+}
+
+/// As the sandbox is shipped: what is done here, and by other tests with `--complete`, `--io`, `--vsock`, `--port` and `--gdb`, takes no
+/// system call that is forbidden, and no file.
+#[test]
+fn a_guest_whose_devices_are_looked_at_is_saved_and_goes_on_confined() {
+    let (kernel, initramfs) = match built() {
+        Ok(both) => both,
+        Err(reason) => {
+            println!("skipped: {reason}");
+            return;
+        }
+    };
+    let place = |suffix: &str| {
+        Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("direct-saved.{suffix}"))
+    };
+    let (socket, snapshot, stats) = (place("ctl"), place("snapshot"), place("stats"));
+    fs::File::create(place("img"))
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    let run = |console: &Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
+        command
+            .args("run --host kvm --watchdog 60 --poll on --stats json --stats-file".split(' '))
+            .args([&stats, Path::new("--console-log"), console])
+            .stderr(Stdio::piped());
+        command
+    };
+    let ctl = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_paravane"));
+        command.arg("ctl").arg(&socket).args(arguments);
+        command.output().unwrap()
+    };
+    let said = |console: &Path| fs::read_to_string(console).unwrap_or_default();
+    let ended = |child: Child, console: &Path| {
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(0), "{errors}{}", said(console));
+        let stats: Value = serde_json::from_str(&said(&stats)).unwrap();
+        let devices = stats["devices"].as_array().unwrap();
+        assert_eq!(devices.len(), 2, "{stats}");
+        assert!(devices[0]["looks"].as_u64() > Some(0), "{stats}");
+    };
+    let console = place("first");
+    let _ = fs::remove_file(&console);
+    let mut first = run(&console)
+        .args("--guest direct --rng --cmdline".split(' '))
+        .arg("quiet -- quietly job=read:50 job=idle:3000")
+        .args([
+            Path::new("--ctl"),
+            &socket,
+            Path::new("--disk"),
+            &place("img"),
+        ])
+        .args([
+            Path::new("--kernel"),
+            &kernel,
+            Path::new("--initrd"),
+            &initramfs,
+        ])
+        .spawn()
+        .unwrap();
+    while !said(&console).contains("PARAVANE-JOB read") {
+        assert_eq!(first.try_wait().unwrap(), None, "{}", said(&console));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let saved = ctl(&["snapshot", snapshot.to_str().unwrap()]);
+    assert!(saved.status.success(), "{saved:?}");
+    assert!(ctl(&["power", "off"]).status.success());
+    ended(first, &console);
+    let console = place("second");
+    let second = run(&console).arg("--restore").arg(&snapshot).spawn();
+    ended(second.unwrap(), &console);
+    assert!(said(&console).contains("PARAVANE-JOB idle"));
 }
 
 /// KiB of a process that are in memory, but for what lies in a mapping as large as guest memory.

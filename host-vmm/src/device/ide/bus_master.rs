@@ -107,7 +107,8 @@ impl Channel {
             return;
         };
         let outcome = self.carry_out(&transfer);
-        if outcome.is_err() {
+        // That the disk could not is for the disk to say.
+        if outcome.is_err_and(|bits| bits != error::UNCORRECTABLE) {
             self.bus_master.status |= FAILED;
         }
         self.bus_master.status &= !ACTIVE;

@@ -7,6 +7,7 @@ use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
 use crate::disk::DiskSpec;
+use crate::disk::faults::Faults;
 use crate::snapshot::Saved as _;
 
 const SECTORS: u8 = 64;
@@ -26,12 +27,21 @@ struct Pc {
 impl Pc {
     /// One disk; sector n is full of n.
     fn new(read_only: bool) -> Self {
+        Self::with(read_only, None)
+    }
+
+    fn with(read_only: bool, faults: Option<Faults>) -> Self {
         let file = TempFile::new().unwrap();
         for sector in 0..SECTORS {
             file.as_file().write_all(&[sector; 512]).unwrap();
         }
         let path = file.as_path().to_owned();
-        let disk = Disk::open(&DiskSpec { path, read_only }).unwrap();
+        let disk = Disk::open(&DiskSpec {
+            path,
+            read_only,
+            faults,
+        });
+        let disk = disk.unwrap();
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let irq = event();
         let memory = Memory::new(32).unwrap();
@@ -88,6 +98,11 @@ impl Pc {
 
     fn content(&self) -> Vec<u8> {
         std::fs::read(self.file.as_path()).unwrap()
+    }
+
+    /// The first byte of a sector.
+    fn byte(&self, sector: u64) -> u8 {
+        self.content()[usize::try_from(sector).unwrap() * 512]
     }
 
     /// A table of regions, and the master started.
@@ -244,6 +259,45 @@ fn a_master_that_cannot_go_on_says_so_and_writes_nothing() {
     pc.write(BUS_MASTER, 1);
     assert_eq!(pc.status(1), DONE | status::ERR);
     assert_eq!(pc.content(), before);
+}
+
+#[test]
+fn a_disk_that_fails_says_so_and_its_master_does_not() {
+    let faults = Faults::new(1);
+    let pc = Pc::with(false, Some(faults.clone()));
+    let bad = DONE | status::ERR | status::FAULT;
+    let failed = (0..u64::from(SECTORS)).filter(|sector| {
+        let failed = faults.failed();
+        let has_failed = || faults.failed() > failed;
+        match sector % 3 {
+            0 => {
+                pc.command(READ_SECTORS, *sector, 1);
+                let good = !has_failed();
+                assert_eq!(pc.status(1), if good { DATA } else { bad });
+                let byte = pc.take(512)[511];
+                assert_eq!(byte, if good { pc.byte(*sector) } else { 0xff });
+            }
+            1 => {
+                pc.memory.write(0x20_0000, &[0xdd; 512]).unwrap();
+                pc.command(WRITE_DMA, *sector, 1);
+                pc.dma(false, &[(0x20_0000, 512)]);
+                assert_eq!(pc.read(BUS_MASTER + 2) & 7, 4);
+                assert_eq!(pc.status(1), if has_failed() { bad } else { DONE });
+                pc.write(BUS_MASTER, 0);
+                let written = pc.byte(*sector) == 0xdd;
+                assert_ne!(written, has_failed());
+            }
+            _ => {
+                pc.command(FLUSH, 0, 0);
+                assert_eq!(pc.status(1), if has_failed() { bad } else { DONE });
+            }
+        }
+        if has_failed() {
+            assert_eq!(pc.read(0x1f1), error::UNCORRECTABLE);
+        }
+        has_failed()
+    });
+    assert!(failed.count() > 2);
 }
 
 #[test]

@@ -4,7 +4,6 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use virtio_bindings::virtio_blk::*;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::driver::*;
 use crate::pause::{Holder, Pause};
@@ -227,12 +226,8 @@ fn a_reset_returns_when_the_device_has_ended_and_it_begins_anew() {
     }
 }
 
-/// The signal by which a pause wakes a worker; its arrival is all.
-extern "C" fn on_kick(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-
 #[test]
 fn a_paused_machine_has_idle_devices_and_can_be_ended() {
-    register_signal_handler(SIGRTMIN(), on_kick).unwrap();
     let mut driver = Driver::started(16, false);
     assert_eq!(driver.request(VIRTIO_BLK_T_IN, 1, 512, WRITE), OK);
     driver
@@ -256,7 +251,6 @@ fn a_paused_machine_has_idle_devices_and_can_be_ended() {
 
 #[test]
 fn a_device_that_a_pause_holds_can_be_reset() {
-    register_signal_handler(SIGRTMIN(), on_kick).unwrap();
     let driver = Driver::started(16, false);
     let (go, gone) = std::sync::mpsc::channel();
     let vcpu = {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 use vmm_sys_util::tempfile::TempFile;
 
 use super::driver::*;
@@ -45,16 +44,11 @@ fn served() -> Option<(Driver, Arc<EventFd>)> {
         println!("skipped: {reason}");
         return None;
     }
-    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
-    register_signal_handler(SIGRTMIN(), nothing).unwrap();
     let image = TempFile::new().unwrap();
     for sector in 0..SECTORS {
         image.as_file().write_all(&[sector; 512]).unwrap();
     }
-    let spec = DiskSpec {
-        path: image.as_path().to_owned(),
-        read_only: false,
-    };
+    let spec = DiskSpec::of(image.as_path().to_owned(), false);
     let config = Config {
         disks: vec![spec],
         io: Io::DriverDomain,

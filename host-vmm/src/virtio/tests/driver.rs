@@ -41,8 +41,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Told {
     pub(super) used: AtomicU32,
     pub(super) broken: AtomicU32,
-    /// The word that it is told last of the configuration.
-    pub(super) config: AtomicU32,
 }
 
 impl Interrupt for Arc<Told> {
@@ -52,10 +50,6 @@ impl Interrupt for Arc<Told> {
 
     fn needs_reset(&self) {
         self.broken.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn config_changed(&self, _at: usize, word: u32) {
-        self.config.store(word, Ordering::SeqCst);
     }
 }
 
@@ -91,10 +85,7 @@ impl Driver {
         for sector in 0..sectors {
             image.as_file().write_all(&[sector; 512]).unwrap();
         }
-        let spec = DiskSpec {
-            path: image.as_path().to_owned(),
-            read_only,
-        };
+        let spec = DiskSpec::of(image.as_path().to_owned(), read_only);
         let memory = Memory::new(32).unwrap();
         let told = Arc::<Told>::default();
         let device = Box::new(Block::new(Disk::open(&spec).unwrap(), 0));

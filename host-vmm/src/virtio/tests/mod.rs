@@ -1,6 +1,5 @@
 //! Drivers, good and hostile, on real memory and real files.
 
-mod balloon;
 mod block;
 mod console;
 mod domain;
@@ -8,5 +7,4 @@ mod driver;
 mod hostile;
 mod net;
 mod registers;
-mod rings;
 mod rng;
