@@ -269,6 +269,13 @@ pub(crate) struct RunArgs {
     /// Give the guest a source of random numbers: virtio's entropy device, /dev/hwrng.
     #[arg(long)]
     rng: bool,
+    /// Give the guest a balloon: virtio's device by which it gives back memory that it does not use, and, when `paravane ctl
+    /// SOCKET memory MIB` asks for it, memory that it does.
+    ///
+    /// A guest that runs out of memory takes it back by itself. Its driver also tells how its memory is used: `paravane ctl SOCKET stats`.
+    /// A para guest does all this by facility mem; without that (--pv=-mem) it can have a balloon, and gives back what it does not use.
+    #[arg(long)]
+    balloon: bool,
     /// Let programs of the guest and of this host connect to each other without a network: the guest's address (CID), 3 or more.
     ///
     /// This host is 2 to the guest. Linux calls it vsock: `socat VSOCK-LISTEN:1234,fork EXEC:date` on the one side,
@@ -345,7 +352,7 @@ pub(crate) struct RunArgs {
     #[arg(
         long,
         value_name = "FILE[,unchecked]",
-        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward", "lies", "rng", "vsock", "port"]
+        conflicts_with_all = ["file", "guest", "initrd", "cmdline", "memory", "cpus", "dedicated", "pv", "entry", "no_user_isolation", "awkward", "lies", "rng", "balloon", "vsock", "port"]
     )]
     pub(crate) restore: Option<RestoreSpec>,
     /// Keep inherited descriptors, all files and all system calls. Without this the VMM opens no files but its guest's once that
@@ -445,6 +452,7 @@ impl RunArgs {
             net: self.net.clone(),
             open_net: None,
             rng: self.rng,
+            balloon: self.balloon,
             vsock: self.vsock,
             ports: self.port.clone(),
             io: self.io,

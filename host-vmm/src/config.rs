@@ -158,6 +158,8 @@ pub struct Config {
     pub open_net: Option<Net>,
     /// Whether there is a source of random numbers.
     pub rng: bool,
+    /// Whether there is a balloon: memory that the guest gives back when it is asked, or does not use.
+    pub balloon: bool,
     /// The guest's address as a machine that has sockets to this host.
     pub vsock: Option<u32>,
     /// Streams between programs of the guest's and of this host's.
@@ -247,14 +249,19 @@ pub enum ConfigError {
     /// More memory than a driver domain can reach.
     #[error("a driver domain reaches {} MiB of its guest's memory; use no more (--memory)", channel::WINDOW_MAX >> 20)]
     DomainMemory,
-    /// `--rng`, `--vsock` or `--port` for a guest without virtio.
+    /// `--rng`, `--balloon`, `--vsock` or `--port` for a guest without virtio.
     #[error(
-        "--rng, --vsock and --port are virtio devices, and a full guest has none: use --guest kvm-pv, para or direct"
+        "--rng, --balloon, --vsock and --port are virtio devices, and a full guest has none: use --guest kvm-pv, para or direct"
     )]
     NoVirtio,
+    /// `--balloon` for a guest that gives memory back by facility mem.
+    #[error(
+        "facility mem is this guest's balloon: leave --balloon out, or the facility (--pv=-mem)"
+    )]
+    TwoBalloons,
     /// More devices than a guest has places for.
     #[error(
-        "{devices} devices cannot be: this guest takes {most} (--disk, --net, --rng, --vsock, --port)"
+        "{devices} devices cannot be: this guest takes {most} (--disk, --net, --rng, --balloon, --vsock, --port)"
     )]
     TooManyDevices {
         /// What was asked for.
@@ -339,6 +346,7 @@ impl Config {
             net: None,
             open_net: None,
             rng: false,
+            balloon: false,
             vsock: None,
             ports: Vec::new(),
             io: Io::default(),
@@ -402,6 +410,10 @@ impl Config {
         if others > 0 && self.profile == Profile::Full {
             return Err(ConfigError::NoVirtio);
         }
+        let has_mem = self.profile.is_paravane() && self.facilities.has(reg::FACILITY_MEM);
+        if self.balloon && has_mem {
+            return Err(ConfigError::TwoBalloons);
+        }
         let (devices, most) = (self.virtio_devices(), self.profile.devices_max());
         if others > 0 && devices > most {
             return Err(ConfigError::TooManyDevices { devices, most });
@@ -446,7 +458,13 @@ impl Config {
         } else {
             ""
         };
-        format!("{ours}{root}{devices}{known} {}", self.cmdline)
+        // Huge pages: left to itself, Linux reports only where it has 128 MiB free.
+        let reports = if self.balloon {
+            " page_reporting.page_reporting_order=9"
+        } else {
+            ""
+        };
+        format!("{ours}{root}{devices}{reports}{known} {}", self.cmdline)
             .trim_end()
             .to_owned()
     }
@@ -458,7 +476,8 @@ impl Config {
 
     /// Those of them that a PC has nothing alike for.
     fn other_devices(&self) -> usize {
-        usize::from(self.rng) + usize::from(self.vsock.is_some()) + self.ports.len()
+        let others = [self.rng, self.balloon, self.vsock.is_some()];
+        others.map(usize::from).iter().sum::<usize>() + self.ports.len()
     }
 
     /// The root file system, where nobody says another: the first disk, under the name that it has in this guest. An

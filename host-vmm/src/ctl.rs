@@ -133,9 +133,9 @@ pub struct Status {
     pub memory_mib: u64,
     /// What of this process is in the host's memory, MiB.
     pub resident_mib: u64,
-    /// What the guest says that it keeps from itself, MiB; null without facility mem.
+    /// What the guest says that it keeps from itself, MiB; null without facility mem or a balloon.
     pub kept_mib: Option<u64>,
-    /// What the guest says that it would miss, MiB: its working set when it last had reason to tell; null without facility mem.
+    /// What the guest says that it would miss, MiB: its working set when it last had reason to tell; null where it does not tell.
     pub needed_mib: Option<u64>,
     /// What the guest has given back since the start, MiB; what it has given back twice counts twice.
     pub reported_mib: Option<u64>,
@@ -242,7 +242,7 @@ impl Refusal {
                 "run the guest with more (--cpus), and begin with fewer (--cmdline maxcpus=1)"
             }
             Self::Memory { .. } => {
-                "ask for no more than it was started with (--memory), and start it with facility mem (--pv)"
+                "ask for no more than it was started with (--memory), and start it with a balloon: facility mem (--pv) or --balloon"
             }
             Self::NoFile => {
                 "send the descriptor of a file along with the request (SCM_RIGHTS), as `paravane ctl SOCKET core FILE` does"
@@ -290,9 +290,13 @@ fn json(value: impl Serialize) -> Value {
 
 fn carry_out(machine: &Machine, request: Request, file: Option<File>) -> Result<Value, Refusal> {
     match request {
-        Request::Status {} => {}
-        Request::Stats {} => return Ok(json(machine.stats())),
+        Request::Status {} => machine.ask_balloon(),
+        Request::Stats {} => {
+            machine.ask_balloon();
+            return Ok(json(machine.stats()));
+        }
         Request::Metrics {} => {
+            machine.ask_balloon();
             let text = metrics::text(&machine.stats(), &status(machine));
             return Ok(serde_json::json!({ "openmetrics": text }));
         }
@@ -375,6 +379,8 @@ fn resident_bytes() -> u64 {
 
 fn status(machine: &Machine) -> Status {
     let config = machine.config();
+    let memory = machine.memory_use();
+    let mib = |bytes: u64| bytes >> 20;
     Status {
         state: if machine.is_stopping() {
             State::Ended
@@ -392,9 +398,9 @@ fn status(machine: &Machine) -> Status {
         cpus_wanted: machine.processors().and_then(Processors::wanted),
         memory_mib: config.memory_mib,
         resident_mib: resident_bytes() >> 20,
-        kept_mib: machine.mem().map(|mem| mem.kept_bytes() >> 20),
-        needed_mib: machine.mem().map(|mem| mem.needed_bytes() >> 20),
-        reported_mib: machine.mem().map(|mem| mem.reported_bytes() >> 20),
+        kept_mib: memory.map(|memory| mib(memory.kept)),
+        needed_mib: memory.and_then(|memory| memory.needed).map(mib),
+        reported_mib: memory.map(|memory| mib(memory.reported)),
     }
 }
 

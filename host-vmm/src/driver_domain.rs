@@ -148,7 +148,7 @@ impl DriverDomain {
                 base: at::FIRST + u64::from(number) * at::STRIDE,
                 kind: own.kind(),
                 features: own.features() & !COMMON_FEATURES,
-                config: *own.config(),
+                config: own.config(),
                 broken: Arc::clone(broken),
             };
             Some(Box::new(disk) as Box<dyn Device>)

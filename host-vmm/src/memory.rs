@@ -10,9 +10,10 @@ use std::sync::atomic::Ordering;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
+use paravane_abi::registry::PAGE_SIZE;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
-    GuestRegionMmap, MmapRegion,
+    GuestRegionMmap, MmapRegion, VolatileSlice,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -265,8 +266,25 @@ impl Memory {
     pub fn discard(&self, address: u64, length: usize) -> Result<(), MemoryError> {
         let at = self.checked(address, length)?;
         let out = |_| MemoryError::Range { address, length };
-        let slice = self.mmap.get_slice(at, length).map_err(out)?;
-        let start = slice.ptr_guard_mut().as_ptr();
+        self.discard_slice(&self.mmap.get_slice(at, length).map_err(out)?);
+        Ok(())
+    }
+
+    /// The same of the whole pages of a part of this memory; how many bytes they have.
+    pub fn discard_pages(&self, part: &VolatileSlice<'_>) -> usize {
+        // Where a page begins in the guest, one begins here.
+        let start = part.ptr_guard().as_ptr().align_offset(PAGE_SIZE);
+        let length = part.len().saturating_sub(start) / PAGE_SIZE * PAGE_SIZE;
+        match part.subslice(start, length) {
+            Ok(pages) if length > 0 => self.discard_slice(&pages),
+            _ => return 0,
+        }
+        length
+    }
+
+    /// Discards whole pages of this memory.
+    fn discard_slice(&self, slice: &VolatileSlice<'_>) {
+        let (start, length) = (slice.ptr_guard_mut().as_ptr(), slice.len());
         let discarded = if self.is_file && (length as u64) < self.bytes / PIECES_MAX {
             // Each piece is a mapping: a guest could use all of them up.
             false
@@ -291,15 +309,13 @@ impl Memory {
             unsafe { libc::madvise(start.cast(), length, libc::MADV_DONTNEED) == 0 }
         };
         if discarded {
-            return Ok(());
+            return;
         }
         // Memory that the host has locked, say: zero all the same.
-        let zeros = [0; 4096];
-        for done in (0..length).step_by(zeros.len()) {
-            let part = &zeros[..zeros.len().min(length - done)];
-            self.write(address + done as u64, part)?;
+        for done in (0..length).step_by(PAGE_SIZE) {
+            // The slice has that page.
+            let _ = slice.write_slice(&[0; PAGE_SIZE], done);
         }
-        Ok(())
     }
 
     /// Gives each block that is not all zero, and its place among the memory's bytes, to who writes them into a file.

@@ -286,6 +286,7 @@ pub(crate) struct SavedConfig {
     disks: Vec<SavedDisk>,
     net: Option<String>,
     rng: bool,
+    balloon: bool,
 }
 
 impl SavedConfig {
@@ -309,6 +310,7 @@ impl SavedConfig {
             net,
             open_net: _,
             rng,
+            balloon,
             vsock: _,
             ports,
             io: _,
@@ -358,6 +360,7 @@ impl SavedConfig {
             disks: disks.collect::<Result<_, SnapshotError>>()?,
             net: net.as_ref().map(ToString::to_string),
             rng: *rng,
+            balloon: *balloon,
         })
     }
 
@@ -424,6 +427,7 @@ impl SavedConfig {
             disks,
             net,
             rng: self.rng,
+            balloon: self.balloon,
             ..Config::of(self.guest, kernel)
         };
         config.validate().map_err(|e| state(e.to_string()))?;

@@ -232,6 +232,9 @@ pub struct Stats {
     /// Requests to disks that have failed because they were asked to, where one was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub disk_faults: Option<u64>,
+    /// What the driver of a balloon tells of the guest's memory: bytes, or events since its boot.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub guest_memory: BTreeMap<&'static str, u64>,
     /// The processors of a guest that has died.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processors: Vec<ProcessorReport>,
@@ -288,6 +291,9 @@ impl std::fmt::Display for Stats {
         }
         if let Some(failed) = self.disk_faults {
             writeln!(f, "  requests to disks that were asked to fail {failed}")?;
+        }
+        for (name, value) in &self.guest_memory {
+            writeln!(f, "  guest memory, {name:<18} {value:>14}")?;
         }
         for mark in &self.marks {
             writeln!(

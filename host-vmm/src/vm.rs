@@ -2,6 +2,7 @@
 
 mod build;
 mod look;
+mod memory;
 mod run;
 mod snapshot;
 
@@ -51,8 +52,9 @@ use crate::stats::{self, ConsoleBytes, Mark, Outcome, Stats, VcpuCounts};
 use crate::switcher;
 use crate::sync::lock;
 use crate::vcpu::PowerOn;
+use crate::virtio::balloon::BalloonState;
 use crate::virtio::mmio::MmioBus;
-use crate::virtio::unit::UnitStats;
+use crate::virtio::unit::{Unit, UnitStats};
 use crate::virtio::vhost::vsock::VsockError;
 
 /// The data word of a message that is a non-maskable interrupt.
@@ -127,6 +129,7 @@ pub struct Machine {
     clock: Option<Arc<Clock>>,
     processors: Option<Arc<Processors>>,
     mem: Option<Arc<Mem>>,
+    balloon: Option<Arc<BalloonState>>,
     awkward: Option<Arc<Awkward>>,
     liar: Option<Arc<Liar>>,
     /// There where the run has one.
@@ -221,28 +224,6 @@ impl Machine {
     #[must_use]
     pub fn processors(&self) -> Option<&Processors> {
         self.processors.as_deref()
-    }
-
-    /// Which memory is free, where the guest has facility mem.
-    #[must_use]
-    pub fn mem(&self) -> Option<&Mem> {
-        self.mem.as_deref()
-    }
-
-    /// Tells the guest to do with `mib` MiB of its memory, and to keep the rest from itself; it follows as far as it can. False
-    /// where it has no facility mem, or has not that much memory.
-    #[must_use]
-    pub fn set_memory_target(&self, mib: u64) -> bool {
-        let (Some(mem), Some(kept)) = (&self.mem, self.config.memory_mib.checked_sub(mib)) else {
-            return false;
-        };
-        let Ok(event) = mem.want(kept << 20) else {
-            return false;
-        };
-        if let Some(target) = event {
-            self.raise(target);
-        }
-        true
     }
 
     /// Paravane's facilities.
@@ -362,9 +343,10 @@ impl Machine {
 
     /// What the virtio devices have done.
     fn unit_stats(&self) -> Vec<UnitStats> {
-        let dev = self.dev.iter().flat_map(|dev| dev.stats());
+        let dev = self.dev.iter().flat_map(|dev| dev.units());
         let served = self.domain.iter().flat_map(|d| d.machine().unit_stats());
-        self.virtio.stats().chain(dev).chain(served).collect()
+        let own = self.virtio.units().chain(dev).map(Unit::stats);
+        own.chain(served).collect()
     }
 
     /// Ends the virtio devices' work: guest memory stays as it is.
@@ -425,6 +407,10 @@ impl Machine {
             marks: lock(&self.marks).clone(),
             devices: self.unit_stats(),
             disk_faults: self.disk_faults(),
+            guest_memory: self
+                .balloon
+                .as_ref()
+                .map_or_else(BTreeMap::new, |b| b.statistics()),
             processors: Vec::new(),
             console_tail: String::new(),
         };

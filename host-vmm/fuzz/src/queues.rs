@@ -1,4 +1,4 @@
-//! Virtqueues in hostile memory, served by a disk, a network, a source of random numbers or a port.
+//! Virtqueues in hostile memory, served by a disk, a network, a source of random numbers, a port or a balloon.
 
 use std::io::Write;
 use std::os::unix::net::UnixStream;
@@ -12,6 +12,7 @@ use paravane::net::Net;
 use paravane::pause::Pause;
 use paravane::port::PortSpec;
 use paravane::virtio::Device;
+use paravane::virtio::balloon::Balloon;
 use paravane::virtio::block::Block;
 use paravane::virtio::console::Port;
 use paravane::virtio::net::NetDevice;
@@ -93,11 +94,15 @@ pub fn run(data: &[u8]) {
     };
     driver.stores.iter().for_each(store);
     // The wire's other end has to live as long as the device.
-    let (device, _wire) = match driver.device % 4 {
+    let (device, _wire) = match driver.device % 5 {
         0 => (disk(), None),
         1 => network(),
         2 => (Box::new(Rng) as Box<dyn Device>, None),
-        _ => port(),
+        3 => port(),
+        _ => {
+            let balloon = Balloon::new(memory.clone(), Arc::default());
+            (Box::new(balloon) as Box<dyn Device>, None)
+        }
     };
     let pause = Arc::new(Pause::new(1));
     let unit = Unit::new(device, memory.clone(), Box::new(Nobody), pause);

@@ -88,6 +88,13 @@ pub(super) fn text(stats: &Stats, status: &Status) -> String {
         text.family("paravane_needed_bytes", "gauge", what);
         text.sample("paravane_needed_bytes", &[], needed << 20);
     }
+    if !stats.guest_memory.is_empty() {
+        let what = "What the driver of the guest's balloon tells: bytes, or events since its boot.";
+        text.family("paravane_guest_memory", "unknown", what);
+        for (name, value) in &stats.guest_memory {
+            text.sample("paravane_guest_memory", &[("stat", name)], value);
+        }
+    }
     text.family(
         "paravane_exits",
         "counter",

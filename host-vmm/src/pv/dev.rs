@@ -27,7 +27,7 @@ use crate::snapshot::{PartError, Saved, State, from_state, to_state};
 use crate::sync::lock;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::{QUEUE_MAX, QueueError, QueueSetup};
-use crate::virtio::unit::{Interrupt, Unit, UnitStats};
+use crate::virtio::unit::{Interrupt, Unit};
 use crate::virtio::{CONFIG_MAX, Device, QUEUES_MAX};
 use crate::vm::VmError;
 
@@ -49,8 +49,8 @@ struct Message {
     vm: Arc<VmFd>,
     memory: Memory,
     event: Arc<Event>,
-    /// Where the device's `state` is.
-    state: u64,
+    /// Where the table has the device.
+    entry: u64,
     /// An interrupt that others can raise, where others serve the device.
     line: Option<Arc<EventFd>>,
 }
@@ -63,8 +63,13 @@ impl Message {
     }
 
     fn set_state(&self, state: u32) {
+        self.store(offset_of!(DevEntry, state), state);
+    }
+
+    fn store(&self, at: usize, word: u32) {
+        let at = self.entry + at as u64;
         // The table is the VMM's own: it is in guest memory.
-        let _ = self.memory.store_u32(self.state, state, Ordering::Release);
+        let _ = self.memory.store_u32(at, word, Ordering::Release);
     }
 }
 
@@ -80,6 +85,17 @@ impl Interrupt for Message {
     /// Spec: PV-DEV-12
     fn needs_reset(&self) {
         self.set_state(DEV_NEEDS_RESET);
+        self.raise();
+    }
+
+    /// Spec: PV-DEV-2, PV-DEV-10
+    fn config_changed(&self, at: usize, word: u32) {
+        const GENERATION: usize = offset_of!(DevEntry, generation);
+        let now = self
+            .memory
+            .load_u32(self.entry + GENERATION as u64, Ordering::Relaxed);
+        self.store(offset_of!(DevEntry, config) + at, word);
+        self.store(GENERATION, now.unwrap_or(0).wrapping_add(1));
         self.raise();
     }
 }
@@ -123,7 +139,7 @@ impl Dev {
                 vm: Arc::clone(vm),
                 memory: memory.clone(),
                 event: Arc::default(),
-                state: entry(number.into()) + offset_of!(DevEntry, state) as u64,
+                entry: entry(number.into()),
                 line: line.map(Arc::new),
             };
             let interrupt = Box::new(message.clone());
@@ -151,9 +167,9 @@ impl Dev {
         self.slots.iter().for_each(|slot| slot.unit.stop());
     }
 
-    /// Their statistics.
-    pub fn stats(&self) -> impl Iterator<Item = UnitStats> {
-        self.slots.iter().map(|slot| slot.unit.stats())
+    /// The devices.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.slots.iter().map(|slot| &slot.unit)
     }
 
     /// Tells KVM which message the line of each lent device is.
@@ -308,7 +324,7 @@ impl Facility for Arc<Dev> {
                 queues: u32::try_from(unit.doorbells().len()).unwrap_or(0),
                 queue_max: u32::from(QUEUE_MAX),
                 features: unit.features(),
-                config: *unit.config(),
+                config: unit.config(),
                 ..DevEntry::default()
             };
             memory.write_obj(entry(index), &row)?;

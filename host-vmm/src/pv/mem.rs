@@ -28,6 +28,17 @@ const WANTED: u64 = MEM_PAGE + offset_of!(MemPage, wanted) as u64;
 const KEPT: u64 = MEM_PAGE + offset_of!(MemPage, kept) as u64;
 const NEEDED: u64 = MEM_PAGE + offset_of!(MemPage, needed) as u64;
 
+/// What a guest says of its memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryUse {
+    /// What it keeps from itself.
+    pub kept: u64,
+    /// What it would miss; 0: it has had no reason to tell.
+    pub needed: Option<u64>,
+    /// What it has given back, all together.
+    pub reported: u64,
+}
+
 /// The facility.
 #[derive(Debug)]
 pub struct Mem {
@@ -56,22 +67,18 @@ impl Mem {
         *lock(&self.loaded) = Some(*loaded);
     }
 
-    /// Bytes that the guest has reported, all reports together.
+    /// What the guest says, and has done. Spec: PV-MEM-13, PV-MEM-15
     #[must_use]
-    pub fn reported_bytes(&self) -> u64 {
+    pub fn memory_use(&self) -> MemoryUse {
+        MemoryUse {
+            kept: self.told_bytes(KEPT),
+            needed: Some(self.told_bytes(NEEDED)),
+            reported: self.reported_bytes(),
+        }
+    }
+
+    fn reported_bytes(&self) -> u64 {
         self.reported.load(Ordering::Relaxed)
-    }
-
-    /// Bytes that the guest says it keeps from itself. Spec: PV-MEM-13
-    #[must_use]
-    pub fn kept_bytes(&self) -> u64 {
-        self.told_bytes(KEPT)
-    }
-
-    /// Bytes that the guest says it would miss; 0: it does not say. Spec: PV-MEM-15
-    #[must_use]
-    pub fn needed_bytes(&self) -> u64 {
-        self.told_bytes(NEEDED)
     }
 
     fn told_bytes(&self, at: u64) -> u64 {
@@ -270,11 +277,11 @@ mod tests {
     #[test]
     fn pv_mem_15_a_working_set_is_a_number_and_no_more() {
         let mem = mem();
-        assert_eq!(mem.needed_bytes(), 0);
+        assert_eq!(mem.memory_use().needed, Some(0));
         mem.memory
             .store_u32(NEEDED, u32::MAX, Ordering::Relaxed)
             .unwrap();
-        assert_eq!(mem.needed_bytes(), u64::from(u32::MAX) * PAGE);
+        assert_eq!(mem.memory_use().needed, Some(u64::from(u32::MAX) * PAGE));
         assert_eq!(mem.want(PAGE).unwrap(), None);
     }
 
@@ -283,7 +290,7 @@ mod tests {
         let mem = mem();
         let say = |kept| mem.memory.store_u32(KEPT, kept, Ordering::Relaxed).unwrap();
         say(u32::MAX);
-        assert_eq!(mem.kept_bytes(), u64::from(u32::MAX) * PAGE);
+        assert_eq!(mem.memory_use().kept, u64::from(u32::MAX) * PAGE);
         assert_eq!(mem.want(PAGE).unwrap(), None);
         assert_eq!(mem.memory.load_u32(WANTED, Ordering::Relaxed).unwrap(), 1);
     }

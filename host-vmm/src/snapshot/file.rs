@@ -23,7 +23,7 @@ use crate::memory::{BLOCK, Memory, is_zero};
 
 const MAGIC: [u8; 8] = *b"PVNESNAP";
 /// Changes whenever a snapshot of before cannot be read any more.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 /// Where memory begins.
 pub const MEMORY_AT: u64 = PAGE as u64;
 const PAGE: usize = 4096;

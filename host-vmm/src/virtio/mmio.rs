@@ -15,7 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::poll::Poll;
 use super::queue::{QUEUE_MAX, QueueError, QueueSetup};
-use super::unit::{Interrupt, Unit, UnitStats};
+use super::unit::{Interrupt, Unit};
 use super::{CONFIG_MAX, Device, QUEUES_MAX};
 use crate::kvm::refused;
 use crate::memory::Memory;
@@ -63,6 +63,10 @@ impl Interrupt for Line {
     }
 
     fn needs_reset(&self) {
+        self.raise(reg::VIRTIO_MMIO_INT_CONFIG);
+    }
+
+    fn config_changed(&self, _at: usize, _word: u32) {
         self.raise(reg::VIRTIO_MMIO_INT_CONFIG);
     }
 }
@@ -175,9 +179,9 @@ impl MmioBus {
         self.0.iter().for_each(|device| device.unit.stop());
     }
 
-    /// Their statistics.
-    pub fn stats(&self) -> impl Iterator<Item = UnitStats> {
-        self.0.iter().map(|device| device.unit.stats())
+    /// The devices.
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.0.iter().map(|device| &*device.unit)
     }
 }
 
@@ -243,8 +247,8 @@ impl MmioDevice {
     pub(super) fn read(&self, offset: u32, data: &mut [u8]) {
         if let Some(at) = offset.checked_sub(reg::VIRTIO_MMIO_CONFIG) {
             let at = usize::try_from(at).unwrap_or(CONFIG_MAX);
-            let config = self.unit.config().get(at..).unwrap_or(&[]);
-            for (to, from) in data.iter_mut().zip(config) {
+            let config = self.unit.config();
+            for (to, from) in data.iter_mut().zip(config.get(at..).unwrap_or(&[])) {
                 *to = *from;
             }
             return;
@@ -276,6 +280,7 @@ impl MmioDevice {
                 registers.status | config::VIRTIO_CONFIG_S_NEEDS_RESET
             }
             reg::VIRTIO_MMIO_STATUS => registers.status,
+            reg::VIRTIO_MMIO_CONFIG_GENERATION => self.unit.generation(),
             // No shared memory: its length is all ones.
             reg::VIRTIO_MMIO_SHM_LEN_LOW | reg::VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
             _ => 0,

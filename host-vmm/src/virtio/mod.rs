@@ -22,6 +22,7 @@
 //!
 //! Source: Virtual I/O Device (VIRTIO) Version 1.3.
 
+pub mod balloon;
 pub mod block;
 pub mod console;
 pub mod mmio;
@@ -67,10 +68,15 @@ pub trait Device: fmt::Debug + Send {
     /// Features of its own, beside these.
     fn features(&self) -> u64;
 
-    /// How many queues it has, at most [`QUEUES_MAX`]; a driver sets all of them up.
+    /// How many queues it has, at most [`QUEUES_MAX`].
     fn queues(&self) -> usize;
 
-    /// Its configuration, as the driver reads it.
+    /// How many of them, the first, a driver that has agreed to these features has to set up.
+    fn queues_needed(&self, _features: u64) -> usize {
+        self.queues()
+    }
+
+    /// Its configuration, as the driver reads it first.
     fn config(&self) -> [u8; CONFIG_MAX];
 
     /// The driver has agreed to these features.

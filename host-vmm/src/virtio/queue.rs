@@ -41,8 +41,8 @@ pub enum QueueError {
     /// A chain that is too long.
     #[error("the chain at descriptor {0} has more than {CHAIN_MAX} descriptors")]
     Long(u16),
-    /// A descriptor that is not in guest memory.
-    #[error("a descriptor's {length} bytes at {address:#x} are not in guest memory")]
+    /// A descriptor, or a page that a request names, which is not in guest memory.
+    #[error("the driver names {length} bytes at {address:#x} that are not in guest memory")]
     Memory {
         /// Guest physical address.
         address: u64,
@@ -441,20 +441,44 @@ impl<'m> Io<'m> {
         queue: usize,
         serve: impl FnOnce(&mut Chain<'m>) -> Result<u32, QueueError>,
     ) -> Result<bool, QueueError> {
-        if !self.next(queue)? {
-            if self.looks {
-                self.dry |= 1 << queue;
-                return Ok(false);
-            }
-            let Virtqueue(ring) = &mut self.queues[queue];
-            if !ring.enable_notification(self.memory)? || !self.next(queue)? {
-                return Ok(false);
-            }
+        if !self.next_or_rest(queue)? {
+            return Ok(false);
         }
         let written = serve(&mut self.chain)?;
         self.done(queue, written)?;
         self.news |= 1 << queue;
         Ok(true)
+    }
+
+    /// Gives the next request of `queue` to `look`, and leaves it there: the next look finds it again.
+    ///
+    /// # Errors
+    ///
+    /// The driver has not kept to the rules.
+    pub fn peek(
+        &mut self,
+        queue: usize,
+        look: impl FnOnce(&mut Chain<'m>) -> Result<(), QueueError>,
+    ) -> Result<(), QueueError> {
+        if !self.next_or_rest(queue)? {
+            return Ok(());
+        }
+        let Virtqueue(ring) = &mut self.queues[queue];
+        ring.set_next_avail(ring.next_avail().wrapping_sub(1));
+        look(&mut self.chain)
+    }
+
+    /// Takes the next request of `queue`; where there is none, the doorbell will be rung for it.
+    fn next_or_rest(&mut self, queue: usize) -> Result<bool, QueueError> {
+        if self.next(queue)? {
+            return Ok(true);
+        }
+        if self.looks {
+            self.dry |= 1 << queue;
+            return Ok(false);
+        }
+        let Virtqueue(ring) = &mut self.queues[queue];
+        Ok(ring.enable_notification(self.memory)? && self.next(queue)?)
     }
 
     /// Tells the driver what [`Io::one`] has done, if it wants to know.

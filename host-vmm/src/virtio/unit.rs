@@ -11,7 +11,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -45,6 +45,8 @@ pub trait Interrupt: fmt::Debug + Send + Sync {
     fn queue_used(&self);
     /// The device needs a reset.
     fn needs_reset(&self);
+    /// The word at `at` of the configuration is another now.
+    fn config_changed(&self, _at: usize, _word: u32) {}
 }
 
 /// What a device has done. Written by its thread, read by anybody.
@@ -140,7 +142,9 @@ pub struct Unit {
     kind: u32,
     name: &'static str,
     features: u64,
-    config: [u8; CONFIG_MAX],
+    config: Mutex<[u8; CONFIG_MAX]>,
+    /// How often it has changed.
+    generation: AtomicU32,
     memory: Memory,
     doorbells: Arc<[EventFd]>,
     is_lent: bool,
@@ -177,7 +181,8 @@ impl Unit {
             kind: device.kind(),
             name: device.name(),
             features: device.common_features() | device.features(),
-            config: device.config(),
+            config: Mutex::new(device.config()),
+            generation: AtomicU32::new(0),
             memory,
             doorbells: doorbells.collect::<io::Result<_>>()?,
             is_lent: device.server().is_some(),
@@ -219,8 +224,24 @@ impl Unit {
 
     /// Its configuration.
     #[must_use]
-    pub fn config(&self) -> &[u8; CONFIG_MAX] {
-        &self.config
+    pub fn config(&self) -> [u8; CONFIG_MAX] {
+        *lock(&self.config)
+    }
+
+    /// Another number whenever the configuration is another.
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Changes the word at `at` of its configuration, and tells the driver.
+    pub fn configure(&self, at: usize, word: u32) {
+        let mut config = lock(&self.config);
+        if let Some(bytes) = config.get_mut(at..at + size_of::<u32>()) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+            self.generation.fetch_add(1, Ordering::SeqCst);
+            self.link.interrupt.config_changed(at, word);
+        }
     }
 
     /// A doorbell for each queue, for KVM to ring.
@@ -282,11 +303,20 @@ impl Unit {
     /// [`QueueError`]: features or queues that cannot be, and nothing has happened.
     pub fn start(&self, features: u64, setups: &[QueueSetup]) -> Result<(), QueueError> {
         self.check(features)?;
-        let queues = (0..self.doorbells.len()).map(|index| {
-            let setup = setups.get(index).copied().unwrap_or_default();
-            Virtqueue::new(index, &setup, features, self.memory.mmap())
-        });
+        let needed = self.queues_needed(features).ok_or(QueueError::Busy)?;
+        let queues = (0..self.doorbells.len())
+            .map(|index| (index, setups.get(index).copied().unwrap_or_default()))
+            .take_while(|(index, setup)| *index < needed || setup.ready)
+            .map(|(index, setup)| Virtqueue::new(index, &setup, features, self.memory.mmap()));
         self.begin(features, queues.collect::<Result<_, _>>()?)
+    }
+
+    /// How many queues such a driver has to set up, where the device does not work yet.
+    fn queues_needed(&self, features: u64) -> Option<usize> {
+        match &*lock(&self.state) {
+            State::Idle(device) => Some(device.queues_needed(features)),
+            _ => None,
+        }
     }
 
     fn begin(&self, features: u64, queues: Vec<Virtqueue>) -> Result<(), QueueError> {
@@ -375,11 +405,12 @@ impl Saved for Unit {
         let Some(saved) = from_state::<Option<SavedUnit>>(state)? else {
             return Ok(());
         };
-        if saved.queues.len() != self.doorbells.len() {
-            return Err(PartError::because("it has another number of queues"));
-        }
         let cannot = |e: QueueError| PartError(e.to_string());
         self.check(saved.features).map_err(cannot)?;
+        let needed = self.queues_needed(saved.features).unwrap_or(usize::MAX);
+        if !(needed..=self.doorbells.len()).contains(&saved.queues.len()) {
+            return Err(PartError::because("it has another number of queues"));
+        }
         let queues = saved.queues.into_iter();
         let queues = queues.map(|queue| Virtqueue::of(queue, self.memory.mmap()));
         let queues = queues.collect::<Result<_, _>>().map_err(cannot)?;

@@ -44,6 +44,7 @@ use crate::pv::{BOOT_INFO, DOORBELL_PORT, Facility, Paravirt};
 use crate::switcher;
 use crate::vcpu::PowerOn;
 use crate::virtio::Device;
+use crate::virtio::balloon::{Balloon, BalloonState};
 use crate::virtio::block::Block;
 use crate::virtio::console::Port;
 use crate::virtio::mmio::MmioBus;
@@ -126,7 +127,8 @@ impl Vm {
             None => create_disks(&config)?,
         };
         devices.extend(create_net(&config, &memory)?);
-        devices.extend(create_others(&config, &memory)?);
+        let balloon = config.balloon.then(Arc::<BalloonState>::default);
+        devices.extend(create_others(&config, &memory, balloon.as_ref())?);
         let (registers, table) = if config.profile.is_paravane() {
             (Vec::new(), devices)
         } else {
@@ -189,6 +191,7 @@ impl Vm {
             clock: set.has(reg::FACILITY_CLOCK).then_some(clock),
             processors: set.has(reg::FACILITY_SMP).then_some(processors),
             mem: set.has(reg::FACILITY_MEM).then_some(mem),
+            balloon,
             awkward,
             liar,
             debugger: OnceLock::new(),
@@ -299,10 +302,17 @@ fn open_net(config: &Config) -> Result<Option<Net>, NetError> {
 }
 
 /// The virtio devices that a PC has nothing alike for.
-fn create_others(config: &Config, memory: &Memory) -> Result<Vec<Box<dyn Device>>, VmError> {
+fn create_others(
+    config: &Config,
+    memory: &Memory,
+    balloon: Option<&Arc<BalloonState>>,
+) -> Result<Vec<Box<dyn Device>>, VmError> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     if config.rng {
         devices.push(Box::new(Entropy));
+    }
+    if let Some(state) = balloon {
+        devices.push(Box::new(Balloon::new(memory.clone(), Arc::clone(state))));
     }
     if let Some(cid) = config.vsock {
         devices.push(Box::new(VhostVsock::new(cid, memory)?));

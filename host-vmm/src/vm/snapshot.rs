@@ -32,7 +32,11 @@ impl Machine {
             ("port devices".to_owned(), &self.ports),
             ("virtio-mmio devices".to_owned(), &self.virtio),
         ];
-        devices.into_iter().chain(self.pv.parts()).collect()
+        let balloon = self.balloon.as_ref();
+        let balloon =
+            balloon.map(|balloon| -> (String, &dyn Saved) { ("balloon".to_owned(), balloon) });
+        let devices = devices.into_iter().chain(balloon);
+        devices.chain(self.pv.parts()).collect()
     }
 
     /// Writes memory and state into a file. The machine must stand still. Returns the file's length.
@@ -157,6 +161,7 @@ impl Machine {
         if let Some(clock) = &self.clock {
             clock.set_counter(counter);
         }
+        self.tell_balloon();
         let mut generation = [0; 8];
         getrandom::fill(&mut generation).map_err(io::Error::other)?;
         // Zero is the first run's. Spec: PV-STATE-2

@@ -26,7 +26,7 @@ enum Kernel {
 }
 
 /// A launch: its name, the kernel, what `paravane run` gets, and what init gets.
-const LAUNCHES: [(&str, Kernel, &str, &str); 20] = [
+const LAUNCHES: [(&str, Kernel, &str, &str); 22] = [
     (
         "full",
         Kernel::Full,
@@ -86,6 +86,18 @@ const LAUNCHES: [(&str, Kernel, &str, &str); 20] = [
         "para-without-mem",
         Kernel::Para,
         "--guest para --pv=-mem --ctl para-without-mem.ctl",
+        "job=memory:64 end=poweroff",
+    ),
+    (
+        "kvm-pv-balloon",
+        Kernel::Full,
+        "--guest kvm-pv --balloon --ctl kvm-pv-balloon.ctl",
+        "job=memory:64 end=restart",
+    ),
+    (
+        "para-balloon",
+        Kernel::Para,
+        "--guest para --pv=-mem --balloon --ctl para-balloon.ctl",
         "job=memory:64 end=poweroff",
     ),
     (
@@ -170,7 +182,7 @@ pub(crate) struct Launch {
     pub(crate) report: Value,
     /// What its control socket said of it, about once a second; empty without one.
     pub(crate) statuses: Vec<Value>,
-    stats: Value,
+    pub(crate) stats: Value,
 }
 
 impl Launch {

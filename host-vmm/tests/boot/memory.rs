@@ -1,4 +1,4 @@
-//! Facility `mem` in whole guests: what is zero, what goes back to the host, the balloon.
+//! Facility `mem` and virtio's balloon in whole guests: what is zero, what goes back to the host, what the guest keeps from itself.
 
 use crate::launch_or_skip;
 use crate::launches::{Launch, launches};
@@ -21,7 +21,14 @@ fn told(launch: &Launch, what: &str) -> Vec<u64> {
 #[test]
 fn pv_mem_3_new_memory_is_zero_whoever_had_it_before() {
     // The awkward host fills memory that it does not call fresh; each guest then uses half of its memory twice.
-    for name in ["para-memory", "para-without-mem", "para-awkward-16"] {
+    let names = [
+        "para-memory",
+        "para-without-mem",
+        "para-awkward-16",
+        "kvm-pv-balloon",
+        "para-balloon",
+    ];
+    for name in names {
         let launch = launch_or_skip!(name);
         assert_eq!(dirty_words(launch), Some([0, 0]), "{launch}");
     }
@@ -31,12 +38,32 @@ fn pv_mem_3_new_memory_is_zero_whoever_had_it_before() {
 fn pv_mem_5_memory_that_the_guest_has_freed_is_the_hosts_again() {
     let launch = launch_or_skip!("para-memory");
     assert!(launch.call("mem.report") > 0, "{launch}");
+    has_given_back(launch);
+}
+
+fn has_given_back(launch: &Launch) {
     let resident = told(launch, "resident_mib");
     let most = resident.iter().copied().max().unwrap_or(0);
     let after = resident.iter().skip_while(|mib| **mib < most);
     let least = after.copied().min().unwrap_or(0);
     // 64 MiB were used, and then free; what of them is no whole huge page stays.
     assert!(most >= least + 32, "{resident:?}: {launch}");
+}
+
+#[test]
+fn a_virtio_balloon_gives_back_what_the_guest_has_freed() {
+    for name in ["kvm-pv-balloon", "para-balloon"] {
+        let launch = launch_or_skip!(name);
+        has_given_back(launch);
+        let needed = told(launch, "needed_mib");
+        let most = needed.iter().copied().max().unwrap_or(0);
+        assert!((64..=128).contains(&most), "{needed:?}: {launch}");
+        let told = &launch.stats["guest_memory"]["total"];
+        assert!(
+            (64 << 20..128 << 20).contains(&told.as_u64().unwrap_or(0)),
+            "{launch}"
+        );
+    }
 }
 
 #[test]
@@ -63,8 +90,18 @@ fn pv_mem_14_a_guest_says_what_it_would_miss() {
 #[test]
 fn pv_mem_12_a_guest_keeps_what_the_host_wants() {
     let launch = launch_or_skip!("para-memory");
+    keeps_what_is_wanted(launch);
+    assert_eq!(launch.call("mem.event"), 1, "{launch}");
+}
+
+fn keeps_what_is_wanted(launch: &Launch) {
     let kept = told(launch, "kept_mib");
     assert!(kept.contains(&16), "{kept:?}: {launch}");
     assert_eq!(kept.last(), Some(&0), "{kept:?}: {launch}");
-    assert_eq!(launch.call("mem.event"), 1, "{launch}");
+}
+
+#[test]
+fn a_virtio_balloon_keeps_what_the_host_wants() {
+    // A para guest's kernel does not hear of a new configuration.
+    keeps_what_is_wanted(launch_or_skip!("kvm-pv-balloon"));
 }

@@ -1,59 +1,32 @@
 //! A port whose other side is a socket of ours, and the driver's messages about it.
 
 use std::io::{Read, Write};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::time::Duration;
 
 use vmm_sys_util::tempdir::TempDir;
 
-use super::driver::{NEXT, Told, WRITE, wait_for};
+use super::driver::{NEXT, wait_for};
+use super::rings::{Rings, SIZE};
 use crate::memory::Memory;
-use crate::pause::Pause;
 use crate::port::PortSpec;
 use crate::virtio::console::Port;
 use crate::virtio::poll::Poll;
-use crate::virtio::queue::QueueSetup;
-use crate::virtio::unit::Unit;
 
 const RECEIVE: u16 = 0;
 const TRANSMIT: u16 = 1;
 const CONTROL_RECEIVE: u16 = 2;
 const CONTROL_TRANSMIT: u16 = 3;
-const SIZE: u16 = 16;
 const READY: u16 = 0;
 const ADD: u16 = 1;
 const PORT_READY: u16 = 3;
 const OPEN: u16 = 6;
 const NAME: u16 = 7;
 
-/// Where the queue number `queue` is, and its buffers.
-fn base(queue: u16) -> u64 {
-    0x10_0000 * (u64::from(queue) + 1)
-}
-
-fn setup(queue: u16) -> QueueSetup {
-    let base = base(queue);
-    QueueSetup {
-        size: SIZE,
-        ready: true,
-        descriptors: base,
-        available: base + 0x1000,
-        used: base + 0x2000,
-    }
-}
-
-fn buffer(queue: u16, number: u16) -> u64 {
-    base(queue) + 0x1_0000 + u64::from(number % SIZE) * 0x1000
-}
-
 /// Device and driver.
 struct Guest {
-    memory: Memory,
-    unit: Unit,
-    /// Buffers that were made available, and those of them that were looked at, of each queue.
-    offered: [u16; 4],
-    seen: [u16; 4],
+    rings: Rings,
     spec: PortSpec,
     _folder: TempDir,
 }
@@ -68,29 +41,11 @@ impl Guest {
         let spec = format!("agent={}", folder.as_path().join("socket").display());
         let spec: PortSpec = spec.parse().unwrap();
         let device = Box::new(Port::new(&spec).unwrap());
-        let memory = Memory::new(32).unwrap();
-        let told = Box::new(Arc::<Told>::default());
-        let unit = Unit::new(device, memory.clone(), told, Arc::<Pause>::default());
-        let unit = unit.unwrap().polling(poll);
-        let mut guest = Self {
-            memory,
-            unit,
-            offered: [0; 4],
-            seen: [0; 4],
+        Self {
+            rings: Rings::polled(device, Memory::new(32).unwrap(), poll),
             spec,
             _folder: folder,
-        };
-        guest.start();
-        guest
-    }
-
-    fn start(&mut self) {
-        for queue in 0..4 {
-            self.memory.write(base(queue), &[0; 0x3000]).unwrap();
         }
-        (self.offered, self.seen) = ([0; 4], [0; 4]);
-        let setups = [0, 1, 2, 3].map(setup);
-        self.unit.start(self.unit.features(), &setups).unwrap();
     }
 
     fn connect(&self) -> UnixStream {
@@ -98,57 +53,6 @@ impl Guest {
         let patience = Some(Duration::from_secs(20));
         client.set_read_timeout(patience).unwrap();
         client
-    }
-
-    /// Makes a buffer of `queue` available.
-    fn offer(&mut self, queue: u16, at: u64, length: u32, flags: u16) {
-        let index = usize::from(queue);
-        let number = self.offered[index];
-        let mut descriptor = at.to_le_bytes().to_vec();
-        descriptor.extend(length.to_le_bytes());
-        descriptor.extend(flags.to_le_bytes());
-        descriptor.extend([0; 2]);
-        let slot = u64::from(number % SIZE);
-        let write = |at, bytes: &[u8]| self.memory.write(base(queue) + at, bytes).unwrap();
-        write(slot * 16, &descriptor);
-        write(0x1004 + slot * 2, &(number % SIZE).to_le_bytes());
-        write(0x1002, &(number + 1).to_le_bytes());
-        self.offered[index] += 1;
-        self.unit.doorbells()[index].write(1).unwrap();
-    }
-
-    fn send(&mut self, queue: u16, bytes: &[u8]) {
-        let at = buffer(queue, self.offered[usize::from(queue)]);
-        self.memory.write(at, bytes).unwrap();
-        self.offer(queue, at, u32::try_from(bytes.len()).unwrap(), 0);
-    }
-
-    /// Gives the device empty buffers of so many bytes.
-    fn empty(&mut self, queue: u16, count: u16, length: u32) {
-        for _ in 0..count {
-            let at = buffer(queue, self.offered[usize::from(queue)]);
-            self.offer(queue, at, length, WRITE);
-        }
-    }
-
-    fn used(&self, queue: u16) -> u16 {
-        let mut index = [0; 2];
-        self.memory.read(base(queue) + 0x2002, &mut index).unwrap();
-        u16::from_le_bytes(index)
-    }
-
-    /// What the next buffer of `queue` has that the device gives back.
-    fn get(&mut self, queue: u16) -> Vec<u8> {
-        let number = self.seen[usize::from(queue)];
-        wait_for("a buffer", || self.used(queue) > number);
-        let mut length = [0; 4];
-        let entry = base(queue) + 0x2004 + u64::from(number % SIZE) * 8 + 4;
-        self.memory.read(entry, &mut length).unwrap();
-        let mut bytes = vec![0; usize::try_from(u32::from_le_bytes(length)).unwrap()];
-        let at = buffer(queue, number);
-        self.memory.read(at, &mut bytes).unwrap();
-        self.seen[usize::from(queue)] += 1;
-        bytes
     }
 
     fn say(&mut self, event: u16, value: u16) {
@@ -174,6 +78,20 @@ impl Guest {
         self.say(PORT_READY, 1);
         assert_eq!(self.hear(), (NAME, 0, b"agent".to_vec()));
         self.say(OPEN, 1);
+    }
+}
+
+impl Deref for Guest {
+    type Target = Rings;
+
+    fn deref(&self) -> &Rings {
+        &self.rings
+    }
+}
+
+impl DerefMut for Guest {
+    fn deref_mut(&mut self) -> &mut Rings {
+        &mut self.rings
     }
 }
 

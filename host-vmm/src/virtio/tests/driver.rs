@@ -41,6 +41,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(super) struct Told {
     pub(super) used: AtomicU32,
     pub(super) broken: AtomicU32,
+    /// The word that it is told last of the configuration.
+    pub(super) config: AtomicU32,
 }
 
 impl Interrupt for Arc<Told> {
@@ -50,6 +52,10 @@ impl Interrupt for Arc<Told> {
 
     fn needs_reset(&self) {
         self.broken.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn config_changed(&self, _at: usize, word: u32) {
+        self.config.store(word, Ordering::SeqCst);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Drivers, good and hostile, on real memory and real files.
 
+mod balloon;
 mod block;
 mod console;
 mod domain;
@@ -7,4 +8,5 @@ mod driver;
 mod hostile;
 mod net;
 mod registers;
+mod rings;
 mod rng;
