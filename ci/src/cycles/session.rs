@@ -143,7 +143,11 @@ impl<'a> Guest<'a> {
             _ => (true, "--guest para".to_owned()),
         };
         let cpus = random.u32(1..=4);
-        self.start(is_para, &format!("{arguments} --cpus {cpus} --ctl SOCKET"), QUIETLY)?;
+        self.start(
+            is_para,
+            &format!("{arguments} --cpus {cpus} --ctl SOCKET"),
+            QUIETLY,
+        )?;
         self.wait()?;
         self.cycles += 1;
         Ok(())
