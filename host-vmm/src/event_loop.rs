@@ -233,7 +233,8 @@ impl<'a> EventLoop<'a> {
                 }
             }
             let now = Instant::now();
-            // During a pause the guest's memory stays as it is; what waits here waits on.
+            let looks = now >= next && (self.looking || self.dirty);
+            // During a pause the guest's memory stays as it is; what waits there waits on.
             if self.machine.pause().try_begin(Pause::event_loop()) {
                 if std::mem::take(&mut self.stepped) {
                     self.machine.clock_has_jumped();
@@ -243,13 +244,15 @@ impl<'a> EventLoop<'a> {
                 {
                     card.deliver();
                 }
-                if now >= next && (self.looking || self.dirty) {
+                if looks {
                     self.looking = self.machine.look_at_console();
-                    self.dirty = self.machine.console().flush_now();
-                    next = now + LOOK_INTERVAL;
                 }
                 self.offer_input();
                 self.machine.pause().rest(Pause::event_loop());
+            }
+            if looks {
+                self.dirty = self.machine.console().flush_now();
+                next = now + LOOK_INTERVAL;
             }
             self.watch_stdin(self.backlog.len() < BACKLOG_FULL || terminal::is_attended());
             if self.settled.take_if(|at| now >= *at).is_some() {
