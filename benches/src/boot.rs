@@ -6,29 +6,6 @@ use crate::experiment::Experiment;
 use crate::job::{Job, kinds, suite};
 use crate::session::{CommonArgs, session};
 
-/// Arguments of `paravane bench boot`.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct BootArgs {
-    /// What every suite takes.
-    #[command(flatten)]
-    pub common: CommonArgs,
-    /// Launches of each arm for the console and system-call workloads.
-    #[arg(long, default_value_t = 2)]
-    pub workload_launches: u32,
-    /// Bytes that the console workload writes.
-    #[arg(long, default_value_t = 1 << 20)]
-    pub console_bytes: u64,
-    /// Calls that the system-call workload makes.
-    #[arg(long, default_value_t = 1_000_000)]
-    pub syscalls: u64,
-    /// Boot with `quiet` only.
-    #[arg(long, conflicts_with = "normal_boot")]
-    pub quiet_boot: bool,
-    /// Boot with the kernel's normal messages only.
-    #[arg(long)]
-    pub normal_boot: bool,
-}
-
 /// Arguments of `paravane bench os`, and of the other suites of data files.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct SuiteArgs {
@@ -38,6 +15,20 @@ pub struct SuiteArgs {
     /// Only these jobs.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub jobs: Vec<String>,
+}
+
+/// Arguments of `paravane bench boot`.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct BootArgs {
+    /// Those of all suites.
+    #[command(flatten)]
+    pub suite: SuiteArgs,
+    /// Launches of each arm for the console and system-call workloads.
+    #[arg(long, default_value_t = 2)]
+    pub workload_launches: u32,
+    /// Bytes that the console workload writes.
+    #[arg(long, default_value_t = 1 << 20)]
+    pub console_bytes: u64,
 }
 
 /// What a suite compares unless told: with an A/A twin.
@@ -90,21 +81,18 @@ pub(crate) fn experiment(
 ///
 /// As [`session`]; and when a launch failed.
 pub fn boot(args: &BootArgs, unfit: Option<&str>) -> anyhow::Result<()> {
-    let wanted = |job: &&Job| match job.name.as_str() {
-        "boot" => !args.quiet_boot,
-        "boot-quiet" => !args.normal_boot,
-        _ => args.workload_launches > 0,
-    };
-    let jobs = suite("boot").filter(wanted).cloned().map(|job| Job {
-        rounds: match job.name.as_str() {
-            "console" => args.console_bytes,
-            "syscall" => args.syscalls,
-            _ => job.rounds,
-        },
-        ..job
-    });
+    let jobs = wanted("boot", &args.suite.jobs)?
+        .into_iter()
+        .map(|job| Job {
+            rounds: if job.name == "console" {
+                args.console_bytes
+            } else {
+                job.rounds
+            },
+            ..job
+        });
     let make = || {
-        let mut experiment = experiment(&args.common, "boot", "full,para", jobs.collect());
+        let mut experiment = experiment(&args.suite.common, "boot", "full,para", jobs.collect());
         for kind in &mut experiment.kinds {
             if kind.name == "workload" {
                 kind.launches = args.workload_launches;
@@ -113,7 +101,7 @@ pub fn boot(args: &BootArgs, unfit: Option<&str>) -> anyhow::Result<()> {
         experiment.kinds.retain(|kind| kind.launches > 0);
         experiment
     };
-    finish(session(&args.common, make, unfit)?)
+    finish(session(&args.suite.common, make, unfit)?)
 }
 
 /// Runs a suite of data files.
@@ -122,16 +110,21 @@ pub fn boot(args: &BootArgs, unfit: Option<&str>) -> anyhow::Result<()> {
 ///
 /// As [`session`]; and when a launch failed, or a job is not known.
 pub fn run_suite(name: &str, args: &SuiteArgs, unfit: Option<&str>) -> anyhow::Result<()> {
-    let wanted = |job: &&Job| args.jobs.is_empty() || args.jobs.contains(&job.name);
-    let jobs: Vec<Job> = suite(name).filter(wanted).cloned().collect();
+    let jobs = wanted(name, &args.jobs)?;
+    let make = || experiment(&args.common, name, ARMS, jobs);
+    finish(session(&args.common, make, unfit)?)
+}
+
+/// The jobs of a suite with these names; all of them, where there are none.
+fn wanted(name: &str, names: &[String]) -> anyhow::Result<Vec<Job>> {
     let known: Vec<&str> = suite(name).map(|job| job.name.as_str()).collect();
     ensure!(
-        args.jobs.iter().all(|job| known.contains(&job.as_str())),
+        names.iter().all(|job| known.contains(&job.as_str())),
         "suite {name} has the jobs {}",
         known.join(", ")
     );
-    let make = || experiment(&args.common, name, ARMS, jobs);
-    finish(session(&args.common, make, unfit)?)
+    let wanted = |job: &&Job| names.is_empty() || names.contains(&job.name);
+    Ok(suite(name).filter(wanted).cloned().collect())
 }
 
 fn finish(whole: bool) -> anyhow::Result<()> {
