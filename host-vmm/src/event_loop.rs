@@ -219,7 +219,7 @@ impl<'a> EventLoop<'a> {
                     NETWORK => self.frames = true,
                     INTERRUPT_ENDED => {
                         if let Some(card) = self.machine.ports().network() {
-                            card.resample();
+                            self.frames |= card.resample();
                         }
                     }
                     CLOCK => self.stepped |= self.clock.has_stepped(),

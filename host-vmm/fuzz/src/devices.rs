@@ -98,7 +98,9 @@ pub fn run(data: &[u8]) {
                 let _ = wire.write(&[&length.to_be_bytes(), &frame[..]].concat());
                 card.deliver();
             }
-            Step::Resample => card.resample(),
+            Step::Resample => {
+                card.resample();
+            }
         }
         // What the card has sent.
         let _ = wire.read(&mut [0; 4096]);

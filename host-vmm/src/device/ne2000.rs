@@ -16,7 +16,7 @@ mod saved;
 mod tests;
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
@@ -40,6 +40,8 @@ const RAM: usize = 0x4000;
 const RAM_END: usize = 0xc000;
 const PAGE: usize = 256;
 const PROM: usize = 32;
+/// How many frames of the host's are looked at while the guest waits.
+const TURN: usize = 256;
 /// In the PROM: this card transfers words.
 const WORD_WIDE: u8 = 0x57;
 
@@ -118,6 +120,10 @@ struct Chip {
     prom: [u8; PROM],
     ram: Box<[u8; RAM_END - RAM]>,
     irq: EventFd,
+    /// KVM tells by it that an interrupt has ended, and the card that it has had its turn.
+    ended: Arc<EventFd>,
+    /// More may wait than the last turn has seen.
+    has_more: bool,
     net: Net,
     /// A frame that has found no room, and its length.
     held: Option<usize>,
@@ -127,7 +133,7 @@ struct Chip {
 }
 
 impl Chip {
-    fn new(net: Net, irq: EventFd) -> Self {
+    fn new(net: Net, irq: EventFd, ended: Arc<EventFd>) -> Self {
         let mut prom = [WORD_WIDE; PROM];
         // Each byte twice, as a word-wide card has it.
         for (pair, byte) in prom.chunks_exact_mut(2).zip(net.mac()) {
@@ -142,6 +148,8 @@ impl Chip {
             prom,
             ram: Box::new([0; RAM_END - RAM]),
             irq,
+            ended,
+            has_more: false,
             net,
             held: None,
             frame: Box::new([0; FRAME_MAX]),
@@ -386,9 +394,13 @@ impl Chip {
         wanted.then_some(status)
     }
 
-    /// Puts the frames that wait on the host into the ring, as far as there is room.
+    /// Puts the frames that wait on the host into the ring, as far as there is room; no more than a turn.
     fn deliver(&mut self) {
-        while self.registers.running && !self.gone {
+        self.has_more = false;
+        for _ in 0..TURN {
+            if !self.registers.running || self.gone {
+                return;
+            }
             let length = match self.held.take() {
                 Some(length) => length,
                 None => match self.net.receive(&mut self.frame) {
@@ -408,6 +420,9 @@ impl Chip {
                 return;
             }
         }
+        self.has_more = true;
+        // A counter that is full has told it.
+        let _ = self.ended.write(1);
     }
 
     /// Puts the frame into the ring; false: there is no room.
@@ -487,14 +502,15 @@ fn group(address: &[u8; 6]) -> u8 {
 #[derive(Debug)]
 pub struct Ne2000 {
     chip: Mutex<Chip>,
-    ended: EventFd,
+    ended: Arc<EventFd>,
 }
 
 impl Ne2000 {
     /// A card on `net`, which raises `irq`; KVM tells by `ended` that it has taken that back.
     #[must_use]
     pub fn new(net: Net, irq: EventFd, ended: EventFd) -> Self {
-        let chip = Mutex::new(Chip::new(net, irq));
+        let ended = Arc::new(ended);
+        let chip = Mutex::new(Chip::new(net, irq, Arc::clone(&ended)));
         Self { chip, ended }
     }
 
@@ -512,17 +528,19 @@ impl Ne2000 {
         (Slot::NETWORK, function)
     }
 
-    /// Becomes readable when the guest has ended an interrupt: time for [`Ne2000::resample`].
+    /// Becomes readable when the guest has ended an interrupt, or a turn has left frames: time for [`Ne2000::resample`].
     #[must_use]
     pub fn ended_fd(&self) -> RawFd {
         self.ended.as_raw_fd()
     }
 
-    /// Asserts the line again, if there is still a reason.
-    pub fn resample(&self) {
+    /// Asserts the line again, if there is still a reason. Whether it is time for [`Ne2000::deliver`].
+    pub fn resample(&self) -> bool {
         // Emptied so that the next end is told, too; nothing to do on failure.
         let _ = self.ended.read();
-        self.chip().assert_line();
+        let chip = self.chip();
+        chip.assert_line();
+        chip.has_more
     }
 
     /// Becomes readable when there are frames for [`Ne2000::deliver`].

@@ -291,3 +291,29 @@ proptest! {
         prop_assert_eq!(pc.read(0) & command::STOP, 0);
     }
 }
+
+#[test]
+fn frames_that_nobody_wants_do_not_hold_the_card() {
+    const OTHERS: usize = 1000;
+    let mut pc = Pc::new();
+    let mac = crate::net::NetSpec::User.mac();
+    pc.start(mac);
+    let frame = |to: [u8; 6]| {
+        let mut bytes = 60_u32.to_be_bytes().to_vec();
+        bytes.extend(to);
+        bytes.extend([0x5a; 54]);
+        bytes
+    };
+    let mut wire = frame([0x02, 0, 0, 0, 0, 1]).repeat(OTHERS);
+    wire.extend(frame(mac));
+    pc.wire.write_all(&wire).unwrap();
+    let mut turns = 1;
+    pc.card.deliver();
+    while pc.card.resample() {
+        assert_eq!(pc.current(), RING, "after {turns} turns");
+        turns += 1;
+        pc.card.deliver();
+    }
+    assert!(turns > 2, "{turns} turns");
+    assert_ne!(pc.current(), RING);
+}
