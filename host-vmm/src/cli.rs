@@ -256,7 +256,10 @@ pub(crate) struct RunArgs {
     ///
     /// With `,fail=SEED` one request in 16 fails with an I/O error and is not carried out; the seed says which. What a guest's kernel and
     /// programs make of it can so be tested; --stats says how many they were.
-    #[arg(long, value_name = "FILE[,readonly][,fail=SEED]")]
+    ///
+    /// With `,queues=N` (2 to 4) a virtio disk has so many queues, but no more than the guest has processors: they do not wait for
+    /// each other then to make requests. An IDE disk has none, and one that a driver domain serves has one.
+    #[arg(long, value_name = "FILE[,readonly][,queues=N][,fail=SEED]")]
     disk: Vec<DiskSpec>,
     /// Connect the guest to a network: `user`, or `tap=NAME` for a TAP device of this host.
     ///

@@ -16,6 +16,7 @@ pub mod faults;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::marker::PhantomData;
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -31,10 +32,13 @@ pub const SECTOR: u64 = 512;
 /// The most segments of one transfer.
 pub const SEGMENTS_MAX: usize = 128;
 
+/// How many queues a disk can have: as many as facility dev gives a device.
+const QUEUES: RangeInclusive<u8> = 1..=4;
+
 /// What is written where a file cannot be told to be zero.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
-/// `--disk`: which file, whether the guest may write to it, and whether it fails.
+/// `--disk`: which file, whether the guest may write to it, whether it fails, and how many queues it has.
 #[derive(Clone, Debug)]
 pub struct DiskSpec {
     /// The image file, or block device.
@@ -43,17 +47,19 @@ pub struct DiskSpec {
     pub read_only: bool,
     /// Requests fail now and then.
     pub faults: Option<Faults>,
+    /// Queues of a virtio device that shows it.
+    pub queues: u8,
 }
 
 impl DiskSpec {
     /// A disk that does what it is told.
     #[must_use]
     pub fn of(path: PathBuf, read_only: bool) -> Self {
-        let faults = None;
         Self {
             path,
             read_only,
-            faults,
+            faults: None,
+            queues: 1,
         }
     }
 }
@@ -70,6 +76,10 @@ impl FromStr for DiskSpec {
             } else if let Some((before, seed)) = path.rsplit_once(",fail=") {
                 let seed = seed.parse().map_err(|_| DiskError::Seed(seed.to_owned()))?;
                 (path, spec.faults) = (before, Some(Faults::new(seed)));
+            } else if let Some((before, count)) = path.rsplit_once(",queues=") {
+                let queues = count.parse().ok().filter(|n| QUEUES.contains(n));
+                spec.queues = queues.ok_or_else(|| DiskError::Queues(count.to_owned()))?;
+                path = before;
             } else {
                 break;
             }
@@ -91,6 +101,9 @@ pub enum DiskError {
     /// `,fail=` without a number.
     #[error("`{0}` is no seed: use a number, as in --disk FILE,fail=7")]
     Seed(String),
+    /// `,queues=` with too many, or none.
+    #[error("`{0}` queues cannot be: use 1 to 4, as in --disk FILE,queues=4")]
+    Queues(String),
     /// A file that cannot be opened.
     #[error("the disk `{}` cannot be opened: {reason}; {mend}", path.display())]
     Open {

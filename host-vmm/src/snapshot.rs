@@ -267,6 +267,7 @@ pub struct Instead {
 struct SavedDisk {
     file: Named,
     read_only: bool,
+    queues: u8,
 }
 
 /// The run that a machine is of.
@@ -343,6 +344,7 @@ impl SavedConfig {
             Ok(SavedDisk {
                 file: look("disk", &spec.path)?,
                 read_only: spec.read_only,
+                queues: spec.queues,
             })
         };
         let disks = disks.iter().map(disk);
@@ -401,6 +403,7 @@ impl SavedConfig {
                 path,
                 read_only,
                 faults,
+                queues: disk.queues,
             });
         }
         let net = match (&self.net, &instead.net) {

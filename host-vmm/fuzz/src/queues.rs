@@ -56,7 +56,7 @@ fn disk() -> Box<dyn Device> {
     length.expect("the file takes a length");
     let path = file.as_path().to_owned();
     let disk = Disk::open(&DiskSpec::of(path, false));
-    Box::new(Block::new(disk.expect("the file is a disk"), 0))
+    Box::new(Block::new(disk.expect("the file is a disk"), 0, 4))
 }
 
 /// With two frames that have come.

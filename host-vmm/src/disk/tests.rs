@@ -53,6 +53,12 @@ fn a_file_and_what_may_be_done_with_it_is_an_option() {
         );
         assert!(disk.faults.is_some());
     }
+    let disk = spec("a.img,queues=4,readonly").unwrap();
+    assert_eq!((disk.queues, disk.read_only), (4, true));
+    assert_eq!(spec("a.img").unwrap().queues, 1);
+    for text in ["a.img,queues=0", "a.img,queues=5", "a.img,queues=,readonly"] {
+        assert!(matches!(spec(text), Err(DiskError::Queues(_))));
+    }
     for text in ["a.img,fail=", "a.img,fail=x", "a.img,fail=-1,readonly"] {
         assert!(matches!(spec(text), Err(DiskError::Seed(_))));
     }

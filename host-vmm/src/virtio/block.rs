@@ -3,6 +3,9 @@
 //! A request is a header (what, which sector), data, and a byte for the status. All its data go with one system call
 //! between guest memory and the disk's file. What the driver has been told is written may be in the host's cache until it
 //! flushes; a driver that knows no flush gets each write on the disk before its answer.
+//!
+//! Each processor of a guest can have a queue of its own, so that it waits for no other one to make its requests. One
+//! thread serves them all: the driver may give any request to any queue.
 
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -44,12 +47,13 @@ pub struct Block {
     disk: Disk,
     id: [u8; ID],
     write_through: bool,
+    queues: usize,
 }
 
 impl Block {
-    /// The disk number `index`.
+    /// The disk number `index`, with so many queues.
     #[must_use]
-    pub fn new(disk: Disk, index: usize) -> Self {
+    pub fn new(disk: Disk, index: usize, queues: u8) -> Self {
         let mut id = [0; ID];
         let name = format!("paravane-disk{index}");
         let length = name.len().min(ID);
@@ -58,6 +62,7 @@ impl Block {
             disk,
             id,
             write_through: true,
+            queues: usize::from(queues.max(1)),
         }
     }
 
@@ -197,6 +202,7 @@ impl Device for Block {
             | 1 << blk::VIRTIO_BLK_F_BLK_SIZE
             | 1 << blk::VIRTIO_BLK_F_FLUSH;
         always
+            | u64::from(self.queues > 1) << blk::VIRTIO_BLK_F_MQ
             | if self.disk.is_read_only() {
                 1 << blk::VIRTIO_BLK_F_RO
             } else {
@@ -205,6 +211,11 @@ impl Device for Block {
     }
 
     fn queues(&self) -> usize {
+        self.queues
+    }
+
+    /// A driver with fewer processors uses fewer.
+    fn queues_needed(&self, _features: u64) -> usize {
         1
     }
 
@@ -217,6 +228,7 @@ impl Device for Block {
         put(0, &self.disk.sectors().to_le_bytes());
         put(12, &segments.to_le_bytes());
         put(20, &u32::try_from(SECTOR).unwrap_or(0).to_le_bytes());
+        put(34, &u16::try_from(self.queues).unwrap_or(1).to_le_bytes());
         // max_discard_sectors, max_discard_seg, discard_sector_alignment.
         put(36, &RANGE_SECTORS_MAX.to_le_bytes());
         put(40, &ranges.to_le_bytes());

@@ -275,7 +275,8 @@ fn create_disks(config: &Config) -> Result<Vec<Box<dyn Device>>, VmError> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     if config.profile != Profile::Full {
         for (index, spec) in config.disks.iter().enumerate() {
-            devices.push(Box::new(Block::new(Disk::open(spec)?, index)));
+            let queues = spec.queues.min(config.vcpus);
+            devices.push(Box::new(Block::new(Disk::open(spec)?, index, queues)));
         }
     }
     Ok(devices)

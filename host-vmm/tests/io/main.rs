@@ -27,7 +27,7 @@ const COPY: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mkdir /m; $B moun
 
 /// What it does with the devices that no PC has: the disk has peer.c's program, `peer`.
 const OTHERS: &str = "B=busybox; $B mount -t devtmpfs d /dev; $B mount -t sysfs s /sys; $B mkdir /m; $B mount -t ext4 /dev/vda /m; \
-     echo port $($B cat /sys/class/virtio-ports/*/name); for n in 1 2; do \
+     echo queues $($B ls /sys/block/vda/mq | $B wc -l); echo port $($B cat /sys/class/virtio-ports/*/name); for n in 1 2; do \
      echo random $($B dd if=/dev/hwrng bs=32 count=1 2>/dev/null | $B md5sum); done; $B sleep 1; \
      echo port $(/m/peer file /dev/vport*p0 agent); echo socket $(/m/peer vsock 2:1234 guest); $B END -f";
 
@@ -110,7 +110,7 @@ fn run() -> Result<PathBuf, String> {
         let init = OTHERS.replace("END", end);
         script += &format!(
             "root/peer listen 1234 host >{guest}.socket & root/peer unix {guest}.port host >{guest}.heard &\n\
-             guest {guest}.others random {image} --rng --vsock 3 --port agent={guest}.port --disk {guest}.img,readonly \
+             guest {guest}.others random {image} --rng --vsock 3 --port agent={guest}.port --cpus 2 --disk {guest}.img,readonly,queues=4 \
              --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
         );
         for io in ["hosted", "kernel"] {
@@ -187,13 +187,13 @@ fn another_guest_serves_the_disk_and_what_is_written_is_in_its_file() {
 }
 
 #[test]
-fn a_guest_has_random_numbers_a_port_and_sockets_to_its_host() {
+fn a_guest_has_random_numbers_a_port_sockets_to_its_host_and_a_queue_for_each_processor() {
     let Some(folder) = folder() else { return };
     for (guest, ..) in GUESTS {
         let name = format!("{guest}.others");
         let stats = stats(folder, &name, "port agent");
         let console = text(folder, &format!("{name}.console"));
-        for line in ["port heard host", "socket heard host"] {
+        for line in ["queues 2", "port heard host", "socket heard host"] {
             assert!(console.contains(line), "{name}: {console}");
         }
         let numbers = console.lines().filter(|line| line.starts_with("random "));

@@ -37,9 +37,8 @@ impl Pc {
         }
         let path = file.as_path().to_owned();
         let disk = Disk::open(&DiskSpec {
-            path,
-            read_only,
             faults,
+            ..DiskSpec::of(path, read_only)
         });
         let disk = disk.unwrap();
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();

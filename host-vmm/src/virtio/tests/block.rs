@@ -1,13 +1,19 @@
 //! Requests of a driver that keeps to the rules.
 
+use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use virtio_bindings::virtio_blk::*;
+use vmm_sys_util::tempfile::TempFile;
 
 use super::driver::*;
+use super::rings::{Rings, base};
+use crate::disk::{Disk, DiskSpec};
+use crate::memory::Memory;
 use crate::pause::{Holder, Pause};
 use crate::virtio::COMMON_FEATURES;
+use crate::virtio::block::Block;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::QueueError;
 
@@ -278,4 +284,82 @@ fn features_that_are_not_there_are_not_agreed_to() {
         assert!(matches!(result, Err(QueueError::Features { .. })));
     }
     assert!(!driver.unit.needs_reset());
+}
+
+/// A disk of 16 sectors with four queues, and a driver of all.
+fn with_queues() -> (Rings, TempFile) {
+    let image = TempFile::new().unwrap();
+    for sector in 0..16 {
+        image.as_file().write_all(&[sector; 512]).unwrap();
+    }
+    let disk = Disk::open(&DiskSpec::of(image.as_path().to_owned(), false)).unwrap();
+    let device = Box::new(Block::new(disk, 0, 4));
+    (Rings::new(device, Memory::new(32).unwrap()), image)
+}
+
+/// Reads sector `sector` by way of `queue`, to where no other one does.
+fn read_by(rings: &mut Rings, queue: u16, sector: u8) -> u8 {
+    let (table, used) = (base(queue), rings.used(queue));
+    let write = |at, bytes: &[u8]| rings.memory.write(table + at, bytes).unwrap();
+    let descriptor = |at: u64, length: u32, flags: u16, next: u16| {
+        let (at, length) = ((table + at).to_le_bytes(), length.to_le_bytes());
+        [&at[..], &length, &flags.to_le_bytes(), &next.to_le_bytes()].concat()
+    };
+    write(0x4008, &u64::from(sector).to_le_bytes());
+    write(0x5000, &[0; 512]);
+    let parts = [
+        descriptor(0x4000, 16, NEXT, 1),
+        descriptor(0x5000, 512, NEXT | WRITE, 2),
+        descriptor(0x6000, 1, WRITE, 0),
+    ];
+    // An indirect table.
+    write(0x7000, &parts.concat());
+    rings.offer(queue, table + 0x7000, 48, INDIRECT);
+    wait_for("an answer", || rings.used(queue) != used);
+    let mut data = [0; 512];
+    rings.memory.read(table + 0x5000, &mut data).unwrap();
+    assert_eq!(data, [data[0]; 512]);
+    data[0]
+}
+
+#[test]
+fn each_queue_has_its_own_requests_and_a_driver_may_leave_some_out() {
+    let (mut rings, _image) = with_queues();
+    assert_ne!(rings.unit.features() & 1 << VIRTIO_BLK_F_MQ, 0);
+    assert_eq!(rings.unit.config()[34..36], [4, 0]);
+    for sector in 0..16 {
+        let queue = u16::from(sector % 4);
+        assert_eq!(read_by(&mut rings, queue, sector), sector);
+        assert_eq!(rings.used(queue), u16::from(sector / 4) + 1);
+    }
+    rings.unit.stop();
+    let before = rings.used(3);
+    rings.start_with(rings.unit.features(), 2);
+    // Nobody serves what is not set up.
+    rings.offer(3, 0, 16, NEXT);
+    assert_eq!(read_by(&mut rings, 1, 7), 7);
+    assert_eq!(read_by(&mut rings, 0, 8), 8);
+    assert_eq!((rings.used(3), rings.unit.needs_reset()), (before, false));
+    rings.unit.stop();
+    assert!(rings.unit.start(rings.unit.features(), &[]).is_err());
+}
+
+#[test]
+fn a_request_that_breaks_the_rules_in_any_queue_ends_all_until_a_reset() {
+    let (mut rings, _image) = with_queues();
+    for queue in 0..4 {
+        for (at, length, flags) in [
+            (32 << 20, 16, 0),
+            (0, u32::MAX, 0),
+            (0, 16, NEXT),
+            (0, 8, 0),
+        ] {
+            rings.offer(queue, at, length, flags);
+            wait_for("the device's end", || rings.unit.needs_reset());
+            assert_eq!(rings.used(queue), 0);
+            rings.unit.stop();
+            rings.start();
+        }
+        assert_eq!(read_by(&mut rings, queue, 5), 5);
+    }
 }

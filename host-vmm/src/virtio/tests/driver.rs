@@ -94,7 +94,7 @@ impl Driver {
         let spec = DiskSpec::of(image.as_path().to_owned(), read_only);
         let memory = Memory::new(32).unwrap();
         let told = Arc::<Told>::default();
-        let device = Box::new(Block::new(Disk::open(&spec).unwrap(), 0));
+        let device = Box::new(Block::new(Disk::open(&spec).unwrap(), 0, 1));
         let interrupt = Box::new(Arc::clone(&told));
         Self::with(device, interrupt, memory, (image, told), poll)
     }
