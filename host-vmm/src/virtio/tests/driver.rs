@@ -183,6 +183,15 @@ impl Driver {
         u16::from_le_bytes(event) == self.available.wrapping_sub(1)
     }
 
+    /// Whether the side that writes a ring wants to be left alone (1) or told (0).
+    pub(super) fn flags(&self, ring: u64) -> u16 {
+        self.memory.read_obj(ring).unwrap()
+    }
+
+    pub(super) fn set_flags(&self, ring: u64, flags: u16) {
+        self.memory.write_obj(ring, &flags).unwrap();
+    }
+
     pub(super) fn used(&self) -> u16 {
         let mut index = [0; 2];
         self.memory.read(QUEUE.used + 2, &mut index).unwrap();
