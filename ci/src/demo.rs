@@ -63,13 +63,13 @@ pub(crate) fn reference_host() -> Result<()> {
     Ok(())
 }
 
-/// Task `image`: the Debian image is in the cache afterwards, and a copy of it in `target`.
+/// Task `image`: the Debian image with Debian's own kernel is in the cache afterwards, and a copy of it in `target`.
 pub(crate) fn image(workspace: &Workspace) -> Result<()> {
     let mut paravane = Command::new(build_paravane(workspace)?);
     let output = workspace.root.join("target/debian.img");
     run::show(
         paravane
-            .args(["image", "debian", "--force", "--output"])
+            .args(["image", "debian", "--kernel", "--force", "--output"])
             .arg(output),
     )
 }

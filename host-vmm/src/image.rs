@@ -4,7 +4,8 @@
 //!
 //! mmdebstrap puts a small Debian into a tar archive, without privilege where it has none; `image/customize.sh` adds what a
 //! guest needs: a login on whatever the kernel's console is, DHCP on whatever card there is. Then `mke2fs -d` makes an ext4
-//! image of it, with the owners that fakeroot remembers. The mirrors are those that apt uses on this machine.
+//! image of it, with the owners that fakeroot remembers. The mirrors are those that apt uses on this machine. With `--kernel`
+//! Debian's own kernel is a package of it, too, whose initramfs has a full guest's drivers (`image/kernel.sh`).
 //!
 //! The result stays in the cache under the hash of its recipe, and each image that somebody asks for is a copy.
 
@@ -35,6 +36,10 @@ const PACKAGES: [&str; 5] = [
     "netbase",
     "iputils-ping",
 ];
+/// Debian's own kernel, of the version that the others are built from.
+const KERNEL: &str = "linux-image-6.12-amd64";
+/// Endings of the files that an image with a kernel is; one without has only the last.
+const PARTS: [&str; 3] = ["vmlinuz", "initrd", "img"];
 /// What `paravane bench apps` runs.
 const BENCHED: [&str; 7] = [
     "e2fsprogs",
@@ -48,12 +53,13 @@ const BENCHED: [&str; 7] = [
 /// What nobody reads in a guest.
 const LEFT_OUT: [&str; 3] = ["man", "doc", "locale"];
 const CUSTOMIZE: &str = include_str!("image/customize.sh");
+const DRIVERS: &str = include_str!("image/kernel.sh");
 /// Changed when the same inputs make another image.
 const RECIPE: &str = "1";
 /// Mebibytes of the image; the file has holes where nothing is.
 const SIZE_MIB: u32 = 1024;
 /// Images that stay in the cache.
-const KEEP: usize = 3;
+const KEEP: usize = 4;
 /// How often a program that runs is looked after.
 const POLL: Duration = Duration::from_millis(50);
 /// Lines of a program's output that are worth showing when it ends badly.
@@ -65,7 +71,12 @@ const TAIL: usize = 20;
     after_help = "It is Debian 12 with sysvinit, a login on the console (root, without a password), DHCP and apt. Boot it with\n\
     \x20   paravane run --guest full --kernel ~/.cache/paravane/kernel/full/vmlinux --disk debian.img --net user\n\
     or as kvm-pv; the VMM tells the kernel the root file system's name. `reboot` in the guest ends it.\n\
-    The first time takes about two minutes and 50 MB of packages, from the mirrors that apt uses here; then it is a copy of \
+    \n\
+    With --kernel the guest can have a kernel that nobody has changed, or even compiled, for it: Debian's. Only a full guest has \
+    devices that it has drivers for.\n\
+    \x20   paravane run --guest full --kernel debian.vmlinuz --initrd debian.initrd --memory 256 --disk debian.img --net user\n\
+    \n\
+    The first time takes about two minutes and 50 MB of packages (with --kernel 160 MB), from the mirrors that apt uses here; then it is a copy of \
     what is in the cache. It needs no root, but these packages, which ci/setup installs: mmdebstrap, fakeroot, e2fsprogs."
 )]
 pub struct DebianArgs {
@@ -78,6 +89,10 @@ pub struct DebianArgs {
     /// Build it anew, with today's packages, even if there is one in the cache.
     #[arg(long)]
     fresh: bool,
+    /// Have Debian's own kernel in it, and a copy beside it: FILE with the endings `.vmlinuz` and `.initrd`.
+    #[arg(long, value_name = "PACKAGE", value_parser = package, num_args = 0..=1, require_equals = true,
+          default_missing_value = KERNEL)]
+    kernel: Option<String>,
     /// Further packages to have in it.
     #[arg(long, value_name = "PACKAGES", value_delimiter = ',', value_parser = package)]
     with: Vec<String>,
@@ -154,23 +169,37 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> ImageError {
 ///
 /// [`ImageError`]; each names the mend.
 pub fn debian(args: &DebianArgs) -> Result<(), ImageError> {
-    let output = &args.output;
-    if !args.force && output.exists() {
-        let path = output.clone();
+    let outputs = parts(args.kernel.is_some()).iter().map(|part| match *part {
+        "img" => (*part, args.output.clone()),
+        beside => (beside, args.output.with_extension(beside)),
+    });
+    let outputs: Vec<_> = outputs.collect();
+    if let Some((_, path)) = outputs
+        .iter()
+        .find(|(_, path)| path.exists() && !args.force)
+    {
+        let path = path.clone();
         return Err(ImageError::Exists { path });
     }
-    let watch = Watch::new().map_err(at(output))?;
-    let image = cached(&watch, &args.with, args.fresh)?;
-    // A copy that shares its blocks where the file system can, and has the same holes where not.
-    let mut copy = Command::new("cp");
-    copy.args(["--reflink=auto", "--sparse=always", "--"])
-        .args([&image, output]);
-    if let Err(e) = watch.run(&mut copy, |_| ()) {
-        let _ = fs::remove_file(output);
-        return Err(e);
+    let watch = Watch::new().map_err(at(&args.output))?;
+    let image = cached(&watch, args.kernel.as_deref(), &args.with, args.fresh)?;
+    for (part, output) in &outputs {
+        // A copy that shares its blocks where the file system can, and has the same holes where not.
+        let mut copy = Command::new("cp");
+        copy.args(["--reflink=auto", "--sparse=always", "--"])
+            .args([&image.with_extension(part), output]);
+        if let Err(e) = watch.run(&mut copy, |_| ()) {
+            let _ = fs::remove_file(output);
+            return Err(e);
+        }
+        println!("image: {}", output.display());
     }
-    println!("image: {}", output.display());
     Ok(())
+}
+
+/// Those of [`PARTS`] that an image has.
+fn parts(has_kernel: bool) -> &'static [&'static str] {
+    if has_kernel { &PARTS } else { &PARTS[2..] }
 }
 
 /// The image in the cache that `paravane bench apps` mounts, for reading.
@@ -180,11 +209,16 @@ pub fn debian(args: &DebianArgs) -> Result<(), ImageError> {
 /// [`ImageError`]; each names the mend.
 pub fn bench() -> Result<PathBuf, ImageError> {
     let watch = Watch::new().map_err(at(Path::new("debian.img")))?;
-    cached(&watch, &BENCHED.map(str::to_owned), false)
+    cached(&watch, None, &BENCHED.map(str::to_owned), false)
 }
 
-/// The cached image, built if there is none.
-fn cached(watch: &Watch, with: &[String], fresh: bool) -> Result<PathBuf, ImageError> {
+/// The cached image, built if there is none; its other [`PARTS`] are beside it.
+fn cached(
+    watch: &Watch,
+    kernel: Option<&str>,
+    with: &[String],
+    fresh: bool,
+) -> Result<PathBuf, ImageError> {
     let cache = paravane_reference_host::cache_folder().ok_or(ImageError::NoCache)?;
     let folder = cache.join("image");
     fs::create_dir_all(&folder).map_err(at(&folder))?;
@@ -194,30 +228,36 @@ fn cached(watch: &Watch, with: &[String], fresh: bool) -> Result<PathBuf, ImageE
     let packages: Vec<&str> = PACKAGES
         .into_iter()
         .chain(with.iter().map(String::as_str))
+        .chain(kernel)
         .collect();
     let packages = packages.join(",");
-    let name = format!("debian-{}.img", recipe(&packages));
-    let image = folder.join(&name);
+    let drivers = kernel.map(|_| DRIVERS);
+    let name = format!("debian-{}", recipe(&packages, drivers));
+    let image = folder.join(&name).with_extension("img");
     if fresh || !image.is_file() {
-        build(watch, &packages, &folder, &image)?;
+        build(watch, &packages, drivers, &folder, &image)?;
         prune(&folder, &image);
     }
     if !with.is_empty() {
         return Ok(image);
     }
     // What tests and scripts look for.
-    let current = folder.join("debian.img");
-    let next = folder.join("next");
-    let _ = fs::remove_file(&next);
-    std::os::unix::fs::symlink(&name, &next).map_err(at(&next))?;
-    fs::rename(&next, &current).map_err(at(&current))?;
+    let current = kernel.map_or("debian", |_| "debian-kernel");
+    for part in parts(kernel.is_some()) {
+        let current = folder.join(current).with_extension(part);
+        let next = folder.join("next");
+        let _ = fs::remove_file(&next);
+        std::os::unix::fs::symlink(format!("{name}.{part}"), &next).map_err(at(&next))?;
+        fs::rename(&next, &current).map_err(at(&current))?;
+    }
     Ok(image)
 }
 
 /// The hash of all that makes the image what it is, but for the packages' versions.
-fn recipe(packages: &str) -> String {
+fn recipe(packages: &str, drivers: Option<&str>) -> String {
     let size = SIZE_MIB.to_string();
-    let parts = [RECIPE, SUITE, packages, CUSTOMIZE, &size];
+    let parts = [RECIPE, SUITE, packages, CUSTOMIZE, &size].into_iter();
+    let parts: Vec<_> = parts.chain(drivers).collect();
     let hash = Sha256::digest(parts.join("\0"));
     hash.iter()
         .take(8)
@@ -231,16 +271,25 @@ fn prune(folder: &Path, newest: &Path) {
     let mut old: Vec<_> = entries
         .filter(|entry| entry.file_name().to_string_lossy().starts_with("debian-"))
         .map(|entry| entry.path())
-        .filter(|path| path != newest)
+        .filter(|path| path != newest && !path.is_symlink())
+        .filter(|path| path.extension() == Some(OsStr::new("img")))
         .filter_map(|path| Some((fs::metadata(&path).ok()?.modified().ok()?, path)))
         .collect();
     old.sort();
     for (_, path) in old.iter().rev().skip(KEEP - 1) {
-        let _ = fs::remove_file(path);
+        for part in PARTS {
+            let _ = fs::remove_file(path.with_extension(part));
+        }
     }
 }
 
-fn build(watch: &Watch, packages: &str, folder: &Path, image: &Path) -> Result<(), ImageError> {
+fn build(
+    watch: &Watch,
+    packages: &str,
+    drivers: Option<&str>,
+    folder: &Path,
+    image: &Path,
+) -> Result<(), ImageError> {
     // Gone with whatever is in it, however this ends.
     let work = TempDir::new_in(folder).map_err(|e| at(folder)(io::Error::other(e.to_string())))?;
     let work = work.as_path();
@@ -259,6 +308,7 @@ fn build(watch: &Watch, packages: &str, folder: &Path, image: &Path) -> Result<(
                 .iter()
                 .map(|line| format!("--aptopt={line}")),
         )
+        .args(drivers.map(|hook| format!("--essential-hook={hook}")))
         .arg(format!("--customize-hook={CUSTOMIZE}"))
         .arg(SUITE)
         .arg(&archive)
@@ -269,17 +319,21 @@ fn build(watch: &Watch, packages: &str, folder: &Path, image: &Path) -> Result<(
         }
     })?;
     said.step("making the file system");
-    let fresh = work.join("image");
     // All of it in one shell, for the owners are only in fakeroot's memory.
     let script = "mkdir root && tar -C root -xpf root.tar && \
-                  mke2fs -q -t ext4 -m 0 -L debian -d root image \"$1M\"";
+                  mke2fs -q -t ext4 -m 0 -L debian -d root img \"$1M\" && \
+                  if [ -e root/vmlinuz ]; then cp root/vmlinuz vmlinuz && cp root/initrd.img initrd; fi";
     let mut make = Command::new("fakeroot");
     make.current_dir(work)
         .args(["sh", "-c", script, "sh", &SIZE_MIB.to_string()])
         // Debian has it where only root looks.
         .env("PATH", search_path());
     watch.run(&mut make, |_| ())?;
-    fs::rename(&fresh, image).map_err(at(image))?;
+    // The image is the last: where it is, the others are.
+    for part in parts(drivers.is_some()) {
+        let made = image.with_extension(part);
+        fs::rename(work.join(part), &made).map_err(at(&made))?;
+    }
     said.end();
     Ok(())
 }

@@ -29,10 +29,12 @@ $b reboot -f
 
 /// The guests that boot the Debian image, one after the other: IDE and NE2000, virtio over MMIO, virtio by facility dev.
 const DEBIANS: [&str; 3] = ["full", "kvm-pv", "para"];
+/// The fourth: a full guest with the kernel that Debian has compiled.
+const UNMODIFIED: &str = "own-kernel";
 
 /// Types into a Debian guest's console what its words ask for. The fetched file comes from the host's own address.
 const TYPIST: &str = r#"say() {
-    for try in $(seq 600); do
+    for try in $(seq 1500); do
         grep -q "$1" $name.console && break
         kill -0 $guest 2>/dev/null || break
         sleep 0.2
@@ -102,7 +104,7 @@ fn run() -> Result<Results, String> {
     for tool in ["mke2fs", "e2fsck", "debugfs"] {
         paravane_reference_host::e2fsprogs(tool)?;
     }
-    let debian = paravane_reference_host::built("image/debian.img", "image")?;
+    let debian = paravane_reference_host::built("image/debian-kernel.img", "image")?;
 
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("roots");
     // Nothing of an earlier run may be mistaken for one of this run.
@@ -133,7 +135,7 @@ fn run() -> Result<Results, String> {
 
     let program = env!("CARGO_BIN_EXE_paravane");
     let mut script = format!("cd '{}'\n", folder.display());
-    let with = |kernel: &Path| format!("--host kvm --kernel '{}' --watchdog 100", kernel.display());
+    let with = |kernel: &Path| format!("--host kvm --watchdog 100 --kernel '{}'", kernel.display());
     let always = with(&kernel);
     for (name, options) in WRITERS {
         // Writing to a String cannot fail.
@@ -149,12 +151,21 @@ fn run() -> Result<Results, String> {
          mkfifo /dev/shm/keys && exec 9<>/dev/shm/keys\n\
          {TYPIST}",
     );
-    for guest in DEBIANS {
-        let options = with(if guest == "para" { &patched } else { &kernel });
+    let part = |ending| debian.with_extension(ending).display().to_string();
+    let own = format!(
+        "--guest full --host kvm --watchdog 300 --memory 256 --kernel '{}' --initrd '{}'",
+        part("vmlinuz"),
+        part("initrd")
+    );
+    let guests = DEBIANS.map(|guest| {
+        let kernel = with(if guest == "para" { &patched } else { &kernel });
+        (guest, format!("--guest {guest} {kernel}"))
+    });
+    for (name, options) in guests.into_iter().chain([(UNMODIFIED, own)]) {
         let _ = writeln!(
             script,
-            "name=debian-{guest}\n\
-             '{program}' run --guest {guest} {options} --disk debian.img --net user --cmdline quiet \
+            "name=debian-{name}\n\
+             '{program}' run {options} --disk debian.img --net user --cmdline quiet \
              </dev/shm/keys >$name.console 2>$name.errors &\n\
              guest=$!\n\
              work\n\
@@ -166,7 +177,7 @@ fn run() -> Result<Results, String> {
     fs::write(&path, script).unwrap();
     let finished = paravane_reference_host::Command::new([Path::new("/bin/sh"), path.as_path()])
         .expect("the working folder is known")
-        .timeout(Duration::from_secs(400))
+        .timeout(Duration::from_secs(700))
         .run()
         .unwrap_or_else(|error| panic!("the reference host failed: {error}"));
     assert!(
@@ -211,9 +222,11 @@ fn what_guests_write_and_load_is_there_afterwards() {
         assert_eq!(md5(&results.folder.join(format!("{name}.numbers"))), sum);
     }
     // And with a login, and a network, on a Debian.
-    for guest in DEBIANS {
+    for guest in DEBIANS.into_iter().chain([UNMODIFIED]) {
         let sum = results.sum(&format!("debian-{guest}"));
         assert_eq!(sum, md5(&results.folder.join("www/data")), "{guest}");
     }
+    let console = results.text(&format!("debian-{UNMODIFIED}.console"));
+    assert!(console.contains("+deb12-amd64"), "{console}");
     results.check("debian.img");
 }
