@@ -9,6 +9,8 @@ use crate::peer::{self, Peer};
 /// One side of a comparison, written `full`, `kvm-pv`, `para`, `direct`, `para-console` for para without its console,
 /// `para+console` for para with nothing else, or by the name of a [peer]. Behind an `@` it says where and how its devices are
 /// served: `para@kernel`, `para@driver-domain`, `para@poll`; `full@pio` is a PC without DMA, whose driver moves each word itself.
+/// `kvm-pv@patched` has the patched kernel, and uses nothing that it was patched for: what it differs by from `kvm-pv` is the
+/// kernel's image, and what para differs by from it are the facilities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arm {
     /// How the arm is called in results.
@@ -21,6 +23,8 @@ pub struct Arm {
     pub io: &'static str,
     /// Whether threads look at its queues, as `paravane run --poll` takes it.
     pub poll: &'static str,
+    /// Whether it has the patched kernel without being a para guest.
+    pub patched: bool,
     /// How many percent more rounds it makes of each job than it says: a slowdown planted to try the instrument.
     pub handicap: u32,
     /// The other VMM, if it is not ours.
@@ -33,13 +37,15 @@ const KERNEL: &str = "kernel";
 const DRIVER_DOMAIN: &str = "driver-domain";
 /// They are, and the guest's driver is to move the words of its disks itself.
 const PIO: &str = "pio";
+/// Not a place, but the other kernel.
+const PATCHED: &str = "patched";
 
 /// A word that is not an arm.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "there is no arm `{0}`; arms are full, kvm-pv, para, direct, para-FACILITY for para without that facility, para+FACILITY for \
      para with that one only, and the peers {peers}; GUEST@kernel has the host's kernel serve its network, \
-     GUEST@driver-domain another guest its disks, GUEST@poll has threads look at its queues under load, full@pio does without DMA; ARM~5 does five percent more than it says",
+     GUEST@driver-domain another guest its disks, GUEST@poll has threads look at its queues under load, full@pio does without DMA; full@patched and kvm-pv@patched have para's kernel; ARM~5 does five percent more than it says",
     peers = peer::names().collect::<Vec<_>>().join(", ")
 )]
 pub struct ArmError(String);
@@ -63,6 +69,7 @@ impl FromStr for Arm {
             Some("driver-domain") => (DRIVER_DOMAIN, "off"),
             Some("poll") => (HOSTED, "auto"),
             Some(PIO) if plain == "full" => (PIO, "off"),
+            Some(PATCHED) if ["full", "kvm-pv"].contains(&plain) => (HOSTED, "off"),
             Some(_) => return Err(wrong()),
         };
         let arm = |guest, facilities, peer: Option<&'static Peer>| Self {
@@ -71,6 +78,7 @@ impl FromStr for Arm {
             facilities,
             io: if peer.is_some() { "" } else { io },
             poll,
+            patched: place == Some(PATCHED),
             handicap,
             peer,
         };
@@ -110,12 +118,18 @@ impl fmt::Display for Arm {
 }
 
 impl Arm {
-    /// Whether the arm runs the patched kernel.
+    /// Whether the guest uses what its kernel was patched for.
     #[must_use]
     pub fn is_para(&self) -> bool {
+        matches!(self.guest, "para" | "direct")
+    }
+
+    /// Whether the arm runs the patched kernel.
+    #[must_use]
+    pub fn has_patched_kernel(&self) -> bool {
         match self.peer {
             Some(peer) => peer.kernel == "para",
-            None => matches!(self.guest, "para" | "direct"),
+            None => self.patched || self.is_para(),
         }
     }
 
@@ -204,6 +218,7 @@ mod tests {
             "full~x",
             "para@home",
             "para@pio",
+            "para@patched",
             "qemu-q35@kernel",
         ] {
             assert!(wrong.parse::<Arm>().is_err(), "{wrong}");
@@ -223,6 +238,9 @@ mod tests {
         let arm: Arm = "full@pio".parse().unwrap();
         assert_eq!(arm.run_arguments(), ["--guest=full"]);
         assert_eq!(arm.cmdline(), "libata.dma=0 ");
+        let arm: Arm = "kvm-pv@patched".parse().unwrap();
+        assert_eq!(arm.run_arguments(), ["--guest=kvm-pv"]);
+        assert!(arm.has_patched_kernel() && !arm.is_para());
     }
 
     #[test]

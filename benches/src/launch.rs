@@ -238,7 +238,7 @@ impl Launcher {
             "--stats=json",
             "--prealloc",
         ]);
-        command.arg("--kernel").arg(if arm.is_para() {
+        command.arg("--kernel").arg(if arm.has_patched_kernel() {
             &self.kernel_para
         } else {
             &self.kernel_full
@@ -315,8 +315,7 @@ fn create(path: &Path) -> Result<fs::File, LaunchError> {
 /// The user's part of the kernel command line. Jobs come after a quiet boot; a boot is measured without.
 fn cmdline(kind: &Kind, arm: &Arm) -> String {
     // A PC without ACPI cannot power itself off.
-    let ours = arm.peer.is_none() && arm.is_para();
-    let end = if ours { "poweroff" } else { "restart" };
+    let end = if arm.is_para() { "poweroff" } else { "restart" };
     let orders: Vec<String> = kind
         .jobs
         .iter()

@@ -310,8 +310,8 @@ pub(crate) fn launcher(
         }
     };
     let (full, para) = (
-        arms.iter().any(|arm| !arm.is_para()),
-        arms.iter().any(Arm::is_para),
+        arms.iter().any(|arm| !arm.has_patched_kernel()),
+        arms.iter().any(Arm::has_patched_kernel),
     );
     Ok(Launcher {
         program: std::env::current_exe().context("this program's own path is not known")?,
