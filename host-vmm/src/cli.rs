@@ -248,10 +248,10 @@ pub(crate) struct RunArgs {
         allow_hyphen_values = true
     )]
     pv: String,
-    /// Show the guest a raw image, or a block device of this host, as a disk; once for each disk.
+    /// Show the guest an image, or a block device of this host, as a disk; once for each disk.
     ///
     /// `truncate --size=1G disk.img && mkfs.ext4 disk.img` makes one. With `,readonly` behind it the guest cannot write to it,
-    /// and several guests can have it at once. A full guest has an IDE controller, and its disks are /dev/sda, /dev/sdb, …
+    /// and several guests can have it at once; with `,format=qcow2` it is QEMU's format, in one file. A full guest has an IDE controller, and its disks are /dev/sda, /dev/sdb, …
     /// Without --initrd the first disk is the root file system, unless --cmdline has a root= of its own.
     ///
     /// With `,fail=SEED` one request in 16 fails with an I/O error and is not carried out; the seed says which. What a guest's kernel and
@@ -259,7 +259,10 @@ pub(crate) struct RunArgs {
     ///
     /// With `,queues=N` (2 to 4) a virtio disk has so many queues, but no more than the guest has processors: they do not wait for
     /// each other then to make requests. An IDE disk has none, and one that a driver domain serves has one.
-    #[arg(long, value_name = "FILE[,readonly][,queues=N][,fail=SEED]")]
+    #[arg(
+        long,
+        value_name = "FILE[,readonly][,format=FORMAT][,queues=N][,fail=SEED]"
+    )]
     disk: Vec<DiskSpec>,
     /// Connect the guest to a network: `user`, or `tap=NAME` for a TAP device of this host.
     ///

@@ -1,10 +1,13 @@
-//! A disk's content: a raw image file, or a block device, of this host.
+//! A disk's content: an image file, or a block device, of this host.
 //!
 //! # How it works
 //!
-//! What a guest calls a sector is [`SECTOR`] bytes of the file, in order. Devices (`virtio/block`, `device/`) give
+//! What a guest calls a sector is [`SECTOR`] bytes of a raw file, in order. Devices (`virtio/block`, `device/`) give
 //! guest memory to be filled or taken from ([`Segments`]), and one system call does the transfer: nothing is copied
-//! in between. A file is open for one writer, or for readers: a lock keeps others out, and is gone with the process.
+//! in between. A qcow2 image ([`qcow2`]) is a library's work, and what it reads and writes is copied once.
+//! A file is open for one writer, or for readers: a lock keeps others out, and is gone with the process.
+//!
+//! The format is what the user says it is, and is never found out: a guest may write any header to a raw disk.
 //!
 //! # What a guest may rely on
 //!
@@ -12,20 +15,23 @@
 //! [`Disk::flush`] brings it to the host's disk. That is what a disk with a write cache promises.
 
 pub mod faults;
+mod qcow2;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use vm_memory::VolatileSlice;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use self::faults::{Failing, Faults};
+use qcow2::Qcow2Image;
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
@@ -38,6 +44,17 @@ const QUEUES: RangeInclusive<u8> = 1..=4;
 /// What is written where a file cannot be told to be zero.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
+/// What an image file holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// The disk's bytes in order. Block devices are, too.
+    #[default]
+    Raw,
+    /// QEMU's format, which has room only for what was written (QEMU, docs/interop/qcow2.txt).
+    Qcow2,
+}
+
 /// `--disk`: which file, whether the guest may write to it, whether it fails, and how many queues it has.
 #[derive(Clone, Debug)]
 pub struct DiskSpec {
@@ -45,6 +62,8 @@ pub struct DiskSpec {
     pub path: PathBuf,
     /// The guest may not write.
     pub read_only: bool,
+    /// What the file holds.
+    pub format: Format,
     /// Requests fail now and then.
     pub faults: Option<Faults>,
     /// Queues of a virtio device that shows it.
@@ -58,6 +77,7 @@ impl DiskSpec {
         Self {
             path,
             read_only,
+            format: Format::Raw,
             faults: None,
             queues: 1,
         }
@@ -70,19 +90,23 @@ impl FromStr for DiskSpec {
     fn from_str(text: &str) -> Result<Self, DiskError> {
         let mut spec = Self::of(PathBuf::new(), false);
         let mut path = text;
-        loop {
-            if let Some(before) = path.strip_suffix(",readonly") {
-                (path, spec.read_only) = (before, true);
-            } else if let Some((before, seed)) = path.rsplit_once(",fail=") {
-                let seed = seed.parse().map_err(|_| DiskError::Seed(seed.to_owned()))?;
-                (path, spec.faults) = (before, Some(Faults::new(seed)));
-            } else if let Some((before, count)) = path.rsplit_once(",queues=") {
-                let queues = count.parse().ok().filter(|n| QUEUES.contains(n));
-                spec.queues = queues.ok_or_else(|| DiskError::Queues(count.to_owned()))?;
-                path = before;
-            } else {
-                break;
+        // A name may have a comma.
+        while let Some((rest, option)) = path.rsplit_once(',') {
+            match option.split_once('=') {
+                None if option == "readonly" => spec.read_only = true,
+                Some(("format", "raw")) => spec.format = Format::Raw,
+                Some(("format", "qcow2")) => spec.format = Format::Qcow2,
+                Some(("fail", seed)) => {
+                    let seed = seed.parse().map_err(|_| DiskError::Seed(seed.to_owned()))?;
+                    spec.faults = Some(Faults::new(seed));
+                }
+                Some(("queues", count)) => {
+                    let queues = count.parse().ok().filter(|n| QUEUES.contains(n));
+                    spec.queues = queues.ok_or_else(|| DiskError::Queues(count.to_owned()))?;
+                }
+                _ => break,
             }
+            path = rest;
         }
         if path.is_empty() {
             return Err(DiskError::NoPath);
@@ -96,7 +120,9 @@ impl FromStr for DiskSpec {
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
     /// `--disk` without a file.
-    #[error("a disk is a file: use --disk FILE, or --disk FILE,readonly")]
+    #[error(
+        "a disk is a file: use --disk FILE, with ,readonly or ,format=qcow2 behind it where that is so"
+    )]
     NoPath,
     /// `,fail=` without a number.
     #[error("`{0}` is no seed: use a number, as in --disk FILE,fail=7")]
@@ -122,6 +148,17 @@ pub enum DiskError {
     InUse {
         /// Where.
         path: PathBuf,
+    },
+    /// A qcow2 image that cannot be used.
+    #[error(
+        "`{}` cannot be used as a qcow2 image: {reason}; `qemu-img check FILE` says whether it is whole, and `qemu-img convert -O qcow2 FILE NEW` makes one that needs no other file",
+        path.display()
+    )]
+    Qcow2 {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: io::Error,
     },
     /// A size that no disk has.
     #[error(
@@ -216,17 +253,13 @@ impl<'m> Segments<'m> {
     fn transfer(
         mut self,
         mut at: u64,
-        transfer: impl Fn(&[libc::iovec], libc::off_t) -> libc::ssize_t,
+        transfer: impl Fn(&[libc::iovec], u64) -> io::Result<usize>,
     ) -> Result<(), DiskError> {
         let mut left = &mut self.iovecs[..self.count];
         while !left.is_empty() {
-            let offset = libc::off_t::try_from(at)
-                .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-            let Ok(mut done) = usize::try_from(transfer(left, offset)) else {
-                match io::Error::last_os_error() {
-                    e if e.kind() == io::ErrorKind::Interrupted => continue,
-                    e => return Err(e.into()),
-                }
+            let mut done = match transfer(left, at) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                done => done?,
             };
             if done == 0 && left.iter().any(|iovec| iovec.iov_len > 0) {
                 return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
@@ -249,10 +282,17 @@ impl<'m> Segments<'m> {
     }
 }
 
+/// Where a disk's content is.
+#[derive(Debug)]
+enum Content {
+    Raw(File),
+    Qcow2(Qcow2Image),
+}
+
 /// An open disk.
 #[derive(Debug)]
 pub struct Disk {
-    file: File,
+    content: Content,
     bytes: u64,
     read_only: bool,
     failing: Option<Failing>,
@@ -285,13 +325,24 @@ impl Disk {
             TryLockError::Error(reason) => fail(reason),
         })?;
         // A block device's metadata does not tell its size.
-        let bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
+        let mut bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
+        let content = match spec.format {
+            Format::Raw => Content::Raw(file),
+            Format::Qcow2 => {
+                let image = Qcow2Image::open(file, !spec.read_only).map_err(|reason| {
+                    let path = path.clone();
+                    DiskError::Qcow2 { path, reason }
+                })?;
+                bytes = image.bytes();
+                Content::Qcow2(image)
+            }
+        };
         if bytes == 0 || !bytes.is_multiple_of(SECTOR) {
             let path = path.clone();
             return Err(DiskError::Size { path, bytes });
         }
         Ok(Self {
-            file,
+            content,
             bytes,
             read_only: spec.read_only,
             failing: spec.faults.as_ref().map(Faults::begin),
@@ -336,13 +387,13 @@ impl Disk {
     /// [`DiskError::Range`]; [`DiskError::Io`], and then some of the memory may have been filled.
     pub fn read(&self, at: u64, segments: Segments<'_>) -> Result<(), DiskError> {
         self.check(at, segments.bytes)?;
-        segments.transfer(at, |iovecs, offset| {
-            // At most SEGMENTS_MAX.
-            let count = libc::c_int::try_from(iovecs.len()).unwrap_or(0);
-            // SAFETY: the entries are mapped guest memory to which there is no reference (invariant of `Segments`), so that
-            // the kernel may write there.
-            unsafe { libc::preadv(self.file.as_raw_fd(), iovecs.as_ptr(), count, offset) }
-        })
+        let file = match &self.content {
+            Content::Raw(file) => file.as_raw_fd(),
+            Content::Qcow2(image) => return segments.transfer(at, |to, at| image.read(at, to)),
+        };
+        // SAFETY: the entries are mapped guest memory to which there is no reference (invariant of `Segments`), so that
+        // the kernel may write there.
+        segments.transfer(at, |to, at| unsafe { vectored(libc::preadv, file, to, at) })
     }
 
     /// Writes guest memory to the disk from byte `at`. The guest may change it meanwhile; then either is written.
@@ -352,11 +403,15 @@ impl Disk {
     /// [`DiskError::Range`], [`DiskError::ReadOnly`]; [`DiskError::Io`], and then some of it may have been written.
     pub fn write(&self, at: u64, segments: Segments<'_>) -> Result<(), DiskError> {
         self.check_write(at, segments.bytes)?;
-        segments.transfer(at, |iovecs, offset| {
-            // At most SEGMENTS_MAX.
-            let count = libc::c_int::try_from(iovecs.len()).unwrap_or(0);
-            // SAFETY: the entries are mapped guest memory (invariant of `Segments`), which the kernel reads.
-            unsafe { libc::pwritev(self.file.as_raw_fd(), iovecs.as_ptr(), count, offset) }
+        let file = match &self.content {
+            Content::Raw(file) => file.as_raw_fd(),
+            Content::Qcow2(image) => {
+                return segments.transfer(at, |from, at| image.write(at, from));
+            }
+        };
+        // SAFETY: the entries are mapped guest memory (invariant of `Segments`), which the kernel reads.
+        segments.transfer(at, |from, at| unsafe {
+            vectored(libc::pwritev, file, from, at)
         })
     }
 
@@ -367,7 +422,11 @@ impl Disk {
     /// [`DiskError::Range`], [`DiskError::Io`].
     pub fn read_bytes(&self, at: u64, into: &mut [u8]) -> Result<(), DiskError> {
         self.check(at, into.len() as u64)?;
-        Ok(self.file.read_exact_at(into, at)?)
+        match &self.content {
+            Content::Raw(file) => file.read_exact_at(into, at)?,
+            Content::Qcow2(image) => image.read_bytes(at, into)?,
+        }
+        Ok(())
     }
 
     /// The same from memory of our own.
@@ -377,7 +436,11 @@ impl Disk {
     /// [`DiskError::Range`], [`DiskError::ReadOnly`], [`DiskError::Io`].
     pub fn write_bytes(&self, at: u64, from: &[u8]) -> Result<(), DiskError> {
         self.check_write(at, from.len() as u64)?;
-        Ok(self.file.write_all_at(from, at)?)
+        match &self.content {
+            Content::Raw(file) => file.write_all_at(from, at)?,
+            Content::Qcow2(image) => image.write_bytes(at, from)?,
+        }
+        Ok(())
     }
 
     /// Brings all writes that have returned to the host's disk.
@@ -387,7 +450,11 @@ impl Disk {
     /// [`DiskError::Io`]: nobody knows then what is there.
     pub fn flush(&self) -> Result<(), DiskError> {
         self.may_fail()?;
-        Ok(self.file.sync_data()?)
+        match &self.content {
+            Content::Raw(file) => file.sync_data()?,
+            Content::Qcow2(image) => image.flush()?,
+        }
+        Ok(())
     }
 
     /// Gives the room of these bytes back to the host; they read as zero from then on, or as they were on a
@@ -401,7 +468,11 @@ impl Disk {
         if bytes == 0 {
             return Ok(());
         }
-        match fallocate(&self.file, FallocateMode::PunchHole, true, at, bytes) {
+        let file = match &self.content {
+            Content::Raw(file) => file,
+            Content::Qcow2(image) => return Ok(image.write_zeroes(at, bytes)?),
+        };
+        match fallocate(file, FallocateMode::PunchHole, true, at, bytes) {
             Err(e) if e.errno() != libc::EOPNOTSUPP => Err(io::Error::from(e).into()),
             _ => Ok(()),
         }
@@ -414,18 +485,41 @@ impl Disk {
     /// [`DiskError::Range`], [`DiskError::ReadOnly`]; [`DiskError::Io`], and then some of them may be zero.
     pub fn write_zeroes(&self, at: u64, bytes: u64, may_discard: bool) -> Result<(), DiskError> {
         self.check_write(at, bytes)?;
-        let by = |mode| bytes > 0 && fallocate(&self.file, mode, true, at, bytes).is_ok();
+        let file = match &self.content {
+            Content::Raw(file) => file,
+            Content::Qcow2(image) => return Ok(image.write_zeroes(at, bytes)?),
+        };
+        let by = |mode| bytes > 0 && fallocate(file, mode, true, at, bytes).is_ok();
         if may_discard && by(FallocateMode::PunchHole) || by(FallocateMode::ZeroRange) {
             return Ok(());
         }
         let mut done = 0;
         while done < bytes {
             let part = usize::try_from(bytes - done).map_or(ZEROS.len(), |n| n.min(ZEROS.len()));
-            self.file.write_all_at(&ZEROS[..part], at + done)?;
+            file.write_all_at(&ZEROS[..part], at + done)?;
             done += part as u64;
         }
         Ok(())
     }
+}
+
+/// `preadv` or `pwritev`: how many bytes it has done.
+///
+/// # Safety
+///
+/// The call may do to the entries' memory what it does.
+unsafe fn vectored(
+    call: unsafe extern "C" fn(i32, *const libc::iovec, i32, libc::off_t) -> libc::ssize_t,
+    file: RawFd,
+    iovecs: &[libc::iovec],
+    at: u64,
+) -> io::Result<usize> {
+    let offset = libc::off_t::try_from(at).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // At most SEGMENTS_MAX.
+    let count = libc::c_int::try_from(iovecs.len()).unwrap_or(0);
+    // SAFETY: the slice lives, and the caller vouches for what it names.
+    let done = unsafe { call(file, iovecs.as_ptr(), count, offset) };
+    usize::try_from(done).map_err(|_| io::Error::last_os_error())
 }
 
 /// What to do about a file that cannot be opened.
@@ -438,7 +532,7 @@ fn open_error(path: &Path, reason: io::Error) -> DiskError {
         io::ErrorKind::IsADirectory => {
             "a disk is a file; `mkfs.ext4 -d FOLDER FILE SIZE` makes one of a folder"
         }
-        _ => "use a raw image, or a block device",
+        _ => "use an image file, or a block device",
     };
     let path = path.to_owned();
     DiskError::Open { path, reason, mend }

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use self::file::Extent;
 use crate::config::{Config, Entry, FacilitySet, Profile};
-use crate::disk::DiskSpec;
+use crate::disk::{DiskSpec, Format};
 use crate::kvm::KvmError;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::memory::{Memory, MemoryError};
@@ -267,6 +267,8 @@ pub struct Instead {
 struct SavedDisk {
     file: Named,
     read_only: bool,
+    #[serde(default)]
+    format: Format,
     queues: u8,
 }
 
@@ -341,9 +343,18 @@ impl SavedConfig {
             })
         };
         let disk = |spec: &DiskSpec| {
+            if spec.format == Format::Qcow2 && !spec.read_only {
+                return Err(SnapshotError::Cannot {
+                    part: "disk".to_owned(),
+                    reason: PartError::because(
+                        "is a qcow2 image, of which a part is in this process; `qemu-img convert -O raw` makes a raw one",
+                    ),
+                });
+            }
             Ok(SavedDisk {
                 file: look("disk", &spec.path)?,
                 read_only: spec.read_only,
+                format: spec.format,
                 queues: spec.queues,
             })
         };
@@ -399,9 +410,11 @@ impl SavedConfig {
                 });
             }
             let faults = given.and_then(|spec| spec.faults.clone());
+            let format = given.map_or(disk.format, |spec| spec.format);
             disks.push(DiskSpec {
                 path,
                 read_only,
+                format,
                 faults,
                 queues: disk.queues,
             });

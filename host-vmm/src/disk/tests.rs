@@ -1,6 +1,7 @@
 //! Files and memory as they are.
 
 use std::io::Write;
+use std::process::Command;
 
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::tempfile::TempFile;
@@ -42,7 +43,10 @@ fn a_file_and_what_may_be_done_with_it_is_an_option() {
         (PathBuf::from("a,b.img"), true)
     );
     assert!(!spec("readonly").unwrap().read_only);
-    for text in ["", ",readonly", ",fail=1"] {
+    let disk = spec("a.qcow2,format=qcow2,readonly").unwrap();
+    assert_eq!((disk.read_only, disk.format), (true, Format::Qcow2));
+    assert_eq!(spec("a,format=vmdk").unwrap().format, Format::Raw);
+    for text in ["", ",readonly", ",format=qcow2", ",fail=1"] {
         assert!(matches!(spec(text), Err(DiskError::NoPath)));
     }
     for text in ["a,b.img,fail=7,readonly", "a,b.img,readonly,fail=7"] {
@@ -161,9 +165,9 @@ fn a_transfer_that_is_done_by_halves_goes_on_where_it_was() {
     memory.write_slice(&source, GuestAddress(0)).unwrap();
     let parts = segments(&memory, &[(0, 10), (10, 0), (10, 7), (17, 83)]);
     let taken = std::cell::RefCell::new(Vec::new());
-    let seven = |iovecs: &[libc::iovec], offset: libc::off_t| {
+    let seven = |iovecs: &[libc::iovec], offset: u64| {
         let mut taken = taken.borrow_mut();
-        assert_eq!(offset, 50 + libc::off_t::try_from(taken.len()).unwrap());
+        assert_eq!(offset, 50 + taken.len() as u64);
         let mut room = 7;
         for iovec in iovecs {
             let part = room.min(iovec.iov_len);
@@ -174,7 +178,7 @@ fn a_transfer_that_is_done_by_halves_goes_on_where_it_was() {
             taken.extend_from_slice(bytes);
             room -= part;
         }
-        7 - libc::ssize_t::try_from(room).unwrap()
+        Ok(7 - room)
     };
     parts.transfer(50, seven).unwrap();
     assert_eq!(*taken.borrow(), source);
@@ -231,4 +235,86 @@ fn a_file_that_is_no_disk_is_told_from_one() {
     }
     let folder = DiskSpec::of(std::env::temp_dir(), true);
     assert!(matches!(Disk::open(&folder), Err(DiskError::Open { .. })));
+}
+
+/// What Debian's `qemu-img` does with a file.
+fn qemu_img(arguments: &[&str], file: &TempFile) -> (bool, String) {
+    let done = Command::new("qemu-img")
+        .args(arguments)
+        .arg(file.as_path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&done.stdout).into_owned();
+    (done.status.success(), text)
+}
+
+fn qcow2(file: &TempFile) -> DiskSpec {
+    DiskSpec {
+        format: Format::Qcow2,
+        ..spec(file, false)
+    }
+}
+
+#[test]
+fn an_image_of_qemus_is_read_and_written_as_qemu_would() {
+    let (raw, file, memory) = (image(200), TempFile::new().unwrap(), memory());
+    let source = raw.as_path().to_str().unwrap();
+    let to_qcow2 = ["convert", "-c", "-f", "raw", "-O", "qcow2", source];
+    assert!(qemu_img(&to_qcow2, &file).0);
+    let disk = Disk::open(&qcow2(&file)).unwrap();
+    assert_eq!(disk.sectors(), 200);
+    // Over a boundary of clusters, in pieces of guest memory.
+    let parts = [(0x1000, 100), (0x3000, 924)];
+    disk.read(127 * 512, segments(&memory, &parts)).unwrap();
+    let mut read = [0; 1024];
+    for (into, (at, _)) in [(0..100, parts[0]), (100..1024, parts[1])] {
+        memory
+            .read_slice(&mut read[into], GuestAddress(at))
+            .unwrap();
+    }
+    assert_eq!(read, *[[127; 512], [128; 512]].as_flattened());
+    memory
+        .write_slice(&[0xee; 1024], GuestAddress(0x8000))
+        .unwrap();
+    disk.write(3 * 512, segments(&memory, &[(0x8000, 1024)]))
+        .unwrap();
+    disk.write_bytes(7 * 512, &[0xdd; 512]).unwrap();
+    disk.write_zeroes(130 * 512, 512, true).unwrap();
+    disk.discard(0, 512).unwrap();
+    disk.flush().unwrap();
+    let mut sector = [0; 512];
+    disk.read_bytes(7 * 512, &mut sector).unwrap();
+    assert_eq!(sector, [0xdd; 512]);
+    assert!(disk.write_bytes(200 * 512, &[1]).is_err());
+    // Another process's eyes, while this one has it still: it was flushed.
+    let (good, said) = qemu_img(&["check", "-U"], &file);
+    assert!(good, "{said}");
+    drop(disk);
+    let back = TempFile::new().unwrap();
+    let source = file.as_path().to_str().unwrap();
+    let to_raw = ["convert", "-f", "qcow2", "-O", "raw", source];
+    assert!(qemu_img(&to_raw, &back).0);
+    let bytes = std::fs::read(back.as_path()).unwrap();
+    let number = |sector: usize| bytes[sector * 512 + 511];
+    let expected: Vec<u8> = (0..200)
+        .map(|sector| match sector {
+            0 | 130 => 0,
+            3 | 4 => 0xee,
+            7 => 0xdd,
+            other => other,
+        })
+        .collect();
+    assert_eq!((0..200).map(number).collect::<Vec<u8>>(), expected);
+}
+
+#[test]
+fn a_qcow2_image_that_leads_to_other_files_or_is_none_is_refused() {
+    let (base, file) = (image(8), TempFile::new().unwrap());
+    let base = base.as_path().to_str().unwrap();
+    let create = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b", base];
+    assert!(qemu_img(&create, &file).0);
+    for spec in [qcow2(&file), qcow2(&image(8))] {
+        let refused = Disk::open(&spec).unwrap_err();
+        assert!(matches!(refused, DiskError::Qcow2 { .. }), "{refused}");
+    }
 }
