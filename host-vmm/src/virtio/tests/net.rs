@@ -6,27 +6,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::driver::{NEXT, Told, WRITE, wait_for};
+use super::rings::{SIZE, setup_at};
 use crate::memory::Memory;
 use crate::net::{FRAME_MAX, Net};
 use crate::pause::Pause;
 use crate::virtio::net::NetDevice;
-use crate::virtio::queue::QueueSetup;
 use crate::virtio::unit::Unit;
 
 const RECEIVE: u64 = 0x1_0000;
 const TRANSMIT: u64 = 0x2_0000;
 const HEADER: usize = 12;
-const SIZE: u16 = 16;
-
-fn queue(base: u64) -> QueueSetup {
-    QueueSetup {
-        size: SIZE,
-        ready: true,
-        descriptors: base,
-        available: base + 0x1000,
-        used: base + 0x2000,
-    }
-}
 
 struct Card {
     memory: Memory,
@@ -43,7 +32,7 @@ impl Card {
         let memory = Memory::new(32).unwrap();
         let told = Box::new(Arc::<Told>::default());
         let unit = Unit::new(device, memory.clone(), told, Arc::<Pause>::default()).unwrap();
-        let queues = [queue(RECEIVE), queue(TRANSMIT)];
+        let queues = [setup_at(RECEIVE), setup_at(TRANSMIT)];
         unit.start(unit.features(), &queues).unwrap();
         Self { memory, unit, wire }
     }

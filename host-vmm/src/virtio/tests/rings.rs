@@ -18,7 +18,11 @@ pub(super) fn base(queue: u16) -> u64 {
 }
 
 pub(super) fn setup(queue: u16) -> QueueSetup {
-    let base = base(queue);
+    setup_at(base(queue))
+}
+
+/// A queue of [`SIZE`] buffers at `base`, a page for each of its parts.
+pub(super) fn setup_at(base: u64) -> QueueSetup {
     QueueSetup {
         size: SIZE,
         ready: true,
