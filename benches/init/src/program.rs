@@ -7,15 +7,17 @@ use core::ffi::CStr;
 use core::fmt::Write as _;
 
 use crate::jobs::Watch;
-use crate::sys::{self, EBUSY, ECHILD, ENOENT, Errno};
+use crate::sys::{self, EBUSY, ECHILD, EINVAL, ENOENT, Errno};
 use crate::text::Text;
 
 const ROOT: &CStr = c"/mnt";
 
-/// Where the disks are: virtio's first, then IDE's.
-const DISKS: [(&CStr, &CStr); 2] = [
+/// Where the root may be, and what makes `/srv` of the other disk: virtio's first, then IDE's, which Linux names in the
+/// order in which their probing, on several threads, comes to an end.
+const DISKS: [(&CStr, &CStr); 3] = [
     (c"/dev/vda", c"mke2fs -qF /dev/vdb && mount /dev/vdb /srv"),
     (c"/dev/sda", c"mke2fs -qF /dev/sdb && mount /dev/sdb /srv"),
+    (c"/dev/sdb", c"mke2fs -qF /dev/sda && mount /dev/sda /srv"),
 ];
 
 /// Runs `command`, which finds the number of its rounds in `$ROUNDS`.
@@ -29,12 +31,14 @@ pub(crate) fn run(watch: &mut Watch<'_>, command: &CStr, rounds: usize) -> Resul
 
 /// Mounts the root and what belongs into it; a second job finds it there.
 fn prepare() -> Result<(), Errno> {
-    let mounted = |(disk, scratch)| sys::mount_disk(disk, c"ext4", ROOT).map(|()| scratch);
-    let first = mounted(DISKS[0]);
-    let scratch = match first {
-        Err(ENOENT) => mounted(DISKS[1]),
-        _ => first,
-    };
+    let mut scratch = Err(ENOENT);
+    for (disk, of_the_other) in DISKS {
+        scratch = sys::mount_disk(disk, c"ext4", ROOT).map(|()| of_the_other);
+        // No such disk, or no file system on it: it is not the root.
+        if !matches!(scratch, Err(ENOENT | EINVAL)) {
+            break;
+        }
+    }
     let scratch = match scratch {
         Err(EBUSY) => return Ok(()),
         result => result?,

@@ -18,6 +18,8 @@ pub(crate) const ECHILD: Errno = Errno(10);
 pub(crate) const EINTR: Errno = Errno(4);
 /// No room, or nothing at all.
 pub(crate) const ENOSPC: Errno = Errno(28);
+/// Not what is there: for a mount, no file system of this kind.
+pub(crate) const EINVAL: Errno = Errno(22);
 /// Already mounted, or in use.
 pub(crate) const EBUSY: Errno = Errno(16);
 /// A read of `/dev/kmsg` missed records that were overwritten; the next read goes on after them.
