@@ -47,7 +47,7 @@ pub struct OpsArgs {
     /// Boots with and without each facility for the attribution; 0 leaves it out.
     #[arg(long, default_value_t = 6)]
     pub boots: u32,
-    /// The facilities whose worth is measured [default: all that a para guest can do without].
+    /// The facilities whose worth is measured [default: all that a para guest can do without on any host: not clock].
     #[arg(long, value_delimiter = ',')]
     pub facilities: Vec<String>,
     /// Where the guests run [default: this machine if its KVM can run every arm, else the reference host].
