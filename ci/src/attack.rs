@@ -37,6 +37,8 @@ const PASSES: u64 = 16;
 const NEIGHBOUR_PASSES: u64 = 1;
 /// A run is ended after so many seconds.
 const RUN_LIMIT: u32 = 600;
+/// One whose watchdog has not ended it so long after that is killed.
+const GRACE: Duration = Duration::from_secs(60);
 /// One that has served fewer operations by then hangs: a busy host serves hundreds a second.
 const HANGS_BELOW: u64 = 10_000;
 const WHOLE_LIMIT: Duration = Duration::from_secs(7200);
@@ -176,6 +178,8 @@ struct Running {
     errors: PathBuf,
     stats: PathBuf,
     started: Instant,
+    /// How long it may take.
+    limit: Duration,
 }
 
 /// How a VMM has ended.
@@ -185,6 +189,8 @@ struct Ended {
     errors: String,
     stats: Value,
     seconds: f64,
+    /// It has ignored its watchdog, and was killed.
+    was_killed: bool,
 }
 
 impl Made {
@@ -222,6 +228,7 @@ impl Made {
             errors,
             stats,
             started: Instant::now(),
+            limit: Duration::from_secs(RUN_LIMIT.into()) + GRACE,
         })
     }
 
@@ -278,11 +285,17 @@ impl Drop for Made {
 }
 
 impl Running {
-    /// Waits for its end, and has a look now and then.
+    /// Waits for its end, which its watchdog bounds, or else a kill; and has a look now and then.
     fn wait(mut self, look: &mut dyn FnMut(u32)) -> Result<Ended> {
+        let mut was_killed = false;
         let status = loop {
             if let Some(status) = self.child.try_wait()? {
                 break status;
+            }
+            if self.started.elapsed() >= self.limit {
+                was_killed = true;
+                self.child.kill()?;
+                break self.child.wait()?;
             }
             look(self.child.id());
             sleep(POLL);
@@ -293,6 +306,7 @@ impl Running {
             errors: fs::read_to_string(&self.errors)?,
             stats: serde_json::from_str(&stats).unwrap_or_default(),
             seconds: self.started.elapsed().as_secs_f64(),
+            was_killed,
         })
     }
 }
@@ -312,6 +326,9 @@ impl Ended {
 
     /// What is wrong with the VMM, whatever its guest has done.
     fn failure(&self) -> Option<String> {
+        if self.was_killed {
+            return Some(format!("its watchdog has not ended it: {}", self.errors));
+        }
         let has = |text: &str| self.errors.contains(text);
         let is_fallen = has("panicked") || has("forbidden system call") || self.stats.is_null();
         let has_hung = self.stats["outcome"] == "watchdog" && self.operations() < HANGS_BELOW;
@@ -320,5 +337,26 @@ impl Ended {
         }
         let (code, errors) = (self.code, &self.errors);
         Some(format!("exit status {code:?}: {errors}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vmm_that_its_watchdog_does_not_end_is_killed_and_has_failed() {
+        let sleeper = Command::new("sleep").arg("600").spawn();
+        let running = Running {
+            child: sleeper.unwrap(),
+            errors: "/dev/null".into(),
+            stats: "/dev/null".into(),
+            started: Instant::now(),
+            limit: 2 * POLL,
+        };
+        let mut looks = 0;
+        let ended = running.wait(&mut |_| looks += 1).unwrap();
+        assert!(looks > 0);
+        assert!(ended.failure().unwrap().contains("watchdog"));
     }
 }
