@@ -63,7 +63,7 @@ impl Panes {
                 KeyCode::Char('p') | KeyCode::Left => {
                     self.chosen = (self.chosen + count - 1) % count;
                 }
-                KeyCode::Char('a') => processes.input(self.chosen, b"\x01"),
+                KeyCode::Char('a') => self.send(b"\x01", processes),
                 _ => {}
             }
             return false;
@@ -72,8 +72,16 @@ impl Panes {
             self.command = true;
             return false;
         }
-        processes.input(self.chosen, &bytes_of(key));
+        self.send(&bytes_of(key), processes);
         false
+    }
+
+    fn send(&mut self, bytes: &[u8], processes: &mut Processes) {
+        if !processes.input(self.chosen, bytes)
+            && let Some(pane) = self.panes.get_mut(self.chosen)
+        {
+            "[does not read its keys: they are lost]".clone_into(&mut pane.state);
+        }
     }
 }
 

@@ -1,8 +1,10 @@
 //! The guests' processes.
 
 use std::io::{self, Read, Write as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -55,7 +57,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 struct One {
     guest: Guest,
     child: Option<Child>,
-    input: Option<ChildStdin>,
+    /// Its standard input: a socket, since that need not block where nobody reads it.
+    input: Option<UnixStream>,
     /// They forward what it prints.
     outputs: Vec<JoinHandle<()>>,
     record: Record,
@@ -118,14 +121,16 @@ impl Processes {
             reason,
         };
         let arguments = one.guest.arguments().map_err(io::Error::other);
+        let (input, keys) = UnixStream::pair().map_err(failed)?;
+        input.set_nonblocking(true).map_err(failed)?;
         let mut child = Command::new(&self.program)
             .args(arguments.map_err(failed)?)
-            .stdin(Stdio::piped())
+            .stdin(OwnedFd::from(keys))
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        one.input = child.stdin.take();
+        one.input = Some(input);
         let output = child
             .stdout
             .take()
@@ -178,13 +183,19 @@ impl Processes {
         Ok(events)
     }
 
-    /// Types into a guest's console. A guest that has gone reads nothing.
-    pub fn input(&mut self, guest: usize, bytes: &[u8]) {
-        if let Some(one) = self.all.get_mut(guest)
-            && let Some(input) = &mut one.input
-            && input.write_all(bytes).and_then(|()| input.flush()).is_err()
-        {
-            one.input = None;
+    /// Types into a guest's console. Returns whether it has room for all; what it has none for is lost. A guest that has
+    /// gone reads nothing.
+    pub fn input(&mut self, guest: usize, bytes: &[u8]) -> bool {
+        let Some(one) = self.all.get_mut(guest) else {
+            return true;
+        };
+        match one.input.as_mut().map(|input| input.write_all(bytes)) {
+            Some(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => false,
+            Some(Err(_)) => {
+                one.input = None;
+                true
+            }
+            _ => true,
         }
     }
 
@@ -314,16 +325,47 @@ mod tests {
 
     use super::*;
 
+    /// Starts a fleet of one guest, whose VMM is this script.
+    fn fleet_of(folder: &TempDir, script: &str) -> impl Fn() -> Processes + use<> {
+        let program = folder.as_path().join("vmm");
+        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
+        let fleet = Fleet::parse("[[guest]]\nname = \"a\"\n").unwrap();
+        move || Processes::start(&fleet, &program).unwrap()
+    }
+
+    /// A VMM whose guest is paused reads no more than it can keep.
+    #[test]
+    fn a_guest_that_does_not_read_holds_nobody_up_and_gets_what_there_was_room_for() {
+        let folder = TempDir::new().unwrap();
+        let reads = folder.as_path().join("reads");
+        let wait = format!("until [ -e {} ]; do sleep 0.01; done", reads.display());
+        let mut processes = fleet_of(&folder, &format!("{wait}; exec cat"))();
+        let pasted = [b'k'; 4096];
+        let taken = (0..1000)
+            .take_while(|_| processes.input(0, &pasted))
+            .count();
+        assert!((1..1000).contains(&taken), "{taken}");
+        fs::write(reads, "").unwrap();
+        let mut printed = 0;
+        while printed < taken * pasted.len() {
+            for event in processes.events(Duration::from_millis(1)).unwrap() {
+                match event {
+                    Event::Output { bytes, .. } => printed += bytes.len(),
+                    Event::Ended { .. } => panic!("it has ended after {printed} bytes"),
+                }
+            }
+        }
+        assert!(processes.input(0, &pasted), "it reads again");
+    }
+
     #[test]
     fn what_a_guest_prints_comes_whole_and_before_its_end() {
         const BYTES: usize = 300_000;
         let folder = TempDir::new().unwrap();
-        let program = folder.as_path().join("vmm");
-        fs::write(&program, format!("#!/bin/sh\nhead -c {BYTES} /dev/zero\n")).unwrap();
-        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
-        let fleet = Fleet::parse("[[guest]]\nname = \"a\"\n").unwrap();
+        let start = fleet_of(&folder, &format!("head -c {BYTES} /dev/zero"));
         for _ in 0..50 {
-            let mut processes = Processes::start(&fleet, &program).unwrap();
+            let mut processes = start();
             let mut printed = 0;
             while processes.are_running() {
                 for event in processes.events(Duration::from_millis(1)).unwrap() {
