@@ -30,6 +30,8 @@ struct paravane_device {
 	struct virtio_device vdev;
 	struct paravane_dev about;
 	u32 number;
+	/* Of the configuration that the driver has been told of. */
+	u32 generation;
 	u8 status;
 	/* Its queues are looked at when an event comes. */
 	bool started;
@@ -207,6 +209,16 @@ static void paravane_device_is_broken(struct work_struct *work)
 	virtio_break_device(&dev->vdev);
 }
 
+static void paravane_config_event(struct paravane_device *dev)
+{
+	u32 generation = paravane_dev_generation(dev->number);
+
+	if (likely(generation == dev->generation))
+		return;
+	dev->generation = generation;
+	virtio_config_changed(&dev->vdev);
+}
+
 /* From the event's interrupt: which of the queues has something is in memory. */
 void paravane_virtio_event(void)
 {
@@ -221,6 +233,7 @@ void paravane_virtio_event(void)
 			continue;
 		for (j = 0; j < PARAVANE_DEV_QUEUES && dev->vqs[j]; j++)
 			vring_interrupt(0, dev->vqs[j]);
+		paravane_config_event(dev);
 		if (unlikely(paravane_dev_needs_reset(dev->number)))
 			schedule_work(&dev->broken);
 	}
@@ -243,6 +256,7 @@ static int __init paravane_add_device(struct device *parent, u32 number)
 		return -EINVAL;
 	}
 	dev->number = number;
+	dev->generation = paravane_dev_generation(number);
 	INIT_WORK(&dev->broken, paravane_device_is_broken);
 	dev->start.vector = PARAVANE_EVENT_VECTOR;
 	dev->start.apic_id = per_cpu(x86_cpu_to_apicid, 0);

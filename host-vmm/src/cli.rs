@@ -279,7 +279,7 @@ pub(crate) struct RunArgs {
     /// SOCKET memory MIB` asks for it, memory that it does.
     ///
     /// A guest that runs out of memory takes it back by itself. Its driver also tells how its memory is used: `paravane ctl SOCKET stats`.
-    /// A para guest does all this by facility mem; without that (--pv=-mem) it can have a balloon, and gives back what it does not use.
+    /// A para guest does all this by facility mem, and has a balloon without that only (--pv=-mem).
     #[arg(long)]
     balloon: bool,
     /// Let programs of the guest and of this host connect to each other without a network: the guest's address (CID), 3 or more.

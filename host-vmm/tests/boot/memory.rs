@@ -102,6 +102,6 @@ fn keeps_what_is_wanted(launch: &Launch) {
 
 #[test]
 fn a_virtio_balloon_keeps_what_the_host_wants() {
-    // A para guest's kernel does not hear of a new configuration.
     keeps_what_is_wanted(launch_or_skip!("kvm-pv-balloon"));
+    keeps_what_is_wanted(launch_or_skip!("para-balloon"));
 }
