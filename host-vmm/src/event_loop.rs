@@ -1,7 +1,7 @@
 //! The event loop: terminal input, signals, the watchdog, steps of the clock, frames for a network card, the looks at the console ring, and
 //! once the memory that starting has taken.
 //!
-//! One thread for all that is not a vCPU. It sleeps without a timeout unless something is under way.
+//! One thread for all that is not a vCPU. It sleeps without a timeout unless something is under way; in a pause nothing is.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -102,6 +102,8 @@ pub struct EventLoop<'a> {
     escaped: bool,
     looking: bool,
     dirty: bool,
+    /// There is a pause, whose end wakes the loop.
+    held: bool,
     backlog: VecDeque<u8>,
     _watchdog: Option<TimerFd>,
     /// When what starting has touched is given back; none once it is.
@@ -172,6 +174,7 @@ impl<'a> EventLoop<'a> {
             escaped: false,
             looking: false,
             dirty: false,
+            held: false,
             backlog: VecDeque::new(),
             _watchdog: watchdog,
             settled: Some(Instant::now() + SETTLED_AFTER),
@@ -180,9 +183,9 @@ impl<'a> EventLoop<'a> {
 
     fn timeout(&self) -> Option<Duration> {
         [
-            self.looking.then_some(LOOK_INTERVAL),
+            (self.looking && !self.held).then_some(LOOK_INTERVAL),
             self.dirty.then_some(FLUSH_AFTER),
-            (!self.backlog.is_empty()).then_some(RETRY_INPUT),
+            (!self.backlog.is_empty() && !self.held).then_some(RETRY_INPUT),
             self.settled
                 .map(|at| at.saturating_duration_since(Instant::now())),
         ]
@@ -235,7 +238,8 @@ impl<'a> EventLoop<'a> {
             let now = Instant::now();
             let looks = now >= next && (self.looking || self.dirty);
             // During a pause the guest's memory stays as it is; what waits there waits on.
-            if self.machine.pause().try_begin(Pause::event_loop()) {
+            self.held = !self.machine.pause().try_begin(Pause::event_loop());
+            if !self.held {
                 if std::mem::take(&mut self.stepped) {
                     self.machine.clock_has_jumped();
                 }

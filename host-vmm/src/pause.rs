@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::kick::kick;
 use crate::sync::{lock, wait};
 
@@ -63,6 +65,8 @@ pub struct Pause {
     wanted: AtomicU8,
     state: Mutex<State>,
     changed: Condvar,
+    /// Written to when a pause is over.
+    over: Option<EventFd>,
 }
 
 impl Default for Pause {
@@ -84,7 +88,16 @@ impl Pause {
                 ended: false,
             }),
             changed: Condvar::new(),
+            over: None,
         }
+    }
+
+    /// The same, which tells the end of a pause by `event`, to a worker that waits for other things, too, and does not park
+    /// ([`Pause::try_begin`]).
+    #[must_use]
+    pub fn telling(mut self, event: EventFd) -> Self {
+        self.over = Some(event);
+        self
     }
 
     /// The place of vCPU `id`.
@@ -148,7 +161,7 @@ impl Pause {
         state.workers[place.0] = Worker::Works(this_thread());
     }
 
-    /// Begins to work unless there is a pause; whether it has.
+    /// Begins to work unless there is a pause; whether it has. After a refusal the pause's end is told ([`Pause::telling`]).
     pub fn try_begin(&self, place: Place) -> bool {
         let mut state = lock(&self.state);
         if self.is_wanted() {
@@ -219,8 +232,14 @@ impl Pause {
     /// Lets all workers go on, as far as it is up to `holder`.
     pub fn resume(&self, holder: Holder) {
         let _state = lock(&self.state);
-        self.wanted.fetch_and(!(holder as u8), Ordering::Relaxed);
+        let before = self.wanted.fetch_and(!(holder as u8), Ordering::Relaxed);
         self.changed.notify_all();
+        if before == holder as u8
+            && let Some(over) = &self.over
+        {
+            // A full counter has told it.
+            let _ = over.write(1);
+        }
     }
 
     /// Lets one worker go on, for the debugger; the others stand still.
@@ -289,14 +308,18 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_lasts_as_long_as_somebody_wants_it() {
-        let pause = Pause::new(2);
+    fn a_pause_lasts_as_long_as_somebody_wants_it_and_its_end_is_told() {
+        let over = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let pause = Pause::new(2).telling(over.try_clone().unwrap());
         pause.pause(Holder::Client, Duration::ZERO).unwrap();
         pause.pause(Holder::Core, Duration::ZERO).unwrap();
         pause.resume(Holder::Core);
         assert!(pause.holds(Pause::vcpu(0)));
+        assert!(!pause.try_begin(Pause::event_loop()));
+        assert!(over.read().is_err());
         pause.resume(Holder::Client);
         assert!(!pause.holds(Pause::vcpu(0)));
+        assert_eq!(over.read().unwrap(), 1);
     }
 
     #[test]

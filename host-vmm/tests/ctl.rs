@@ -160,7 +160,7 @@ const ECHOES: [u8; 53] = [
 ];
 
 #[test]
-fn input_that_finds_no_room_is_not_lost() {
+fn input_that_finds_no_room_or_comes_in_a_pause_is_not_lost() {
     let (reader, mut writer) = std::io::pipe().unwrap();
     // SAFETY: both descriptors are open, and no other test reads standard input.
     assert_eq!(unsafe { libc::dup2(reader.as_raw_fd(), 0) }, 0);
@@ -175,6 +175,8 @@ fn input_that_finds_no_room_is_not_lost() {
     let Some(counting) = Counting::of(&ECHOES, console.clone(), limit, options) else {
         return;
     };
+    let mut client = Client::connect(server.path()).unwrap();
+    client.ask(Request::Pause {}).unwrap();
     // More than the VMM keeps, in pieces that are none of its own sizes.
     let input: Vec<u8> = (0..100_000_u32)
         .map(|n| n.to_le_bytes()[usize::from(n % 3 == 0)])
@@ -182,6 +184,7 @@ fn input_that_finds_no_room_is_not_lost() {
     for piece in input.chunks(1000) {
         writer.write_all(piece).unwrap();
     }
+    client.ask(Request::Resume {}).unwrap();
     while console.bytes() < input.len() as u64 {
         let came = console.bytes();
         assert!(!counting.thread.is_finished(), "{came} bytes have come");

@@ -117,7 +117,9 @@ impl Vm {
         let msrs = msrs.map_err(refused("tell which MSRs there are"))?;
         let last_words = LastWords::default();
         let end = Arc::new(End::new().map_err(host("event descriptor"))?);
-        let pause = Arc::new(Pause::new(config.vcpus));
+        let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
+        let over = wake.try_clone().map_err(host("event descriptor"))?;
+        let pause = Arc::new(Pause::new(config.vcpus).telling(over));
         let vm = Arc::new(vm);
         let domain = (config.io == Io::DriverDomain)
             .then(|| DriverDomain::start(&config, &memory))
@@ -139,7 +141,6 @@ impl Vm {
         let dev = Dev::new(&vm, &memory, vcpu_count, &pause, poll, table)?;
         let dev = Arc::new(dev);
         let processors = Arc::new(Processors::new(config.vcpus));
-        let wake = EventFd::new(libc::EFD_NONBLOCK).map_err(host("event descriptor"))?;
         let rings = Arc::new(RingConsole::new(
             memory.clone(),
             console.clone(),
