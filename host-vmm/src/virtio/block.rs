@@ -21,8 +21,11 @@ const HEADER: usize = 16;
 const RANGE: usize = 16;
 /// The most ranges of one request.
 const RANGES_MAX: usize = 32;
-/// The most sectors of one range: 1 GiB.
-const RANGE_SECTORS_MAX: u32 = 1 << 21;
+/// The most sectors of a range to discard: 1 GiB.
+const DISCARD_SECTORS_MAX: u32 = 1 << 21;
+/// The most sectors of the range to zero, of which a request has one: 16 MiB. A file that cannot be told to be zero is written, and
+/// a pause or a reset waits for the request's end.
+const ZERO_SECTORS_MAX: u32 = 1 << 15;
 /// Bytes of a disk's name.
 const ID: usize = 20;
 
@@ -125,7 +128,8 @@ impl Block {
         zero: bool,
     ) -> Result<Result<usize, Refusal>, QueueError> {
         let bytes = chain.readable_bytes();
-        if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes > RANGE * RANGES_MAX {
+        let most = if zero { 1 } else { RANGES_MAX };
+        if bytes == 0 || !bytes.is_multiple_of(RANGE) || bytes > RANGE * most {
             return Ok(Err(Refusal::Failed));
         }
         let mut list = [0; RANGE * RANGES_MAX];
@@ -139,10 +143,10 @@ impl Block {
         ranges: impl Iterator<Item = &'a [u8]> + Clone,
         zero: bool,
     ) -> Result<usize, Refusal> {
-        let known = if zero {
-            blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
+        let (known, most) = if zero {
+            (blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, ZERO_SECTORS_MAX)
         } else {
-            0
+            (0, DISCARD_SECTORS_MAX)
         };
         let decode = |range: &[u8]| {
             let sector = u64::from(word(range, 0)) | u64::from(word(range, 4)) << 32;
@@ -153,7 +157,7 @@ impl Block {
                 return Err(Refusal::Unsupported);
             }
             let end = sector.checked_add(u64::from(count));
-            if count > RANGE_SECTORS_MAX || end.is_none_or(|end| end > self.disk.sectors()) {
+            if count > most || end.is_none_or(|end| end > self.disk.sectors()) {
                 return Err(Refusal::Failed);
             }
         }
@@ -230,12 +234,12 @@ impl Device for Block {
         put(20, &u32::try_from(SECTOR).unwrap_or(0).to_le_bytes());
         put(34, &u16::try_from(self.queues).unwrap_or(1).to_le_bytes());
         // max_discard_sectors, max_discard_seg, discard_sector_alignment.
-        put(36, &RANGE_SECTORS_MAX.to_le_bytes());
+        put(36, &DISCARD_SECTORS_MAX.to_le_bytes());
         put(40, &ranges.to_le_bytes());
         put(44, &1_u32.to_le_bytes());
         // max_write_zeroes_sectors, max_write_zeroes_seg, write_zeroes_may_unmap.
-        put(48, &RANGE_SECTORS_MAX.to_le_bytes());
-        put(52, &ranges.to_le_bytes());
+        put(48, &ZERO_SECTORS_MAX.to_le_bytes());
+        put(52, &1_u32.to_le_bytes());
         put(56, &[1]);
         config
     }

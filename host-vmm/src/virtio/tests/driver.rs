@@ -91,6 +91,11 @@ impl Driver {
         for sector in 0..sectors {
             image.as_file().write_all(&[sector; 512]).unwrap();
         }
+        Self::of(image, read_only, poll)
+    }
+
+    /// With a disk of this image.
+    pub(super) fn of(image: TempFile, read_only: bool, poll: Poll) -> Self {
         let spec = DiskSpec::of(image.as_path().to_owned(), read_only);
         let memory = Memory::new(32).unwrap();
         let told = Arc::<Told>::default();
