@@ -14,6 +14,7 @@ use vmm_sys_util::tempfile::TempFile;
 use super::driver::*;
 use crate::config::{Config, Io, Profile};
 use crate::disk::DiskSpec;
+use crate::disk::faults::Faults;
 use crate::driver_domain::DriverDomain;
 use crate::memory::Memory;
 use crate::pause::Holder;
@@ -44,6 +45,11 @@ impl Interrupt for Line {
 
 /// A driver of a domain's disk, and its interrupt.
 fn served() -> Option<(Driver, Arc<EventFd>)> {
+    served_with(None)
+}
+
+/// The same of a disk that fails.
+fn served_with(faults: Option<Faults>) -> Option<(Driver, Arc<EventFd>)> {
     if let Err(reason) = crate::kvm::open() {
         println!("skipped: {reason}");
         return None;
@@ -52,7 +58,8 @@ fn served() -> Option<(Driver, Arc<EventFd>)> {
     for sector in 0..SECTORS {
         image.as_file().write_all(&[sector; 512]).unwrap();
     }
-    let spec = DiskSpec::of(image.as_path().to_owned(), false);
+    let mut spec = DiskSpec::of(image.as_path().to_owned(), false);
+    spec.faults = faults;
     let config = Config {
         disks: vec![spec],
         io: Io::DriverDomain,
@@ -98,6 +105,28 @@ fn a_domain_reads_and_writes_its_disk_for_the_guest() {
         1,
         "beyond its end"
     );
+}
+
+#[test]
+fn a_request_that_fails_has_done_nothing_and_the_others_go_on() {
+    let faults = Faults::new(7);
+    let Some((mut driver, _line)) = served_with(Some(faults.clone())) else {
+        return;
+    };
+    for round in 0..64_u8 {
+        let sector = u64::from(round % SECTORS);
+        let (was, before) = (driver.sector(sector), faults.failed());
+        driver.memory.write(DATA, &[0x80 | round; 512]).unwrap();
+        let written = driver.request(VIRTIO_BLK_T_OUT, sector, 512, 0);
+        let is = [[0x80 | round; 512], was][usize::from(written)];
+        assert_eq!(driver.sector(sector), is, "round {round}");
+        let read = driver.request(VIRTIO_BLK_T_IN, sector, 512, WRITE);
+        assert!(read == 1 || driver.data(512) == is, "round {round}");
+        let failed = u64::from(written) + u64::from(read);
+        assert_eq!(faults.failed() - before, failed, "round {round}");
+    }
+    assert!((1..64).contains(&faults.failed()));
+    assert!(!driver.unit.needs_reset());
 }
 
 /// As Linux's driver: it rings only where it is asked to, and asks to be told only where it has nothing else to do.
