@@ -39,7 +39,7 @@ pub const SECTOR: u64 = 512;
 pub const SEGMENTS_MAX: usize = 128;
 
 /// How many queues a disk can have: as many as facility dev gives a device.
-const QUEUES: RangeInclusive<u8> = 1..=4;
+pub(crate) const QUEUES: RangeInclusive<u8> = 1..=4;
 
 /// What is written where a file cannot be told to be zero.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];

@@ -284,8 +284,15 @@ impl<'a> EventLoop<'a> {
         let file = io::stdin().as_fd().try_clone_to_owned().map(File::from);
         let count = match file.and_then(|mut file| file.read(&mut buffer)) {
             Ok(count) if count > 0 => count,
-            // Somebody else, who has the terminal, too, has read it.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+            // Somebody else, who has the terminal, too, has read it, or the signal of a pause has come late.
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                ) =>
+            {
+                return;
+            }
             _ => {
                 // End of input: stop watching, or epoll would report it for ever.
                 self.watch_stdin(false);

@@ -32,7 +32,7 @@ use serde::{Deserialize, Serialize};
 
 use self::file::Extent;
 use crate::config::{Config, Entry, FacilitySet, Profile};
-use crate::disk::{DiskSpec, Format};
+use crate::disk::{DiskSpec, Format, QUEUES};
 use crate::kvm::KvmError;
 use crate::kvm::vcpu_state::VcpuState;
 use crate::memory::{Memory, MemoryError};
@@ -314,7 +314,7 @@ impl SavedConfig {
             open_net: _,
             rng,
             balloon,
-            vsock: _,
+            vsock,
             ports,
             io: _,
             poll: _,
@@ -322,18 +322,31 @@ impl SavedConfig {
             awkward: _,
             lies: _,
         } = config;
-        if *complete {
-            // What completion has changed in the guest's kernel is not in a snapshot.
-            return Err(SnapshotError::Cannot {
-                part: "kernel".to_owned(),
-                reason: PartError::because("has instructions that the VMM completes (--complete)"),
-            });
-        }
-        if !ports.is_empty() {
-            return Err(SnapshotError::Cannot {
-                part: "port".to_owned(),
-                reason: PartError::because("is connected to a program of this host (--port)"),
-            });
+        // What completion has changed in the guest's kernel is not in a snapshot. Sockets are refused even where no driver has
+        // taken them: the copy would have a device less.
+        for (is_so, part, why) in [
+            (
+                *complete,
+                "kernel",
+                "has instructions that the VMM completes (--complete)",
+            ),
+            (
+                !ports.is_empty(),
+                "port",
+                "is connected to a program of this host (--port)",
+            ),
+            (
+                vsock.is_some(),
+                "vsock",
+                "is served by the host's kernel (--vsock)",
+            ),
+        ] {
+            if is_so {
+                return Err(SnapshotError::Cannot {
+                    part: part.to_owned(),
+                    reason: PartError::because(why),
+                });
+            }
         }
         let look = |part: &str, path: &Path| {
             let gone = |e| PartError(format!("is not there any more: {e}"));
@@ -411,6 +424,9 @@ impl SavedConfig {
             }
             let faults = given.and_then(|spec| spec.faults.clone());
             let format = given.map_or(disk.format, |spec| spec.format);
+            if !QUEUES.contains(&disk.queues) {
+                return Err(state(format!("a disk has no {} queues", disk.queues)));
+            }
             disks.push(DiskSpec {
                 path,
                 read_only,

@@ -78,7 +78,7 @@ impl Taken {
     /// What is said of the snapshot with another `value` at `pointer`.
     fn said_of(&self, pointer: &str, value: Value) -> String {
         let mut state = self.json();
-        *state.pointer_mut(pointer).unwrap() = value;
+        *state.pointer_mut(pointer).expect(pointer) = value;
         self.put(&state);
         self.go_on().map(drop).expect_err(pointer)
     }
@@ -224,6 +224,8 @@ fn a_file_that_is_cut_off_or_too_long_is_refused() {
 #[test]
 fn what_does_not_fit_is_refused_and_named() {
     let Some(taken) = taken() else { return };
+    let file = taken.json()["config"]["kernel"].clone();
+    let disk = json!({ "file": file, "read_only": true, "queues": 5 });
     for (pointer, value, words) in [
         ("/vmm", json!("0.0.1"), "VMM's version was 0.0.1"),
         (
@@ -235,6 +237,7 @@ fn what_does_not_fit_is_refused_and_named() {
         ("/config/memory_mib", json!(64), "it is of 64 MiB"),
         ("/config/guest", json!("full"), "interrupt controllers"),
         ("/config/facilities", json!("base"), "CPUID"),
+        ("/config/disks", json!([disk]), "no 5 queues"),
         (
             "/config/kernel/bytes",
             json!(1),
@@ -271,6 +274,31 @@ fn what_does_not_fit_is_refused_and_named() {
     ] {
         let said = taken.said_of(pointer, value);
         assert!(said.contains(words), "{pointer}: {said}");
+    }
+}
+
+#[test]
+fn what_a_copy_would_not_have_is_not_saved() {
+    let config = || Config::of(Profile::Para, "/proc/self/exe".into());
+    SavedConfig::of(&config()).unwrap();
+    for (config, words) in [
+        (
+            Config {
+                vsock: Some(3),
+                ..config()
+            },
+            "vsock",
+        ),
+        (
+            Config {
+                complete: true,
+                ..config()
+            },
+            "--complete",
+        ),
+    ] {
+        let refused = SavedConfig::of(&config).unwrap_err().to_string();
+        assert!(refused.contains(words), "{refused}");
     }
 }
 
