@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use paravane_reference_host::or_skipped;
 use serde_json::Value;
 
 fn paravane(arguments: &str) -> Command {
@@ -15,9 +16,7 @@ fn paravane(arguments: &str) -> Command {
 }
 
 fn has_kvm() -> bool {
-    paravane::kvm::open()
-        .inspect_err(|error| eprintln!("skipped: {error}"))
-        .is_ok()
+    or_skipped(paravane::kvm::open()).is_some()
 }
 
 /// Writes the self-reporting guest to a file of its own.

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use paravane_reference_host::e2fsprogs;
+use paravane_reference_host::{e2fsprogs, or_skipped};
 use serde_json::Value;
 
 /// How often a VMM is killed, by itself.
@@ -110,13 +110,7 @@ struct Done {
 
 fn done() -> Option<&'static Done> {
     static DONE: LazyLock<Result<Done, String>> = LazyLock::new(run);
-    match &*DONE {
-        Ok(done) => Some(done),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
-    }
+    or_skipped(DONE.as_ref())
 }
 
 fn tool(program: &str, arguments: &[&str]) -> Output {

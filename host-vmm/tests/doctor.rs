@@ -8,6 +8,7 @@ use std::time::Duration;
 use paravane::config::Profile;
 use paravane::doctor::machine::{Privilege, Setup};
 use paravane::doctor::probe::{self, Outcome};
+use paravane_reference_host::or_skipped;
 use serde_json::Value;
 
 /// Starts doctor.
@@ -33,11 +34,7 @@ fn json(child: Child) -> Value {
 
 /// Whether there is a KVM; a word about it if not.
 fn kvm() -> bool {
-    let open = paravane::kvm::open();
-    if let Err(error) = &open {
-        eprintln!("skipped: {error}");
-    }
-    open.is_ok()
+    or_skipped(paravane::kvm::open()).is_some()
 }
 
 #[test]

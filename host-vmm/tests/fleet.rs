@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use paravane::config::Profile;
+use paravane_reference_host::or_skipped;
 
 /// Kernel, initramfs, and the profile that this KVM runs.
 fn built() -> Result<(PathBuf, PathBuf, Profile), String> {
@@ -25,13 +26,7 @@ fn built() -> Result<(PathBuf, PathBuf, Profile), String> {
 
 /// Runs guests with these names, options and arguments for init.
 fn fleet(name: &str, guests: &[(&str, &str, &str)]) -> Option<Output> {
-    let (kernel, initrd, profile) = match built() {
-        Ok(all) => all,
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return None;
-        }
-    };
+    let (kernel, initrd, profile) = or_skipped(built())?;
     let mut text = String::new();
     for (guest, options, init) in guests {
         let _ = writeln!(

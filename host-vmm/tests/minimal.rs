@@ -15,6 +15,7 @@ use paravane::pv::BOOT_INFO;
 use paravane::vm::{RunOptions, Vm};
 use paravane_abi::boot_info::BootInfo;
 use paravane_abi::registry::*;
+use paravane_reference_host::or_skipped;
 use serde_json::Value;
 
 /// The guest's folder.
@@ -47,11 +48,7 @@ fn build(compiler: &str, name: &str) -> PathBuf {
 
 /// Whether there is a KVM; a word about it if not.
 fn kvm() -> bool {
-    let open = paravane::kvm::open();
-    if let Err(error) = &open {
-        eprintln!("skipped: {error}");
-    }
-    open.is_ok()
+    or_skipped(paravane::kvm::open()).is_some()
 }
 
 /// The command that runs a guest.

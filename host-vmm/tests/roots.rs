@@ -10,6 +10,8 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
 
+use paravane_reference_host::or_skipped;
+
 /// A guest's name, and what its VMM gets.
 const WRITERS: [(&str, &str); 2] = [
     ("dma", "--guest full"),
@@ -192,12 +194,9 @@ fn run() -> Result<Results, String> {
 macro_rules! results_or_skip {
     () => {{
         static ALL: LazyLock<Result<Results, String>> = LazyLock::new(run);
-        match &*ALL {
-            Ok(results) => results,
-            Err(reason) => {
-                println!("skipped: {reason}");
-                return;
-            }
+        match or_skipped(ALL.as_ref()) {
+            Some(results) => results,
+            None => return,
         }
     }};
 }

@@ -17,6 +17,7 @@ use paravane::pause::Holder;
 use paravane::snapshot::{Instead, RestoreSpec, Snapshot};
 use paravane::stats::{Outcome, Stats};
 use paravane::vm::{Machine, RunOptions, Vm, VmError};
+use paravane_reference_host::or_skipped;
 
 /// The ignored test that runs on the reference host.
 const INSIDE: &str = "guests_go_on";
@@ -274,14 +275,12 @@ fn folder(name: &str) -> PathBuf {
 }
 
 fn built(what: &str, task: &str) -> Option<PathBuf> {
-    let found = paravane_reference_host::built(what, task);
-    found.map_err(|reason| println!("skipped: {reason}")).ok()
+    or_skipped(paravane_reference_host::built(what, task))
 }
 
 #[test]
 fn pv_state_3_a_direct_guest_goes_on_here() {
-    if let Err(reason) = paravane::doctor::can_run(Profile::Direct) {
-        println!("skipped: {reason}");
+    if or_skipped(paravane::doctor::can_run(Profile::Direct)).is_none() {
         return;
     }
     let kernel = built("kernel/para/vmlinux", "kernel para");

@@ -8,12 +8,13 @@ use std::time::Instant;
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap, kvm_msi, kvm_regs,
 };
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use paravane::memory::Memory;
 use paravane::switcher::area::{
     Area, CALL_OFFSET, CODE_SELECTOR, DATA_SELECTOR, Frame, IDT_OFFSET, REGIONS, SWITCHER_CS,
 };
 use paravane::switcher::{self, Users};
+use paravane_reference_host::or_skipped;
 
 /// Where the kernel's code lies, and the user's.
 const KERNEL: u64 = 0x40_0000;
@@ -243,13 +244,7 @@ fn frame(rip: u64, rsp: u64) -> Frame {
 impl Guest {
     /// A guest that begins in the kernel at `begin`, with a user that begins at `at`.
     fn new(begin: u64, at: u64) -> Option<Self> {
-        let kvm = match Kvm::new() {
-            Ok(kvm) => kvm,
-            Err(error) => {
-                eprintln!("skipped: no KVM: {error}");
-                return None;
-            }
-        };
+        let kvm = or_skipped(paravane::kvm::open())?;
         let vm = kvm.create_vm().unwrap();
         let memory = Memory::new(32).unwrap();
         memory.register(&vm).unwrap();

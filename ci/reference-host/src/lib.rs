@@ -33,3 +33,8 @@ mod sys;
 pub use appliance::{Appliance, ApplianceError, build, built, cache_folder, e2fsprogs};
 pub use command::{Command, Input, Sink, is_inside};
 pub use run::{Finished, RunError};
+
+/// What a test needs. Where that is not there the reason is printed, as `cargo ci test` counts them, and the test is to return.
+pub fn or_skipped<T, E: std::fmt::Display>(needed: Result<T, E>) -> Option<T> {
+    needed.map_err(|reason| println!("skipped: {reason}")).ok()
+}

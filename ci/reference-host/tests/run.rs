@@ -7,7 +7,7 @@ use std::process;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use paravane_reference_host::{Appliance, Command, Finished, Input, RunError};
+use paravane_reference_host::{Appliance, Command, Finished, Input, RunError, or_skipped};
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -37,18 +37,10 @@ impl Write for Kept {
 
 /// The turn to use the machine, if there is an appliance.
 fn turn() -> Option<MutexGuard<'static, ()>> {
-    match Appliance::find() {
-        // A test that failed in its turn says nothing about the next one's.
-        Ok(_) => Some(
-            ONE_AT_A_TIME
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        ),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
-    }
+    or_skipped(Appliance::find())?;
+    // A test that failed in its turn says nothing about the next one's.
+    let turn = ONE_AT_A_TIME.lock();
+    Some(turn.unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 fn shell(script: &str) -> Command {

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
+use paravane_reference_host::or_skipped;
 use serde_json::{Value, json};
 use vmm_sys_util::tempfile::TempFile;
 
@@ -25,10 +26,7 @@ struct Taken {
 }
 
 fn taken() -> Option<Taken> {
-    if let Err(error) = crate::kvm::open() {
-        println!("skipped: {error}");
-        return None;
-    }
+    or_skipped(crate::kvm::open())?;
     let kernel = TempFile::new().unwrap();
     kernel.as_file().write_all(image::ELF).unwrap();
     let config = Config {

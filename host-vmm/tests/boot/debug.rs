@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::process::Command;
 
+use paravane_reference_host::or_skipped;
+
 use crate::launch_or_skip;
 use crate::launches::launches;
 
@@ -51,12 +53,8 @@ pub(crate) fn script(guest: &str, kernel: &Path, initrd: &Path) -> String {
 
 #[test]
 fn linux_is_debugged_from_its_first_instruction_to_its_end() {
-    let all = match launches() {
-        Ok(all) => all,
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return;
-        }
+    let Some(all) = or_skipped(launches()) else {
+        return;
     };
     for (guest, outcome) in [("full", "reboot"), ("para", "power-off")] {
         let (text, launch) = (all.gdb(guest), all.get(&format!("{guest}-gdb")));
@@ -118,12 +116,8 @@ fn gdb_opens_the_core_of_a_panic_and_shows_who_called_it() {
     }
     gdb.arg(cache.join("kernel/para/vmlinux"))
         .arg(folder.join("para-panic.core"));
-    let output = match gdb.output() {
-        Ok(output) => output,
-        Err(e) => {
-            println!("skipped: no gdb: {e}");
-            return;
-        }
+    let Some(output) = or_skipped(gdb.output().map_err(|e| format!("no gdb: {e}"))) else {
+        return;
     };
     let text = String::from_utf8_lossy(&output.stdout);
     let mut rest = &*text;

@@ -16,16 +16,14 @@ mod memory;
 mod ops;
 
 use launches::{Launch, launches};
+use paravane_reference_host::or_skipped;
 
 /// The launch called `name`, or `return` with the reason why nothing was launched.
 macro_rules! launch_or_skip {
     ($name:expr) => {
-        match launches() {
-            Ok(all) => all.get($name),
-            Err(reason) => {
-                println!("skipped: {reason}");
-                return;
-            }
+        match paravane_reference_host::or_skipped(launches()) {
+            Some(all) => all.get($name),
+            None => return,
         }
     };
 }
@@ -303,13 +301,10 @@ fn para_starts_its_processors_by_a_call() {
 
 #[test]
 fn pv_smp_13_para_takes_processors_off_and_on_as_the_host_wants() {
-    let (para, answers) = match launches() {
-        Ok(all) => (all.get("para-hotplug"), all.hotplug()),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return;
-        }
+    let Some(all) = or_skipped(launches()) else {
+        return;
     };
+    let (para, answers) = (all.get("para-hotplug"), all.hotplug());
     assert_eq!((para.code, para.outcome()), (0, "power-off"), "{para}");
     assert_eq!(answers.len(), launches::HOTPLUG.len(), "{answers:#?}");
     let on = |index: usize| answers[index]["cpus_on"].as_array().map(Vec::len);
@@ -337,13 +332,10 @@ fn pv_delegate_4_para_uses_the_features_of_kvm_that_boot_info_names_and_no_other
 
 #[test]
 fn the_vmm_conforms_on_a_stock_kvm_too() {
-    let report = match launches() {
-        Ok(all) => all.conformance(),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return;
-        }
+    let Some(all) = or_skipped(launches()) else {
+        return;
     };
+    let report = all.conformance();
     let count = |state: &str| report["counts"][state].as_u64();
     assert_eq!(report["host"], "reference", "{report:#}");
     assert_eq!(
@@ -364,30 +356,20 @@ fn the_guests_say_what_they_must_and_nothing_that_they_must_not() {
 
 #[test]
 fn cpuid_shows_what_it_must() {
+    let Some(all) = or_skipped(launches()) else {
+        return;
+    };
     for name in ["full", "kvm-pv", "para"] {
-        match launches() {
-            Ok(all) => golden::check_cpuid(name, all.cpuid(name)),
-            Err(reason) => {
-                println!("skipped: {reason}");
-                return;
-            }
-        }
+        golden::check_cpuid(name, all.cpuid(name));
     }
 }
 
 /// Whether the test inside has come to `line`; `None`, after a word about it, where nothing was launched.
 fn inside_says(line: &str) -> Option<bool> {
-    match launches() {
-        Ok(all) => {
-            println!("{}", all.inside());
-            // The first comes behind the name of the test.
-            Some(all.inside().lines().any(|said| said.ends_with(line)))
-        }
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
-    }
+    let all = or_skipped(launches())?;
+    println!("{}", all.inside());
+    // The first comes behind the name of the test.
+    Some(all.inside().lines().any(|said| said.ends_with(line)))
 }
 
 #[test]

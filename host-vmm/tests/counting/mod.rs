@@ -11,6 +11,7 @@ use paravane::doctor::image;
 use paravane::memory::Memory;
 use paravane::stats::Stats;
 use paravane::vm::{RunOptions, Vm};
+use paravane_reference_host::or_skipped;
 use vmm_sys_util::tempfile::TempFile;
 
 pub(crate) const COUNTER: u64 = 0x80_0000;
@@ -50,10 +51,7 @@ impl Counting {
         limit: Duration,
         options: RunOptions,
     ) -> Option<Self> {
-        if let Err(error) = paravane::kvm::open() {
-            println!("skipped: {error}");
-            return None;
-        }
+        or_skipped(paravane::kvm::open())?;
         let file = TempFile::new().unwrap();
         file.as_file().write_all(image::ELF).unwrap();
         let config = Config {

@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use paravane::config::Profile;
+use paravane_reference_host::or_skipped;
 use serde_json::Value;
 
 /// What is needed: kernel and initramfs.
@@ -42,13 +43,7 @@ fn launch_with(
     files: &[u8],
     input: &str,
 ) -> Option<Launch> {
-    let (kernel, initramfs) = match built() {
-        Ok(both) => both,
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return None;
-        }
-    };
+    let (kernel, initramfs) = or_skipped(built())?;
     let place = |suffix: &str| {
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("direct-{name}-{cpus}.{suffix}"))
     };
@@ -213,12 +208,8 @@ fn a_panic_leaves_a_record() {
 
 #[test]
 fn a_kernel_for_another_switcher_is_refused() {
-    let (kernel, _) = match built() {
-        Ok(both) => both,
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return;
-        }
+    let Some((kernel, _)) = or_skipped(built()) else {
+        return;
     };
     let mut bytes = fs::read(kernel).unwrap();
     // Name, then the number. What looks alike in the file is the note.
@@ -342,12 +333,8 @@ fn without_isolation_a_system_call_does_not_cross() {
 
 #[test]
 fn a_network_stays_over_a_restart() {
-    let (kernel, initramfs) = match built() {
-        Ok(both) => both,
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return;
-        }
+    let Some((kernel, initramfs)) = or_skipped(built()) else {
+        return;
     };
     // The guest restarts for ever, and the watchdog ends it.
     let output = Command::new(env!("CARGO_BIN_EXE_paravane"))
@@ -375,12 +362,8 @@ fn a_network_stays_over_a_restart() {
 /// system call that is forbidden, and no file.
 #[test]
 fn a_guest_whose_devices_are_looked_at_is_saved_and_goes_on_confined() {
-    let (kernel, initramfs) = match built() {
-        Ok(both) => both,
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return;
-        }
+    let Some((kernel, initramfs)) = or_skipped(built()) else {
+        return;
     };
     let place = |suffix: &str| {
         Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("direct-saved.{suffix}"))
@@ -469,12 +452,8 @@ fn resident_kib(pid: u32) -> u64 {
 fn a_vmm_whose_guest_has_booted_holds_little_memory() {
     // A program that is not optimised is larger, and its relocations are.
     const MOST_KIB: u64 = if cfg!(debug_assertions) { 5 } else { 3 } << 10;
-    let (kernel, initramfs) = match built() {
-        Ok(both) => both,
-        Err(reason) => {
-            println!("skipped: {reason}");
-            return;
-        }
+    let Some((kernel, initramfs)) = or_skipped(built()) else {
+        return;
     };
     let mut child = Command::new(env!("CARGO_BIN_EXE_paravane"))
         .args("run --guest direct --host kvm --watchdog 60 --console-log /dev/null".split(' '))

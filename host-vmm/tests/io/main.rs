@@ -10,7 +10,7 @@ use std::process::Command;
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use paravane_reference_host::e2fsprogs;
+use paravane_reference_host::{e2fsprogs, or_skipped};
 use serde_json::Value;
 
 /// Guest, kernel, and how it ends.
@@ -46,13 +46,7 @@ guest() {
 
 fn folder() -> Option<&'static Path> {
     static DONE: LazyLock<Result<PathBuf, String>> = LazyLock::new(run);
-    match &*DONE {
-        Ok(folder) => Some(folder),
-        Err(reason) => {
-            println!("skipped: {reason}");
-            None
-        }
-    }
+    or_skipped(DONE.as_deref())
 }
 
 /// The content of the file `in`.

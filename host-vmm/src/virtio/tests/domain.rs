@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
+use paravane_reference_host::or_skipped;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::EventFd;
@@ -50,10 +51,7 @@ fn served() -> Option<(Driver, Arc<EventFd>)> {
 
 /// The same of a disk that fails.
 fn served_with(faults: Option<Faults>) -> Option<(Driver, Arc<EventFd>)> {
-    if let Err(reason) = crate::kvm::open() {
-        println!("skipped: {reason}");
-        return None;
-    }
+    or_skipped(crate::kvm::open())?;
     let image = TempFile::new().unwrap();
     for sector in 0..SECTORS {
         image.as_file().write_all(&[sector; 512]).unwrap();
