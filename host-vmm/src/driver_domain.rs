@@ -38,7 +38,6 @@ use crate::pv::dev::DOORBELL_PORT as DEV_DOORBELL_PORT;
 use crate::pv::event::{EventTarget, route};
 use crate::stats::Outcome;
 use crate::sync::lock;
-use crate::virtio::queue::{Io, QueueError};
 use crate::virtio::{COMMON_FEATURES, CONFIG_MAX, Device, Lent, Server};
 use crate::vm::{Machine, RunOptions, Vm, VmError, host};
 use channel as at;
@@ -330,9 +329,5 @@ impl Device for DomainDisk {
 
     fn server(&mut self) -> Option<&mut dyn Server> {
         Some(self)
-    }
-
-    fn serve(&mut self, _queue: usize, _io: &mut Io<'_>) -> Result<(), QueueError> {
-        Ok(())
     }
 }

@@ -16,6 +16,7 @@ use counting::{COUNTER, COUNTS, Counting, entry, fresh_path};
 use paravane::gdb::{Address, Server};
 use paravane::stats::Outcome;
 use paravane::vm::RunOptions;
+use paravane_reference_host::or_skipped;
 
 /// Where INC is, behind the first instruction.
 const INC: u64 = 1;
@@ -52,13 +53,8 @@ impl Running {
         for command in [&target].into_iter().chain(commands) {
             gdb.args(["-ex", command]);
         }
-        let output = match gdb.args(["-ex", "kill"]).output() {
-            Ok(output) => output,
-            Err(e) => {
-                println!("skipped: no gdb: {e}");
-                return None;
-            }
-        };
+        let output = gdb.args(["-ex", "kill"]).output();
+        let output = or_skipped(output.map_err(|e| format!("no gdb: {e}")))?;
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text).into_owned();
         assert_eq!(
@@ -68,6 +64,12 @@ impl Running {
         );
         Some(text)
     }
+}
+
+fn kill(mut client: Client, guest: Running) {
+    client.send("k");
+    let outcome = guest.counting.thread.join().unwrap().outcome;
+    assert_eq!(outcome, Outcome::Interrupted);
 }
 
 #[test]
@@ -202,11 +204,7 @@ fn a_debugger_comes_to_a_running_guest_interrupts_it_and_leaves_nothing_behind()
         }
         assert_eq!(guest.code(), COUNTS);
     }
-    Client::connect(&guest).send("k");
-    assert_eq!(
-        guest.counting.thread.join().unwrap().outcome,
-        Outcome::Interrupted
-    );
+    kill(Client::connect(&guest), guest);
 }
 
 #[test]
@@ -226,11 +224,7 @@ fn a_watchpoint_takes_registers_until_there_are_none() {
     assert_ne!(client.ask(&format!("Z2,{COUNTER:x},8")), "OK");
     assert_eq!(client.ask(&format!("z2,{COUNTER:x},4")) == "OK", has_some);
     assert_eq!(client.ask(&format!("Z1,{:x},1", entry() + INC)), "OK");
-    client.send("k");
-    assert_eq!(
-        guest.counting.thread.join().unwrap().outcome,
-        Outcome::Interrupted
-    );
+    kill(client, guest);
 }
 
 #[test]
@@ -260,11 +254,7 @@ fn a_hostile_client_harms_nobody_but_the_guest() {
     assert!(client.ask("Z0,ffffffffffffff00,1").starts_with('E'));
     drop(client);
     guest.counting.counts();
-    Client::connect(&guest).send("k");
-    assert_eq!(
-        guest.counting.thread.join().unwrap().outcome,
-        Outcome::Interrupted
-    );
+    kill(Client::connect(&guest), guest);
 }
 
 #[test]
@@ -275,9 +265,5 @@ fn a_guest_that_has_waited_goes_on_when_its_debugger_leaves() {
     assert_eq!(guest.counting.counter(), 0);
     drop(client);
     guest.counting.counts();
-    Client::connect(&guest).send("k");
-    assert_eq!(
-        guest.counting.thread.join().unwrap().outcome,
-        Outcome::Interrupted
-    );
+    kill(Client::connect(&guest), guest);
 }

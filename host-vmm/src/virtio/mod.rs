@@ -92,12 +92,14 @@ pub trait Device: fmt::Debug + Send {
         None
     }
 
-    /// `queue` may have requests.
+    /// `queue` may have requests, where the device's thread serves it.
     ///
     /// # Errors
     ///
     /// The driver has not kept to the rules.
-    fn serve(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), QueueError>;
+    fn serve(&mut self, _queue: usize, _io: &mut Io<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
 
     /// The backend may have something.
     ///

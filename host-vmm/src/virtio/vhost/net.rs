@@ -13,7 +13,6 @@ use vm_memory::GuestMemoryMmap;
 use super::{Kernel, QUEUES, failed};
 use crate::memory::Memory;
 use crate::net::{self, NetError};
-use crate::virtio::queue::{Io, QueueError};
 use crate::virtio::{CONFIG_MAX, Device, Lent, Server};
 
 /// vhost-net takes away and puts on the header before each frame, as the TAP device has none.
@@ -97,9 +96,5 @@ impl Device for VhostNet {
 
     fn server(&mut self) -> Option<&mut dyn Server> {
         Some(self)
-    }
-
-    fn serve(&mut self, _queue: usize, _io: &mut Io<'_>) -> Result<(), QueueError> {
-        Ok(())
     }
 }

@@ -15,7 +15,6 @@ use vm_memory::GuestMemoryMmap;
 
 use super::{Kernel, failed};
 use crate::memory::Memory;
-use crate::virtio::queue::{Io, QueueError};
 use crate::virtio::{CONFIG_MAX, Device, Lent, Server};
 
 /// Addresses that a guest can have: those below are the hypervisor's, a machine's own and the host's, and the one above is anybody's.
@@ -120,9 +119,5 @@ impl Device for VhostVsock {
 
     fn server(&mut self) -> Option<&mut dyn Server> {
         Some(self)
-    }
-
-    fn serve(&mut self, _queue: usize, _io: &mut Io<'_>) -> Result<(), QueueError> {
-        Ok(())
     }
 }
