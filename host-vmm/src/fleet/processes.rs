@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -52,6 +52,10 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const GOOD_RUN: Duration = Duration::from_secs(10);
 /// What a VMM may take to end when it is told to.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Events that wait to be looked at, of at most [`PIECE`] bytes each. A guest that prints more waits, as at any other terminal.
+const EVENTS_MAX: usize = 64;
+/// Bytes that are read at once.
+const PIECE: usize = 4096;
 
 #[derive(Debug)]
 struct One {
@@ -63,6 +67,8 @@ struct One {
     outputs: Vec<JoinHandle<()>>,
     record: Record,
     started: Instant,
+    /// Since when its process has ended, where not all that it has printed has been forwarded.
+    ended: Option<Instant>,
     /// When it is to be started again.
     due: Option<Instant>,
     pause: Duration,
@@ -73,7 +79,7 @@ struct One {
 pub struct Processes {
     program: PathBuf,
     all: Vec<One>,
-    sender: Sender<Event>,
+    sender: SyncSender<Event>,
     receiver: Receiver<Event>,
 }
 
@@ -84,7 +90,7 @@ impl Processes {
     ///
     /// [`FleetError::Start`].
     pub fn start(fleet: &Fleet, program: &Path) -> Result<Self, FleetError> {
-        let (sender, receiver) = channel();
+        let (sender, receiver) = sync_channel(EVENTS_MAX);
         let one = |guest: &Guest| One {
             record: Record {
                 name: guest.name.clone(),
@@ -97,6 +103,7 @@ impl Processes {
             input: None,
             outputs: Vec::new(),
             started: Instant::now(),
+            ended: None,
             due: None,
             pause: PAUSE,
         };
@@ -164,8 +171,8 @@ impl Processes {
         // This holds a sender itself, so that an error is but a timeout.
         let mut events: Vec<_> = self.receiver.recv_timeout(wait).into_iter().collect();
         let ended: Vec<_> = self.all.iter_mut().map(One::ended).collect();
-        // Whoever has ended has said all by then.
-        events.extend(self.receiver.try_iter());
+        // Whoever has ended has said all by then, and no more can wait.
+        events.extend(self.receiver.try_iter().take(EVENTS_MAX));
         let now = Instant::now();
         let mut due = Vec::new();
         for (guest, (one, ended)) in self.all.iter_mut().zip(ended).enumerate() {
@@ -201,8 +208,8 @@ impl Processes {
 
     /// Ends a guest; what its file says about its end follows.
     pub fn kill(&mut self, guest: usize) {
-        if let Some(child) = self.all.get(guest).and_then(|one| one.child.as_ref()) {
-            terminate(child);
+        if let Some(one) = self.all.get(guest) {
+            one.terminate();
         }
     }
 
@@ -210,9 +217,7 @@ impl Processes {
     pub fn end(&mut self) {
         for one in &mut self.all {
             one.due = None;
-            if let Some(child) = &one.child {
-                terminate(child);
-            }
+            one.terminate();
         }
         let until = Instant::now() + PATIENCE;
         for one in &mut self.all {
@@ -253,13 +258,23 @@ impl One {
     /// How it has ended, once all that it has printed has been forwarded; a process that it has left behind may have its output, too.
     fn ended(&mut self) -> Option<ExitStatus> {
         let status = self.child.as_mut()?.try_wait().ok()??;
-        let until = Instant::now() + PATIENCE;
-        while !self.outputs.iter().all(JoinHandle::is_finished) && Instant::now() < until {
-            std::thread::sleep(Duration::from_millis(1));
+        let since = *self.ended.get_or_insert_with(Instant::now);
+        if !self.outputs.iter().all(JoinHandle::is_finished) && since.elapsed() < PATIENCE {
+            return None;
         }
+        self.ended = None;
         self.child = None;
         self.input = None;
         Some(status)
+    }
+
+    /// Asks it to end.
+    fn terminate(&self) {
+        let child = self.child.as_ref().filter(|_| self.ended.is_none());
+        if let Some(Ok(pid)) = child.map(|child| libc::pid_t::try_from(child.id())) {
+            // SAFETY: kill takes no pointer, and the child has not been waited for, so the number is still its own.
+            unsafe { libc::kill(pid, libc::SIGTERM) };
+        }
     }
 
     /// Notes how it has ended; whether it is started again.
@@ -285,21 +300,14 @@ impl One {
     }
 }
 
-fn terminate(child: &Child) {
-    if let Ok(pid) = libc::pid_t::try_from(child.id()) {
-        // SAFETY: kill takes no pointer, and the child has not been waited for, so the number is still its own.
-        unsafe { libc::kill(pid, libc::SIGTERM) };
-    }
-}
-
 /// Sends what comes out of a guest until it ends.
 fn forward(
     guest: usize,
     mut from: impl Read + Send + 'static,
-    to: Sender<Event>,
+    to: SyncSender<Event>,
 ) -> JoinHandle<()> {
     std::thread::spawn(move || {
-        let mut buffer = [0; 4096];
+        let mut buffer = [0; PIECE];
         loop {
             match from.read(&mut buffer) {
                 Ok(0) => break,
@@ -357,6 +365,19 @@ mod tests {
             }
         }
         assert!(processes.input(0, &pasted), "it reads again");
+    }
+
+    #[test]
+    fn a_guest_that_prints_without_end_is_held_up() {
+        let folder = TempDir::new().unwrap();
+        let mut processes = fleet_of(&folder, "exec yes")();
+        for _ in 0..10 {
+            // Whoever looks is slow.
+            std::thread::sleep(Duration::from_millis(20));
+            let events = processes.events(Duration::from_secs(1)).unwrap();
+            assert!((1..=EVENTS_MAX + 1).contains(&events.len()));
+        }
+        processes.end();
     }
 
     #[test]
