@@ -150,41 +150,59 @@ static void paravane_vd_del_vqs(struct virtio_device *vdev)
 		vring_del_virtqueue(vq);
 }
 
+static struct virtqueue *paravane_vd_setup_vq(struct paravane_device *dev, unsigned int index,
+					      const struct virtqueue_info *info)
+{
+	struct paravane_dev_queue *queue;
+	struct virtqueue *vq;
+
+	if (index >= dev->about.queues)
+		return ERR_PTR(-ENOENT);
+	vq = vring_create_virtqueue(index, dev->about.queue_max, SMP_CACHE_BYTES, &dev->vdev, true,
+				    true, info->ctx, paravane_vd_notify, info->callback,
+				    info->name);
+	if (!vq)
+		return ERR_PTR(-ENOMEM);
+	vq->num_max = dev->about.queue_max;
+	queue = &dev->start.queues[index];
+	queue->descriptors = virtqueue_get_desc_addr(vq);
+	queue->available = virtqueue_get_avail_addr(vq);
+	queue->used = virtqueue_get_used_addr(vq);
+	queue->size = virtqueue_get_vring_size(vq);
+	dev->vqs[index] = vq;
+	return vq;
+}
+
 static int paravane_vd_find_vqs(struct virtio_device *vdev, unsigned int nvqs,
 				struct virtqueue *vqs[],
 				struct virtqueue_info vqs_info[],
 				struct irq_affinity *desc)
 {
+	/* The host wants all queues; a driver leaves out those it has no processors for. */
+	static const struct virtqueue_info unused = { .name = "unused" };
 	struct paravane_device *dev = to_paravane(vdev);
 	unsigned int i, index = 0;
+	struct virtqueue *vq;
 
 	for (i = 0; i < nvqs; i++) {
-		struct virtqueue_info *info = &vqs_info[i];
-		struct paravane_dev_queue *queue;
-		struct virtqueue *vq;
-
 		vqs[i] = NULL;
-		if (!info->name)
+		if (!vqs_info[i].name)
 			continue;
-		vq = index < dev->about.queues ?
-			vring_create_virtqueue(index, dev->about.queue_max, SMP_CACHE_BYTES,
-					       vdev, true, true, info->ctx,
-					       paravane_vd_notify, info->callback,
-					       info->name) : NULL;
-		if (!vq) {
-			paravane_vd_del_vqs(vdev);
-			return index < dev->about.queues ? -ENOMEM : -ENOENT;
-		}
-		vq->num_max = dev->about.queue_max;
-		queue = &dev->start.queues[index];
-		queue->descriptors = virtqueue_get_desc_addr(vq);
-		queue->available = virtqueue_get_avail_addr(vq);
-		queue->used = virtqueue_get_used_addr(vq);
-		queue->size = virtqueue_get_vring_size(vq);
-		dev->vqs[index++] = vq;
+		vq = paravane_vd_setup_vq(dev, index++, &vqs_info[i]);
+		if (IS_ERR(vq))
+			goto error;
 		vqs[i] = vq;
 	}
+	while (index < dev->about.queues) {
+		vq = paravane_vd_setup_vq(dev, index++, &unused);
+		if (IS_ERR(vq))
+			goto error;
+	}
 	return 0;
+
+error:
+	paravane_vd_del_vqs(vdev);
+	return PTR_ERR(vq);
 }
 
 static const struct virtio_config_ops paravane_vd_ops = {

@@ -258,7 +258,7 @@ pub(crate) struct RunArgs {
     /// programs make of it can so be tested; --stats says how many they were.
     ///
     /// With `,queues=N` (2 to 4) a virtio disk has so many queues, but no more than the guest has processors: they do not wait for
-    /// each other then to make requests. A para guest's kernel cannot use the disk where `nr_cpus=` leaves it fewer. An IDE disk has
+    /// each other then to make requests. An IDE disk has
     /// none, and one that a driver domain serves has one.
     #[arg(
         long,

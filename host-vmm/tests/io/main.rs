@@ -104,8 +104,8 @@ fn run() -> Result<PathBuf, String> {
         let init = OTHERS.replace("END", end);
         script += &format!(
             "root/peer listen 1234 host >{guest}.socket & root/peer unix {guest}.port host >{guest}.heard &\n\
-             guest {guest}.others random {image} --rng --vsock 3 --port agent={guest}.port --cpus 2 --disk {guest}.img,readonly,queues=4 \
-             --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
+             guest {guest}.others random {image} --rng --vsock 3 --port agent={guest}.port --cpus 3 --disk {guest}.img,readonly,queues=4 \
+             --cmdline 'quiet nr_cpus=2 rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
         );
         for io in ["hosted", "kernel"] {
             let init = PING.replace("END", end);
