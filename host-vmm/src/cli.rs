@@ -260,9 +260,12 @@ pub(crate) struct RunArgs {
     /// With `,queues=N` (2 to 4) a virtio disk has so many queues, but no more than the guest has processors: they do not wait for
     /// each other then to make requests. An IDE disk has
     /// none, and one that a driver domain serves has one.
+    ///
+    /// With `,aio=io_uring` the host's kernel has up to 128 of a virtio disk's transfers under way at once, for images on a host's disk that
+    /// takes its time. What the host has in its cache comes no sooner that way. Raw images only.
     #[arg(
         long,
-        value_name = "FILE[,readonly][,format=FORMAT][,queues=N][,fail=SEED]"
+        value_name = "FILE[,readonly][,format=FORMAT][,queues=N][,aio=io_uring][,fail=SEED]"
     )]
     disk: Vec<DiskSpec>,
     /// Connect the guest to a network: `user`, or `tap=NAME` for a TAP device of this host.

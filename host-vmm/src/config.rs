@@ -246,6 +246,11 @@ pub enum ConfigError {
         "--io driver-domain is for virtio disks: use --guest kvm-pv, para or direct with --disk FILE"
     )]
     NoDomainIo,
+    /// A disk with a ring, served by what uses none.
+    #[error(
+        "aio=io_uring is for virtio disks that the VMM serves: use --guest kvm-pv, para or direct without --io driver-domain, or leave it out"
+    )]
+    NoUring,
     /// More memory than a driver domain can reach.
     #[error("a driver domain reaches {} MiB of its guest's memory; use no more (--memory)", channel::WINDOW_MAX >> 20)]
     DomainMemory,
@@ -405,6 +410,10 @@ impl Config {
             if self.memory_mib > channel::WINDOW_MAX >> 20 {
                 return Err(ConfigError::DomainMemory);
             }
+        }
+        let is_served = self.profile != Profile::Full && self.io != Io::DriverDomain;
+        if !is_served && self.disks.iter().any(|disk| disk.uring.is_some()) {
+            return Err(ConfigError::NoUring);
         }
         let others = self.other_devices();
         if others > 0 && self.profile == Profile::Full {

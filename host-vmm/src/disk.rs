@@ -4,7 +4,8 @@
 //!
 //! What a guest calls a sector is [`SECTOR`] bytes of a raw file, in order. Devices (`virtio/block`, `device/`) give
 //! guest memory to be filled or taken from ([`Segments`]), and one system call does the transfer: nothing is copied
-//! in between. A qcow2 image ([`qcow2`]) is a library's work, and what it reads and writes is copied once.
+//! in between. A qcow2 image ([`qcow2`]) is a library's work, and what it reads and writes is copied once. With `aio=io_uring` ([`uring`]) many
+//! transfers are under way at once.
 //! A file is open for one writer, or for readers: a lock keeps others out, and is gone with the process.
 //!
 //! The format is what the user says it is, and is never found out: a guest may write any header to a raw disk.
@@ -16,6 +17,7 @@
 
 pub mod faults;
 mod qcow2;
+pub mod uring;
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
@@ -31,6 +33,7 @@ use vm_memory::VolatileSlice;
 use vmm_sys_util::fallocate::{FallocateMode, fallocate};
 
 use self::faults::{Failing, Faults};
+use self::uring::{Ring, Uring};
 use qcow2::Qcow2Image;
 
 /// Bytes of a sector.
@@ -68,6 +71,8 @@ pub struct DiskSpec {
     pub faults: Option<Faults>,
     /// Queues of a virtio device that shows it.
     pub queues: u8,
+    /// A virtio device has many of its transfers under way at once.
+    pub uring: Option<Uring>,
 }
 
 impl DiskSpec {
@@ -80,6 +85,7 @@ impl DiskSpec {
             format: Format::Raw,
             faults: None,
             queues: 1,
+            uring: None,
         }
     }
 }
@@ -100,6 +106,7 @@ impl FromStr for DiskSpec {
                     let seed = seed.parse().map_err(|_| DiskError::Seed(seed.to_owned()))?;
                     spec.faults = Some(Faults::new(seed));
                 }
+                Some(("aio", "io_uring")) => spec.uring = Some(Uring::default()),
                 Some(("queues", count)) => {
                     let queues = count.parse().ok().filter(|n| QUEUES.contains(n));
                     spec.queues = queues.ok_or_else(|| DiskError::Queues(count.to_owned()))?;
@@ -110,6 +117,9 @@ impl FromStr for DiskSpec {
         }
         if path.is_empty() {
             return Err(DiskError::NoPath);
+        }
+        if spec.uring.is_some() && (spec.faults.is_some() || spec.format != Format::Raw) {
+            return Err(DiskError::NoUring);
         }
         spec.path = path.into();
         Ok(spec)
@@ -130,6 +140,17 @@ pub enum DiskError {
     /// `,queues=` with too many, or none.
     #[error("`{0}` queues cannot be: use 1 to 4, as in --disk FILE,queues=4")]
     Queues(String),
+    /// `,aio=io_uring` of a disk whose transfers are not the kernel's.
+    #[error(
+        "a qcow2 image, and a disk that is asked to fail, have one transfer at a time: leave ,aio=io_uring out, or format= and fail="
+    )]
+    NoUring,
+    /// A host without `io_uring`.
+    #[error(
+        "this host's kernel gives no ring for a disk's transfers: {0}; Linux 5.10 and later have them (io_uring), where the sysctl \
+         kernel.io_uring_disabled is 0 and no container's filter of system calls is in the way; leave ,aio=io_uring out otherwise"
+    )]
+    Uring(io::Error),
     /// A file that cannot be opened.
     #[error("the disk `{}` cannot be opened: {reason}; {mend}", path.display())]
     Open {
@@ -201,7 +222,7 @@ pub enum DiskError {
 ///
 /// Each of the first `count` entries of `iovecs` is a part of guest memory that stays mapped for `'m`, and to whose bytes
 /// there is no reference.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Segments<'m> {
     iovecs: [libc::iovec; SEGMENTS_MAX],
     count: usize,
@@ -296,6 +317,8 @@ pub struct Disk {
     bytes: u64,
     read_only: bool,
     failing: Option<Failing>,
+    /// What its transfers go by, and where that stays when the disk is closed.
+    ring: Option<(Ring, Uring)>,
 }
 
 impl Disk {
@@ -303,7 +326,7 @@ impl Disk {
     ///
     /// # Errors
     ///
-    /// [`DiskError::Open`], [`DiskError::InUse`], [`DiskError::Size`].
+    /// [`DiskError::Open`], [`DiskError::InUse`], [`DiskError::Size`], [`DiskError::Uring`].
     pub fn open(spec: &DiskSpec) -> Result<Self, DiskError> {
         let path = &spec.path;
         let fail = |reason| open_error(path, reason);
@@ -346,6 +369,10 @@ impl Disk {
             bytes,
             read_only: spec.read_only,
             failing: spec.faults.as_ref().map(Faults::begin),
+            ring: match &spec.uring {
+                Some(uring) => Some((uring.take()?, uring.clone())),
+                None => None,
+            },
         })
     }
 

@@ -433,6 +433,7 @@ impl SavedConfig {
                 format,
                 faults,
                 queues: disk.queues,
+                uring: given.and_then(|spec| spec.uring.clone()),
             });
         }
         let net = match (&self.net, &instead.net) {

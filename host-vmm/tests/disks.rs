@@ -27,6 +27,8 @@ struct Guest {
     /// How it ends.
     end: &'static str,
     is_qcow2: bool,
+    /// Whether many of its transfers are under way at once.
+    has_ring: bool,
 }
 
 const GUESTS: [Guest; 3] = [
@@ -36,6 +38,7 @@ const GUESTS: [Guest; 3] = [
         kernel: "full",
         end: "reboot",
         is_qcow2: false,
+        has_ring: true,
     },
     Guest {
         name: "para",
@@ -43,6 +46,7 @@ const GUESTS: [Guest; 3] = [
         kernel: "para",
         end: "poweroff",
         is_qcow2: false,
+        has_ring: false,
     },
     Guest {
         name: "para-qcow2",
@@ -50,6 +54,7 @@ const GUESTS: [Guest; 3] = [
         kernel: "para",
         end: "poweroff",
         is_qcow2: true,
+        has_ring: false,
     },
 ];
 
@@ -57,7 +62,8 @@ impl Guest {
     /// The disk of the raw image `raw`, as a shell's words: what makes it, its name as an option, and what brings it back.
     fn disk(&self, raw: &str) -> [String; 3] {
         if !self.is_qcow2 {
-            return ["true".to_owned(), raw.to_owned(), "true".to_owned()];
+            let aio = if self.has_ring { ",aio=io_uring" } else { "" };
+            return ["true".to_owned(), format!("{raw}{aio}"), "true".to_owned()];
         }
         [
             format!("qemu-img convert -f raw -O qcow2 {raw} {raw}.qcow2"),

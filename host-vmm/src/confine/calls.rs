@@ -15,7 +15,7 @@ use syscalls::Sysno;
 
 use super::ConfineError;
 
-/// What a device's thread calls: its transfers, a port's clients, and what the language's runtime needs in any thread.
+/// What a device's thread calls: its transfers (a disk's ring is there already, and restricted), a port's clients, and what the language's runtime needs in any thread.
 const WORKER: &[Sysno] = &[
     Sysno::accept4,
     Sysno::brk,
@@ -36,6 +36,7 @@ const WORKER: &[Sysno] = &[
     Sysno::getpid,
     Sysno::getrandom,
     Sysno::gettid,
+    Sysno::io_uring_enter,
     Sysno::lseek,
     Sysno::madvise,
     Sysno::mmap,

@@ -6,6 +6,7 @@ use std::process::Command;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 use vmm_sys_util::tempfile::TempFile;
 
+use super::uring::Transfer;
 use super::*;
 
 /// A file of so many sectors, each full of its own number.
@@ -56,6 +57,10 @@ fn a_file_and_what_may_be_done_with_it_is_an_option() {
             (PathBuf::from("a,b.img"), true)
         );
         assert!(disk.faults.is_some());
+    }
+    assert!(spec("a.img,aio=io_uring,readonly").unwrap().uring.is_some());
+    for text in ["a,fail=7,aio=io_uring", "a,aio=io_uring,format=qcow2"] {
+        assert!(matches!(spec(text), Err(DiskError::NoUring)));
     }
     let disk = spec("a.img,queues=4,readonly").unwrap();
     assert_eq!((disk.queues, disk.read_only), (4, true));
@@ -316,5 +321,79 @@ fn a_qcow2_image_that_leads_to_other_files_or_is_none_is_refused() {
     for spec in [qcow2(&file), qcow2(&image(8))] {
         let refused = Disk::open(&spec).unwrap_err();
         assert!(matches!(refused, DiskError::Qcow2 { .. }), "{refused}");
+    }
+}
+
+#[test]
+fn a_ring_stays_where_a_disk_is_opened_again_and_what_ends_by_halves_is_done_anew() {
+    let (file, memory) = (image(16), memory());
+    let uring = Uring::default();
+    let spec = DiskSpec {
+        uring: Some(uring),
+        ..spec(&file, false)
+    };
+    let ring = Disk::open(&spec).unwrap().ring();
+    let mut disk = Disk::open(&spec).unwrap();
+    assert_eq!(disk.ring(), ring);
+    memory.write_slice(&[0xa5; 512], GuestAddress(0)).unwrap();
+    // The last sectors are not there any more, until the write makes them so.
+    file.as_file().set_len(14 * 512).unwrap();
+    let mut begin = |what, sector: u64, at| {
+        let part = segments(&memory, &[(at, 1024)]);
+        // SAFETY: the memory lives as long as the disk.
+        unsafe { disk.begin(what, sector * 512, &part) }
+    };
+    let short = begin(Transfer::Read, 13, 0x1000).unwrap();
+    let written = begin(Transfer::WriteThrough, 3, 0).unwrap();
+    let flushed = begin(Transfer::Flush, 0, 0).unwrap();
+    let whole = begin(Transfer::Read, 6, 0x2000).unwrap();
+    assert!(matches!(
+        begin(Transfer::Read, 15, 0),
+        Err(DiskError::Range { .. })
+    ));
+    let mut ends = std::collections::BTreeMap::new();
+    while disk.is_under_way() {
+        disk.ended(true, |number, result| {
+            ends.insert(number, result.ok());
+        });
+    }
+    let expected = [
+        (short, None),
+        (written, Some(0)),
+        (flushed, Some(0)),
+        (whole, Some(1024)),
+    ];
+    assert_eq!(ends, expected.into());
+    let mut read = [0; 1024];
+    memory.read_slice(&mut read, GuestAddress(0x2000)).unwrap();
+    assert_eq!(read, *[[6; 512], [7; 512]].as_flattened());
+    file.as_file().read_exact_at(&mut read, 3 * 512).unwrap();
+    assert_eq!(read, *[[0xa5; 512], [0; 512]].as_flattened());
+}
+
+#[test]
+fn no_more_is_under_way_than_a_ring_has_room_for() {
+    let (file, memory) = (image(1), memory());
+    let spec = DiskSpec {
+        uring: Some(Uring::default()),
+        ..spec(&file, true)
+    };
+    let mut disk = Disk::open(&spec).unwrap();
+    let mut begun = 0;
+    for round in 1..4 {
+        while !disk.is_full() {
+            let part = segments(&memory, &[(begun % 1024 * 512, 512)]);
+            // SAFETY: the memory lives as long as the disk.
+            unsafe { disk.begin(Transfer::Read, 0, &part) }.unwrap();
+            begun += 1;
+        }
+        // SAFETY: no memory.
+        let more = unsafe { disk.begin(Transfer::Flush, 0, &Segments::default()) };
+        assert!(more.is_err());
+        let mut ended = 0;
+        while disk.is_under_way() {
+            disk.ended(true, |_, result| ended += u64::from(result.is_ok()));
+        }
+        assert_eq!(ended * round, begun);
     }
 }

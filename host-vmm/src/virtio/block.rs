@@ -1,18 +1,22 @@
 //! The block device: a disk of sectors.
 //!
 //! A request is a header (what, which sector), data, and a byte for the status. All its data go with one system call
-//! between guest memory and the disk's file. What the driver has been told is written may be in the host's cache until it
+//! between guest memory and the disk's file; where the disk has a ring (`aio=io_uring`), those of all requests that are there, and their
+//! answers come in the order in which they end. What the driver has been told is written may be in the host's cache until it
 //! flushes; a driver that knows no flush gets each write on the disk before its answer.
 //!
 //! Each processor of a guest can have a queue of its own, so that it waits for no other one to make its requests. One
 //! thread serves them all: the driver may give any request to any queue.
 
+use std::os::fd::RawFd;
+
 use virtio_bindings::virtio_blk as blk;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 use vm_memory::{Bytes, VolatileSlice};
 
-use super::queue::{Chain, Io, QueueError};
+use super::queue::{Chain, Io, QUEUE_MAX, QueueError, Served};
 use super::{CONFIG_MAX, Device};
+use crate::disk::uring::Transfer;
 use crate::disk::{Disk, DiskError, SECTOR, SEGMENTS_MAX, Segments};
 
 /// Bytes of a request's header: type, a reserved word, sector.
@@ -69,14 +73,66 @@ impl Block {
         }
     }
 
-    /// Carries out one request; how many bytes of the chain have been written.
+    /// Carries out a request; how many bytes of the chain have been written.
     fn request(&self, chain: &mut Chain<'_>) -> Result<u32, QueueError> {
-        let mut header = [0; HEADER];
-        chain.take(&mut header)?;
-        let status = chain.take_status()?;
-        let [what, _] = [word(&header, 0), word(&header, 4)];
-        let at = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
-        let result = match what {
+        let (what, at, status) = decode(chain)?;
+        let result = self.result(what, at, chain)?;
+        Ok(answer(&status, result))
+    }
+
+    /// Begins a request where the disk's ring takes it, and carries it out otherwise.
+    fn begin<'m>(&mut self, chain: &mut Chain<'m>) -> Result<Served<'m>, QueueError> {
+        let (what, at, status) = decode(chain)?;
+        let transfer = match what {
+            blk::VIRTIO_BLK_T_IN => self.start(Transfer::Read, at, chain.writable()),
+            blk::VIRTIO_BLK_T_OUT if self.write_through => {
+                self.start(Transfer::WriteThrough, at, chain.readable())
+            }
+            blk::VIRTIO_BLK_T_OUT => self.start(Transfer::Write, at, chain.readable()),
+            // Of the writes whose answers the driver had when it made this request, and no others (5.2.6.2).
+            blk::VIRTIO_BLK_T_FLUSH => self.start(Transfer::Flush, 0, &[]),
+            _ => {
+                let result = self.result(what, at, chain)?;
+                return Ok(Served::Done(answer(&status, result)));
+            }
+        };
+        Ok(match transfer {
+            Ok(number) => Served::UnderWay(number, status),
+            Err(refusal) => Served::Done(answer(&status, Err(refusal))),
+        })
+    }
+
+    fn start(
+        &mut self,
+        what: Transfer,
+        sector: u64,
+        slices: &[VolatileSlice<'_>],
+    ) -> Result<usize, Refusal> {
+        let (at, segments) = transfer(sector, slices)?;
+        // SAFETY: the slices are parts of guest memory, to which there are no references, and the device's thread keeps that mapped until
+        // the device has settled.
+        Ok(unsafe { self.disk.begin(what, at, &segments) }?)
+    }
+
+    /// Answers what has ended, after a wait where nothing has and `wait` says so.
+    fn end(&mut self, io: &mut Io<'_>, wait: bool) -> Result<(), QueueError> {
+        let mut ended = Ok(());
+        self.disk.ended(wait, |number, result| {
+            let result = result.map_err(Refusal::from).and_then(bytes);
+            let answered = io.end(number, |status| answer(status, result));
+            ended = std::mem::replace(&mut ended, Ok(())).and(answered);
+        });
+        ended?;
+        io.flush_all()
+    }
+
+    fn result(
+        &self,
+        what: u32,
+        at: u64,
+        chain: &mut Chain<'_>,
+    ) -> Result<Result<usize, Refusal>, QueueError> {
+        Ok(match what {
             blk::VIRTIO_BLK_T_IN => self.read(at, chain.writable()),
             blk::VIRTIO_BLK_T_OUT => self.write(at, chain.readable()),
             blk::VIRTIO_BLK_T_FLUSH => self.flush(),
@@ -84,22 +140,14 @@ impl Block {
             blk::VIRTIO_BLK_T_DISCARD => self.ranges(chain, false)?,
             blk::VIRTIO_BLK_T_WRITE_ZEROES => self.ranges(chain, true)?,
             _ => Err(Refusal::Unsupported),
-        };
-        let code = match result {
-            Ok(_) => blk::VIRTIO_BLK_S_OK,
-            Err(Refusal::Failed) => blk::VIRTIO_BLK_S_IOERR,
-            Err(Refusal::Unsupported) => blk::VIRTIO_BLK_S_UNSUPP,
-        };
-        // The slice has that one byte.
-        let _ = status.write(&code.to_le_bytes()[..1], 0);
-        Ok(u32::try_from(result.unwrap_or(0) + 1).unwrap_or(u32::MAX))
+        })
     }
 
     fn read(&self, sector: u64, into: &[VolatileSlice<'_>]) -> Result<usize, Refusal> {
         let (at, segments) = transfer(sector, into)?;
-        let bytes = segments.bytes();
+        let filled = segments.bytes();
         self.disk.read(at, segments)?;
-        usize::try_from(bytes).map_err(|_| Refusal::Failed)
+        bytes(filled)
     }
 
     fn write(&self, sector: u64, from: &[VolatileSlice<'_>]) -> Result<usize, Refusal> {
@@ -171,6 +219,30 @@ impl Block {
         }
         self.written()
     }
+}
+
+/// What a request is: type, sector, and where its status goes.
+fn decode<'m>(chain: &mut Chain<'m>) -> Result<(u32, u64, VolatileSlice<'m>), QueueError> {
+    let mut header = [0; HEADER];
+    chain.take(&mut header)?;
+    let at = u64::from(word(&header, 8)) | u64::from(word(&header, 12)) << 32;
+    Ok((word(&header, 0), at, chain.take_status()?))
+}
+
+/// Writes a request's status; how many bytes of the chain have been written.
+fn answer(status: &VolatileSlice<'_>, result: Result<usize, Refusal>) -> u32 {
+    let code = match result {
+        Ok(_) => blk::VIRTIO_BLK_S_OK,
+        Err(Refusal::Failed) => blk::VIRTIO_BLK_S_IOERR,
+        Err(Refusal::Unsupported) => blk::VIRTIO_BLK_S_UNSUPP,
+    };
+    // The slice has that one byte.
+    let _ = status.write(&code.to_le_bytes()[..1], 0);
+    u32::try_from(result.unwrap_or(0) + 1).unwrap_or(u32::MAX)
+}
+
+fn bytes(filled: u64) -> Result<usize, Refusal> {
+    usize::try_from(filled).map_err(|_| Refusal::Failed)
 }
 
 /// Where a transfer begins, and its memory: whole sectors.
@@ -249,6 +321,39 @@ impl Device for Block {
     }
 
     fn serve(&mut self, queue: usize, io: &mut Io<'_>) -> Result<(), QueueError> {
-        io.each(queue, |chain| self.request(chain))
+        if self.disk.ring().is_none() {
+            return io.each(queue, |chain| self.request(chain));
+        }
+        for _ in 0..QUEUE_MAX {
+            if io.is_wanted_back() {
+                break;
+            }
+            if self.disk.is_full() {
+                self.end(io, true)?;
+            }
+            if !io.begin(queue, |chain| self.begin(chain))? {
+                // Waiting for the only one costs a wake-up less, and those that come meanwhile are more than one.
+                let is_alone = self.disk.is_alone();
+                return self.end(io, is_alone);
+            }
+        }
+        io.again(queue);
+        self.end(io, false)
+    }
+
+    fn backend(&self) -> Option<RawFd> {
+        self.disk.ring()
+    }
+
+    fn serve_backend(&mut self, io: &mut Io<'_>) -> Result<(), QueueError> {
+        self.end(io, false)
+    }
+
+    fn settle(&mut self, io: &mut Io<'_>) -> Result<(), QueueError> {
+        let mut ended = Ok(());
+        while self.disk.is_under_way() {
+            ended = ended.and(self.end(io, true));
+        }
+        ended
     }
 }

@@ -109,6 +109,15 @@ pub trait Device: fmt::Debug + Send {
     fn serve_backend(&mut self, _io: &mut Io<'_>) -> Result<(), QueueError> {
         Ok(())
     }
+
+    /// Waits until none of its requests is under way: guest memory stands still then.
+    ///
+    /// # Errors
+    ///
+    /// The rings cannot be reached; nothing is under way all the same.
+    fn settle(&mut self, _io: &mut Io<'_>) -> Result<(), QueueError> {
+        Ok(())
+    }
 }
 
 /// What a server gets.

@@ -321,6 +321,23 @@ impl<'m> Chain<'m> {
     }
 }
 
+/// What has become of a request.
+#[derive(Debug)]
+pub enum Served<'m> {
+    /// It is done, and so many bytes have been written to it.
+    Done(u32),
+    /// It is under way by this number, and [`Io::end`] ends it with a status in this byte.
+    UnderWay(usize, VolatileSlice<'m>),
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct UnderWay<'m> {
+    queue: usize,
+    head: u16,
+    status: VolatileSlice<'m>,
+}
+
 /// What a device works with: guest memory, its queues, and the way to the driver.
 #[derive(Debug)]
 pub struct Io<'m> {
@@ -328,9 +345,11 @@ pub struct Io<'m> {
     queues: Vec<Virtqueue>,
     chain: Chain<'m>,
     link: &'m Link,
+    /// Requests under way, by their numbers.
+    under_way: Vec<Option<UnderWay<'m>>>,
     /// A bit for each queue that has more requests, and had its turn.
     again: u32,
-    /// A bit for each queue with requests that [`Io::one`] has done, and the driver may not know of.
+    /// A bit for each queue with requests that are done, and the driver may not know of.
     news: u32,
     /// Whether the device's thread looks at the queues by itself, until [`Io::rest`].
     looks: bool,
@@ -352,6 +371,7 @@ impl<'m> Io<'m> {
             queues,
             chain: Chain::new(),
             link,
+            under_way: Vec::new(),
             news: 0,
             looks,
             dry: 0,
@@ -374,7 +394,12 @@ impl<'m> Io<'m> {
         Ok(self.again != 0)
     }
 
-    /// Between two requests: parks where a pause is wanted. False: the thread is to end.
+    /// Whether the thread shall park, or end.
+    pub(super) fn is_wanted_back(&self) -> bool {
+        self.link.is_wanted_back()
+    }
+
+    /// Between two requests, where nothing is under way: parks where a pause is wanted. False: the thread is to end.
     pub(super) fn may_go_on(&self) -> bool {
         self.link.may_go_on(&self.queues)
     }
@@ -403,11 +428,10 @@ impl<'m> Io<'m> {
             return Ok(());
         };
         ring.disable_notification(self.memory)?;
-        let mut news = false;
         // A driver that makes more and more available gets no more than its turn.
         for _ in 0..QUEUE_MAX {
             if !self.next(queue)? {
-                self.tell(queue, std::mem::take(&mut news))?;
+                self.flush(queue)?;
                 if self.looks {
                     self.dry |= 1 << queue;
                     return Ok(());
@@ -420,14 +444,13 @@ impl<'m> Io<'m> {
                 continue;
             }
             let written = serve(&mut self.chain)?;
-            self.done(queue, written)?;
-            news = true;
-            if !self.may_go_on() {
+            self.done(queue, self.chain.head, written)?;
+            if self.is_wanted_back() {
                 break;
             }
         }
         self.again |= 1 << queue;
-        self.tell(queue, news)
+        self.flush(queue)
     }
 
     /// Gives the next request of `queue` to `serve`, as [`Io::each`] does. False: there is none, and the doorbell will be rung
@@ -441,13 +464,53 @@ impl<'m> Io<'m> {
         queue: usize,
         serve: impl FnOnce(&mut Chain<'m>) -> Result<u32, QueueError>,
     ) -> Result<bool, QueueError> {
+        self.begin(queue, |chain| serve(chain).map(Served::Done))
+    }
+
+    /// The same, where the request may be under way for a while.
+    ///
+    /// # Errors
+    ///
+    /// The driver has not kept to the rules.
+    pub fn begin(
+        &mut self,
+        queue: usize,
+        serve: impl FnOnce(&mut Chain<'m>) -> Result<Served<'m>, QueueError>,
+    ) -> Result<bool, QueueError> {
         if !self.next_or_rest(queue)? {
             return Ok(false);
         }
-        let written = serve(&mut self.chain)?;
-        self.done(queue, written)?;
-        self.news |= 1 << queue;
+        let head = self.chain.head;
+        match serve(&mut self.chain)? {
+            Served::Done(written) => self.done(queue, head, written)?,
+            Served::UnderWay(number, status) => {
+                let most = self.under_way.len().max(number + 1);
+                self.under_way.resize_with(most, || None);
+                self.under_way[number] = Some(UnderWay {
+                    queue,
+                    head,
+                    status,
+                });
+            }
+        }
         Ok(true)
+    }
+
+    /// Ends the request that is under way by `number`: `end` writes its status, and says how many bytes were written to it. The driver
+    /// learns of it by [`Io::flush`].
+    ///
+    /// # Errors
+    ///
+    /// The rings cannot be reached.
+    pub fn end(
+        &mut self,
+        number: usize,
+        end: impl FnOnce(&VolatileSlice<'m>) -> u32,
+    ) -> Result<(), QueueError> {
+        let ended = self.under_way.get_mut(number).and_then(Option::take);
+        let Some(ended) = ended else { return Ok(()) };
+        let written = end(&ended.status);
+        self.done(ended.queue, ended.head, written)
     }
 
     /// Gives the next request of `queue` to `look`, and leaves it there: the next look finds it again.
@@ -470,6 +533,10 @@ impl<'m> Io<'m> {
 
     /// Takes the next request of `queue`; where there is none, the doorbell will be rung for it.
     fn next_or_rest(&mut self, queue: usize) -> Result<bool, QueueError> {
+        // The doorbell of a queue that the driver has left out.
+        if queue >= self.queues.len() {
+            return Ok(false);
+        }
         if self.next(queue)? {
             return Ok(true);
         }
@@ -481,7 +548,16 @@ impl<'m> Io<'m> {
         Ok(ring.enable_notification(self.memory)? && self.next(queue)?)
     }
 
-    /// Tells the driver what [`Io::one`] has done, if it wants to know.
+    /// Tells the driver what [`Io::one`] and [`Io::end`] have done in any queue, if it wants to know.
+    ///
+    /// # Errors
+    ///
+    /// The rings cannot be reached.
+    pub fn flush_all(&mut self) -> Result<(), QueueError> {
+        (0..self.queues.len()).try_for_each(|queue| self.flush(queue))
+    }
+
+    /// The same of one queue.
     ///
     /// # Errors
     ///
@@ -489,7 +565,11 @@ impl<'m> Io<'m> {
     pub fn flush(&mut self, queue: usize) -> Result<(), QueueError> {
         let news = self.news & 1 << queue != 0;
         self.news &= !(1 << queue);
-        self.tell(queue, news)
+        let Virtqueue(ring) = &mut self.queues[queue];
+        if news && ring.needs_notification(self.memory)? {
+            self.link.queue_used();
+        }
+        Ok(())
     }
 
     /// Has the device serve `queue` once more, when the others have had their turn.
@@ -502,20 +582,12 @@ impl<'m> Io<'m> {
         self.queues[queue].next(self.memory, &mut self.chain)
     }
 
-    /// Gives the request back to the driver, with so many bytes written.
-    fn done(&mut self, queue: usize, written: u32) -> Result<(), QueueError> {
+    /// Gives the request at `head` back to the driver, with so many bytes written.
+    fn done(&mut self, queue: usize, head: u16, written: u32) -> Result<(), QueueError> {
         let Virtqueue(ring) = &mut self.queues[queue];
-        ring.add_used(self.memory, self.chain.head, written)?;
+        ring.add_used(self.memory, head, written)?;
+        self.news |= 1 << queue;
         self.link.counts.request();
-        Ok(())
-    }
-
-    /// Raises the interrupt where there are news, and the driver wants to know them.
-    fn tell(&mut self, queue: usize, news: bool) -> Result<(), QueueError> {
-        let Virtqueue(ring) = &mut self.queues[queue];
-        if news && ring.needs_notification(self.memory)? {
-            self.link.queue_used();
-        }
         Ok(())
     }
 }

@@ -106,6 +106,11 @@ impl Link {
         !self.is_stopping()
     }
 
+    /// Whether the thread shall park, or end.
+    pub(super) fn is_wanted_back(&self) -> bool {
+        self.pause.is_wanted() || self.is_stopping()
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }
@@ -475,7 +480,9 @@ fn work(
         Some((server, lent)) => lend(server, &lent, link, epoll),
         None => serve(&mut *device, &mut io, &mut poller, link, epoll),
     };
-    if let Err(error) = done {
+    // Whatever has ended it, guest memory stands still from here on.
+    let settled = device.settle(&mut io);
+    if let Err(error) = done.and(settled) {
         link.fails(&error);
     }
     link.pause.rest(link.place);
@@ -509,7 +516,13 @@ fn serve(
     link: &Link,
     epoll: &Epoll,
 ) -> Result<(), QueueError> {
-    while io.may_go_on() {
+    loop {
+        if io.is_wanted_back() {
+            device.settle(io)?;
+            if !io.may_go_on() {
+                return Ok(());
+            }
+        }
         let again = io.take_again();
         for queue in (0..QUEUES_MAX).filter(|queue| again & 1 << queue != 0) {
             device.serve(queue, io)?;
@@ -541,5 +554,4 @@ fn serve(
             }
         }
     }
-    Ok(())
 }

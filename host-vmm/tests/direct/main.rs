@@ -262,21 +262,23 @@ fn its_users_do_what_users_do() {
 
 #[test]
 fn it_reads_and_writes_a_disk() {
-    let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("direct-disk.img");
-    let mut content = b"before\n".to_vec();
-    content.resize(0x10_0000, 0);
-    fs::write(&disk, content).unwrap();
-    let script = "head -n 1 /dev/vda; dd if=/dev/vda bs=64k | wc -c; echo after > /dev/vda; sync; poweroff -f\n";
-    let options = [format!("--disk={}", disk.display())];
-    let Some(launch) = launch_with(&options, "disk", 2, "shell", &[], script) else {
-        return;
-    };
-    assert_eq!(launch.code, Some(0), "{}", launch.errors);
-    for line in ["before", "1048576"] {
-        let found = launch.console.lines().any(|l| l.trim() == line);
-        assert!(found, "no {line}:\n{}", launch.console);
+    for aio in ["", ",aio=io_uring"] {
+        let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("direct-disk.img");
+        let mut content = b"before\n".to_vec();
+        content.resize(0x10_0000, 0);
+        fs::write(&disk, content).unwrap();
+        let script = "head -n 1 /dev/vda; dd if=/dev/vda bs=64k | wc -c; echo after > /dev/vda; sync; poweroff -f\n";
+        let options = [format!("--disk={}{aio}", disk.display())];
+        let Some(launch) = launch_with(&options, "disk", 2, "shell", &[], script) else {
+            return;
+        };
+        assert_eq!(launch.code, Some(0), "{}", launch.errors);
+        for line in ["before", "1048576"] {
+            let found = launch.console.lines().any(|l| l.trim() == line);
+            assert!(found, "no {line}:\n{}", launch.console);
+        }
+        assert!(fs::read(&disk).unwrap().starts_with(b"after\n"));
     }
-    assert!(fs::read(&disk).unwrap().starts_with(b"after\n"));
 }
 
 /// Runs user.c in guests of one and of two processors.
@@ -332,10 +334,12 @@ fn without_isolation_a_system_call_does_not_cross() {
 }
 
 #[test]
-fn a_network_stays_over_a_restart() {
+fn a_network_and_a_disk_s_ring_stay_over_a_restart() {
     let Some((kernel, initramfs)) = or_skipped(built()) else {
         return;
     };
+    let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("direct-restart.img");
+    fs::write(&disk, [0; 4096]).unwrap();
     // The guest restarts for ever, and the watchdog ends it.
     let output = Command::new(env!("CARGO_BIN_EXE_paravane"))
         .args(
@@ -345,7 +349,8 @@ fn a_network_stays_over_a_restart() {
         .arg(kernel)
         .arg("--initrd")
         .arg(initramfs)
-        .arg("--cmdline=quiet -- end=restart")
+        .arg(format!("--disk={},aio=io_uring", disk.display()))
+        .arg("--cmdline=quiet -- job=write:10:1 end=restart")
         .stdin(Stdio::null())
         .output()
         .unwrap();

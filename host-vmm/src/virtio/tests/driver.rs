@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::tempfile::TempFile;
 
+use crate::disk::uring::Uring;
 use crate::disk::{Disk, DiskSpec};
 use crate::memory::Memory;
 use crate::pause::Pause;
@@ -79,6 +80,15 @@ pub(super) struct Driver {
     available: u16,
 }
 
+/// An image of so many sectors, each full of its own number.
+pub(super) fn numbered(sectors: u8) -> TempFile {
+    let image = TempFile::new().unwrap();
+    for sector in 0..sectors {
+        image.as_file().write_all(&[sector; 512]).unwrap();
+    }
+    image
+}
+
 impl Driver {
     /// With a disk of so many sectors, each full of its own number.
     pub(super) fn new(sectors: u8, read_only: bool) -> Self {
@@ -87,16 +97,24 @@ impl Driver {
 
     /// With a device that looks at its queue.
     pub(super) fn polled(sectors: u8, read_only: bool, poll: Poll) -> Self {
-        let image = TempFile::new().unwrap();
-        for sector in 0..sectors {
-            image.as_file().write_all(&[sector; 512]).unwrap();
-        }
-        Self::of(image, read_only, poll)
+        Self::on(numbered(sectors), read_only, poll, None)
     }
 
-    /// With a disk of this image.
-    pub(super) fn of(image: TempFile, read_only: bool, poll: Poll) -> Self {
-        let spec = DiskSpec::of(image.as_path().to_owned(), read_only);
+    /// At work with all features: one whose requests are carried out one by one, and one that has many under way (`aio=io_uring`).
+    pub(super) fn both(sectors: u8, read_only: bool) -> [Self; 2] {
+        [None, Some(Uring::default())].map(|uring| {
+            let mut driver = Self::on(numbered(sectors), read_only, Poll::Off, uring);
+            driver.start().unwrap();
+            driver
+        })
+    }
+
+    /// With a disk that is `image`.
+    pub(super) fn on(image: TempFile, read_only: bool, poll: Poll, uring: Option<Uring>) -> Self {
+        let spec = DiskSpec {
+            uring,
+            ..DiskSpec::of(image.as_path().to_owned(), read_only)
+        };
         let memory = Memory::new(32).unwrap();
         let told = Arc::<Told>::default();
         let device = Box::new(Block::new(Disk::open(&spec).unwrap(), 0, 1));
