@@ -8,7 +8,7 @@ use crate::peer::{self, Peer};
 
 /// One side of a comparison, written `full`, `kvm-pv`, `para`, `direct`, `para-console` for para without its console,
 /// `para+console` for para with nothing else, or by the name of a [peer]. Behind an `@` it says where and how its devices are
-/// served: `para@kernel`, `para@driver-domain`, `para@poll`; `full@pio` is a PC without DMA, whose driver moves each word itself.
+/// served: `para@kernel`, `para@driver-domain`, `para@poll`, `para@uring`; `full@pio` is a PC without DMA, whose driver moves each word itself.
 /// `kvm-pv@patched` has the patched kernel, and uses nothing that it was patched for: what it differs by from `kvm-pv` is the
 /// kernel's image, and what para differs by from it are the facilities.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Arm {
     pub io: &'static str,
     /// Whether threads look at its queues, as `paravane run --poll` takes it.
     pub poll: &'static str,
+    /// Whether the host's kernel has many of its disk's transfers under way at once.
+    pub uring: bool,
     /// Whether it has the patched kernel without being a para guest.
     pub patched: bool,
     /// How many percent more rounds it makes of each job than it says: a slowdown planted to try the instrument.
@@ -37,6 +39,7 @@ const KERNEL: &str = "kernel";
 const DRIVER_DOMAIN: &str = "driver-domain";
 /// They are, and the guest's driver is to move the words of its disks itself.
 const PIO: &str = "pio";
+const URING: &str = "uring";
 /// Not a place, but the other kernel.
 const PATCHED: &str = "patched";
 
@@ -45,7 +48,7 @@ const PATCHED: &str = "patched";
 #[error(
     "there is no arm `{0}`; arms are full, kvm-pv, para, direct, para-FACILITY for para without that facility, para+FACILITY for \
      para with that one only, and the peers {peers}; GUEST@kernel has the host's kernel serve its network, \
-     GUEST@driver-domain another guest its disks, GUEST@poll has threads look at its queues under load, full@pio does without DMA; full@patched and kvm-pv@patched have para's kernel; ARM~5 does five percent more than it says",
+     GUEST@driver-domain another guest its disks, GUEST@poll has threads look at its queues under load, GUEST@uring has many transfers of its disk under way at once, full@pio does without DMA; full@patched and kvm-pv@patched have para's kernel; ARM~5 does five percent more than it says",
     peers = peer::names().collect::<Vec<_>>().join(", ")
 )]
 pub struct ArmError(String);
@@ -68,6 +71,7 @@ impl FromStr for Arm {
             Some("kernel") => (KERNEL, "off"),
             Some("driver-domain") => (DRIVER_DOMAIN, "off"),
             Some("poll") => (HOSTED, "auto"),
+            Some(URING) if plain != "full" => (HOSTED, "off"),
             Some(PIO) if plain == "full" => (PIO, "off"),
             Some(PATCHED) if ["full", "kvm-pv"].contains(&plain) => (HOSTED, "off"),
             Some(_) => return Err(wrong()),
@@ -78,6 +82,7 @@ impl FromStr for Arm {
             facilities,
             io: if peer.is_some() { "" } else { io },
             poll,
+            uring: place == Some(URING),
             patched: place == Some(PATCHED),
             handicap,
             peer,
@@ -137,6 +142,7 @@ impl Arm {
     #[must_use]
     pub fn fits(&self, kind: &Kind) -> bool {
         match self.io {
+            _ if self.uring => kind.disk() > 0,
             DRIVER_DOMAIN | PIO => kind.disk() > 0,
             KERNEL => kind.net(),
             // A peer has no network here.
@@ -218,6 +224,7 @@ mod tests {
             "full~x",
             "para@home",
             "para@pio",
+            "full@uring",
             "para@patched",
             "qemu-q35@kernel",
         ] {
@@ -238,6 +245,7 @@ mod tests {
         let arm: Arm = "full@pio".parse().unwrap();
         assert_eq!(arm.run_arguments(), ["--guest=full"]);
         assert_eq!(arm.cmdline(), "libata.dma=0 ");
+        assert!("para@uring".parse::<Arm>().unwrap().uring);
         let arm: Arm = "kvm-pv@patched".parse().unwrap();
         assert_eq!(arm.run_arguments(), ["--guest=kvm-pv"]);
         assert!(arm.has_patched_kernel() && !arm.is_para());

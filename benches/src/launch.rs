@@ -250,7 +250,9 @@ impl Launcher {
             command.arg("--disk").arg(disk);
         }
         if self.disk_mib > 0 {
-            command.arg("--disk").arg(self.disk());
+            let mut disk = self.disk().into_os_string();
+            disk.push(if arm.uring { ",aio=io_uring" } else { "" });
+            command.arg("--disk").arg(disk);
         }
         if self.net {
             command.arg(format!("--net=tap={TAP}"));
