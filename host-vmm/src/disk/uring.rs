@@ -23,6 +23,17 @@ const TRANSFERS_MAX: u16 = 128;
 pub struct Uring(Arc<Mutex<Option<Ring>>>);
 
 impl Uring {
+    /// One whose ring is made now.
+    ///
+    /// # Errors
+    ///
+    /// [`DiskError::Uring`].
+    pub fn made() -> Result<Self, DiskError> {
+        let uring = Self::default();
+        uring.keep(uring.take()?);
+        Ok(uring)
+    }
+
     pub(super) fn take(&self) -> Result<Ring, DiskError> {
         let kept = lock(&self.0).take();
         kept.map_or_else(|| Ring::new().map_err(DiskError::Uring), Ok)

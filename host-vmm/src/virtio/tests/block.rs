@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use paravane_reference_host::or_skipped;
 use virtio_bindings::virtio_blk::*;
 use vmm_sys_util::tempfile::TempFile;
 
@@ -351,7 +352,7 @@ fn read_by(rings: &mut Rings, queue: u16, sector: u8) -> u8 {
 
 #[test]
 fn each_queue_has_its_own_requests_and_a_driver_may_leave_some_out() {
-    for uring in [None, Some(Uring::default())] {
+    for uring in both_ways() {
         let (mut rings, _image) = with_queues(uring);
         assert_ne!(rings.unit.features() & 1 << VIRTIO_BLK_F_MQ, 0);
         assert_eq!(rings.unit.config()[34..36], [4, 0]);
@@ -375,7 +376,7 @@ fn each_queue_has_its_own_requests_and_a_driver_may_leave_some_out() {
 
 #[test]
 fn a_request_that_breaks_the_rules_in_any_queue_ends_all_until_a_reset() {
-    for uring in [None, Some(Uring::default())] {
+    for uring in both_ways() {
         let (mut rings, _image) = with_queues(uring);
         for queue in 0..4 {
             for (at, length, flags) in [
@@ -420,12 +421,15 @@ fn reads(driver: &mut Driver, count: u16) {
 #[test]
 fn pv_dev_11_memory_stands_still_after_a_stop_and_a_pause_with_reads_under_way() {
     const COUNT: u16 = 16;
+    let Some(uring) = or_skipped(Uring::made()) else {
+        return;
+    };
     let bytes = usize::from(COUNT) << 20;
     let content: Vec<u8> = (0..bytes >> 3).flat_map(usize::to_le_bytes).collect();
     let image = TempFile::new().unwrap();
     image.as_file().write_all(&content).unwrap();
     image.as_file().sync_all().unwrap();
-    let mut driver = Driver::on(image, false, Poll::Off, Some(Uring::default()));
+    let mut driver = Driver::on(image, false, Poll::Off, Some(uring));
     let mut before = vec![0; bytes];
     let mut after = before.clone();
     for round in 0..20 {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use paravane_reference_host::or_skipped;
 use vmm_sys_util::tempfile::TempFile;
 
 use crate::disk::uring::Uring;
@@ -89,6 +90,13 @@ pub(super) fn numbered(sectors: u8) -> TempFile {
     image
 }
 
+/// One by one and, where this host gives rings, many at once.
+pub(super) fn both_ways() -> impl Iterator<Item = Option<Uring>> {
+    [None]
+        .into_iter()
+        .chain(or_skipped(Uring::made()).map(Some))
+}
+
 impl Driver {
     /// With a disk of so many sectors, each full of its own number.
     pub(super) fn new(sectors: u8, read_only: bool) -> Self {
@@ -101,8 +109,8 @@ impl Driver {
     }
 
     /// At work with all features: one whose requests are carried out one by one, and one that has many under way (`aio=io_uring`).
-    pub(super) fn both(sectors: u8, read_only: bool) -> [Self; 2] {
-        [None, Some(Uring::default())].map(|uring| {
+    pub(super) fn both(sectors: u8, read_only: bool) -> impl Iterator<Item = Self> {
+        both_ways().map(move |uring| {
             let mut driver = Self::on(numbered(sectors), read_only, Poll::Off, uring);
             driver.start().unwrap();
             driver
