@@ -23,6 +23,15 @@ fn spec(file: &TempFile, read_only: bool) -> DiskSpec {
     DiskSpec::of(file.as_path().to_owned(), read_only)
 }
 
+/// Of a disk with a ring, where this host gives any.
+fn spec_with_ring(file: &TempFile, read_only: bool) -> Option<DiskSpec> {
+    let uring = or_skipped(Uring::made())?;
+    Some(DiskSpec {
+        uring: Some(uring),
+        ..spec(file, read_only)
+    })
+}
+
 fn memory() -> GuestMemoryMmap {
     GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap()
 }
@@ -328,12 +337,8 @@ fn a_qcow2_image_that_leads_to_other_files_or_is_none_is_refused() {
 #[test]
 fn a_ring_stays_where_a_disk_is_opened_again_and_what_ends_by_halves_is_done_anew() {
     let (file, memory) = (image(16), memory());
-    let Some(uring) = or_skipped(Uring::made()) else {
+    let Some(spec) = spec_with_ring(&file, false) else {
         return;
-    };
-    let spec = DiskSpec {
-        uring: Some(uring),
-        ..spec(&file, false)
     };
     let ring = Disk::open(&spec).unwrap().ring();
     let mut disk = Disk::open(&spec).unwrap();
@@ -377,12 +382,8 @@ fn a_ring_stays_where_a_disk_is_opened_again_and_what_ends_by_halves_is_done_ane
 #[test]
 fn no_more_is_under_way_than_a_ring_has_room_for() {
     let (file, memory) = (image(1), memory());
-    let Some(uring) = or_skipped(Uring::made()) else {
+    let Some(spec) = spec_with_ring(&file, true) else {
         return;
-    };
-    let spec = DiskSpec {
-        uring: Some(uring),
-        ..spec(&file, true)
     };
     let mut disk = Disk::open(&spec).unwrap();
     let mut begun = 0;
