@@ -258,8 +258,7 @@ pub(crate) struct RunArgs {
     /// programs make of it can so be tested; --stats says how many they were.
     ///
     /// With `,queues=N` (2 to 4) a virtio disk has so many queues, but no more than the guest has processors: they do not wait for
-    /// each other then to make requests. An IDE disk has
-    /// none, and one that a driver domain serves has one.
+    /// each other then to make requests. An IDE disk has none, and one that a driver domain serves has one.
     ///
     /// With `,aio=io_uring` the host's kernel has up to 128 of a virtio disk's transfers under way at once, for images on a host's disk that
     /// takes its time. What the host has in its cache comes no sooner that way. Raw images only.

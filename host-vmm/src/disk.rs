@@ -566,4 +566,4 @@ fn open_error(path: &Path, reason: io::Error) -> DiskError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -11,7 +11,7 @@ use super::uring::Transfer;
 use super::*;
 
 /// A file of so many sectors, each full of its own number.
-fn image(sectors: u8) -> TempFile {
+pub(crate) fn image(sectors: u8) -> TempFile {
     let file = TempFile::new().unwrap();
     for sector in 0..sectors {
         file.as_file().write_all(&[sector; 512]).unwrap();

@@ -1,13 +1,12 @@
 //! The register protocol, as a driver speaks it, and as none should.
 
-use std::io::Write;
-
 use proptest::prelude::*;
 use vmm_sys_util::tempfile::TempFile;
 
 use super::*;
 use crate::disk::DiskSpec;
 use crate::disk::faults::Faults;
+use crate::disk::tests::image;
 use crate::snapshot::Saved as _;
 
 const SECTORS: u8 = 64;
@@ -31,10 +30,7 @@ impl Pc {
     }
 
     fn with(read_only: bool, faults: Option<Faults>) -> Self {
-        let file = TempFile::new().unwrap();
-        for sector in 0..SECTORS {
-            file.as_file().write_all(&[sector; 512]).unwrap();
-        }
+        let file = image(SECTORS);
         let path = file.as_path().to_owned();
         let disk = Disk::open(&DiskSpec {
             faults,

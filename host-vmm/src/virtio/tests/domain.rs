@@ -1,6 +1,5 @@
 //! A disk that a driver domain serves: a real one, on this host's KVM. Where there is none, the tests print `skipped: reason`.
 
-use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -10,7 +9,6 @@ use paravane_reference_host::or_skipped;
 use virtio_bindings::virtio_blk::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::EventFd;
-use vmm_sys_util::tempfile::TempFile;
 
 use super::driver::*;
 use crate::config::{Config, Io, Profile};
@@ -52,10 +50,7 @@ fn served() -> Option<(Driver, Arc<EventFd>)> {
 /// The same of a disk that fails.
 fn served_with(faults: Option<Faults>) -> Option<(Driver, Arc<EventFd>)> {
     or_skipped(crate::kvm::open())?;
-    let image = TempFile::new().unwrap();
-    for sector in 0..SECTORS {
-        image.as_file().write_all(&[sector; 512]).unwrap();
-    }
+    let image = numbered(SECTORS);
     let mut spec = DiskSpec::of(image.as_path().to_owned(), false);
     spec.faults = faults;
     let config = Config {

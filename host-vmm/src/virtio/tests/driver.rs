@@ -1,6 +1,5 @@
 //! A driver with one queue, and the device that it drives.
 
-use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -9,6 +8,7 @@ use std::time::{Duration, Instant};
 use paravane_reference_host::or_skipped;
 use vmm_sys_util::tempfile::TempFile;
 
+pub(super) use crate::disk::tests::image as numbered;
 use crate::disk::uring::Uring;
 use crate::disk::{Disk, DiskSpec};
 use crate::memory::Memory;
@@ -79,15 +79,6 @@ pub(super) struct Driver {
     pub(super) pause: Arc<Pause>,
     pub(super) image: TempFile,
     available: u16,
-}
-
-/// An image of so many sectors, each full of its own number.
-pub(super) fn numbered(sectors: u8) -> TempFile {
-    let image = TempFile::new().unwrap();
-    for sector in 0..sectors {
-        image.as_file().write_all(&[sector; 512]).unwrap();
-    }
-    image
 }
 
 /// One by one and, where this host gives rings, many at once.
