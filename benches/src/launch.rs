@@ -19,6 +19,9 @@ use crate::peer::{ConsoleTo, Peer};
 /// How often a running child is looked at. Only a peer's time as a process is measured by it.
 const POLL: Duration = Duration::from_millis(5);
 
+/// How many boots' time a launch with further jobs may take: the longest here takes a third of it, and a guest that
+/// hangs costs an unattended `bench --all` no more than that.
+const JOBS_PATIENCE: u64 = 3;
 /// How much longer than its watchdog a VMM may take before it is killed.
 const GRACE: Duration = Duration::from_secs(30);
 
@@ -43,7 +46,7 @@ pub struct Launcher {
     pub disk_mib: u64,
     /// Whether the guests are connected to the launches' network. A job that wants it is.
     pub net: bool,
-    /// How many seconds a boot may take; one with further jobs may take ten times as long.
+    /// How many seconds a boot may take; one with further jobs may take three times as long.
     pub watchdog: u64,
     /// A folder for the files of one launch.
     pub scratch: PathBuf,
@@ -133,7 +136,7 @@ impl Launcher {
     ) -> Result<Vec<Metric>, LaunchError> {
         let works = kind.jobs.iter().any(|job| job.work.is_some());
         let watchdog = if works {
-            self.watchdog.saturating_mul(10)
+            self.watchdog.saturating_mul(JOBS_PATIENCE)
         } else {
             self.watchdog
         };

@@ -88,7 +88,7 @@ pub struct CommonArgs {
     /// vCPUs of a guest; a job that wants more gets more [default: 1].
     #[arg(long)]
     pub cpus: Option<u8>,
-    /// How many seconds a boot may take; one with further jobs may take ten times as long [default: 120].
+    /// How many seconds a boot may take; one with further jobs may take three times as long [default: 120].
     #[arg(long, value_name = "SECONDS")]
     pub watchdog: Option<u64>,
     /// Do not ask `paravane doctor` what an exit costs on the host.
