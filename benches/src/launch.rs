@@ -195,13 +195,12 @@ impl Launcher {
             Some(_) => None,
             None => Some(read_stats(&stats_file, status, &errors_file, &console)?),
         };
-        let report = read_report(&console).map_err(|error| match arm.peer {
-            Some(_) => LaunchError::Failed(failure(
-                format!("{error}; the program ended with {status}"),
+        let report = read_report(&console).map_err(|error| {
+            LaunchError::Failed(failure(
+                format!("{error}; the VMM ended with {status}"),
                 fs::read_to_string(&errors_file).ok().as_deref(),
                 &console,
-            )),
-            None => error,
+            ))
         })?;
         check_identity(arm, &report, stats.as_ref()).map_err(LaunchError::Failed)?;
         Ok(Ended {

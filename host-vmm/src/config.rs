@@ -99,7 +99,7 @@ pub enum Io {
     Hosted,
     /// In the host's kernel, as in a hypervisor that has its drivers: the network only, over a TAP device (vhost-net).
     Kernel,
-    /// In another guest that owns the disks, as under a microkernel hypervisor: the disks only.
+    /// In another guest that owns them, as under a microkernel hypervisor: disks and network.
     DriverDomain,
 }
 
@@ -243,7 +243,7 @@ pub enum ConfigError {
     NoKernelIo,
     /// `--io driver-domain` for a guest without such a device.
     #[error(
-        "--io driver-domain is for virtio disks: use --guest kvm-pv, para or direct with --disk FILE"
+        "--io driver-domain is for virtio disks and networks: use --guest kvm-pv, para or direct with --disk FILE or --net user"
     )]
     NoDomainIo,
     /// A disk with a ring, served by what uses none.
@@ -404,7 +404,8 @@ impl Config {
             return Err(ConfigError::NoKernelIo);
         }
         if self.io == Io::DriverDomain {
-            if self.profile == Profile::Full || self.disks.is_empty() {
+            let has_none = self.disks.is_empty() && self.net.is_none();
+            if self.profile == Profile::Full || has_none {
                 return Err(ConfigError::NoDomainIo);
             }
             if self.memory_mib > channel::WINDOW_MAX >> 20 {

@@ -1,11 +1,11 @@
-//! The driver domain: another guest, which owns the disks and serves them to this one (`--io driver-domain`).
+//! The driver domain: another guest, which owns the disks and the network and serves them to this one (`--io driver-domain`).
 //!
 //! # How it works
 //!
 //! As under a microkernel hypervisor, a request goes from the guest's driver by way of another guest, the management
 //! operating system with the drivers, to the device, and its answer the same way back. Here that guest is a small
-//! program of its own (`benches/bare-metal/src/driver.rs`), in a machine of its own in this process, with one processor. Its disks
-//! are the files, by facility dev, as any para guest's.
+//! program of its own (`benches/bare-metal/src/driver.rs`), in a machine of its own in this process, with one processor. Its devices
+//! are those that this process serves, by facility dev, as any para guest's.
 //!
 //! The VMM sets up the sharing, and has no part in a request. The guest's memory is mapped into the domain, from
 //! [`channel::WINDOW`] on; the guest's doorbell is an eventfd that KVM rings here and turns into an interrupt there, and
@@ -25,7 +25,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::IoEventAddress;
-use paravane_abi::dev::{DevQueue, DevStart};
+use paravane_abi::dev::{DEV_DOORBELL_QUEUE_SHIFT, DevQueue, DevStart};
 use paravane_abi::registry as reg;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -57,7 +57,7 @@ const LOOK: Duration = Duration::from_micros(200);
 pub struct DriverDomain {
     machine: Arc<Machine>,
     memory: Memory,
-    /// Readable where the domain's guest of this disk has broken the rules, or the domain has ended.
+    /// Of each device: readable where the domain's guest has broken the rules, or the domain has ended.
     broken: Vec<Arc<EventFd>>,
     /// Of its processor, for whoever adds them to the guest's.
     counters: Mutex<Vec<Counters>>,
@@ -65,7 +65,7 @@ pub struct DriverDomain {
 }
 
 impl DriverDomain {
-    /// Starts a domain with the disks of `config`, for the guest that has `guest` as memory.
+    /// Starts a domain with the disks and the network of `config`, for the guest that has `guest` as memory.
     ///
     /// # Errors
     ///
@@ -75,6 +75,8 @@ impl DriverDomain {
         let domain = Config {
             facilities: FacilitySet::parse("dev,irq").unwrap_or_default(),
             disks: config.disks.clone(),
+            net: config.net.clone(),
+            open_net: config.open_net.clone(),
             ..Config::of(Profile::Para, kernel.into())
         };
         let console = Console::memory().map_err(host("memory"))?;
@@ -83,7 +85,8 @@ impl DriverDomain {
         vm.boot()?;
         let (machine, memory) = (Arc::clone(vm.machine()), vm.memory().clone());
         let has_no_eoi = machine.pv().facilities().has(reg::FACILITY_IRQ);
-        let count = u32::try_from(config.disks.len()).unwrap_or(0);
+        let devices = machine.dev().map_or(0, |dev| dev.units().count());
+        let count = u32::try_from(devices.min(at::CHANNELS_MAX)).unwrap_or(0);
         memory.write_obj(at::CHANNELS, &count)?;
         memory.write_obj(at::CALL_PORT, &DOORBELL_PORT)?;
         memory.write_obj(at::DOORBELL, &DEV_DOORBELL_PORT)?;
@@ -136,23 +139,24 @@ impl DriverDomain {
             .map_or_else(|_| Vec::new(), |mut c| std::mem::take(&mut *c))
     }
 
-    /// What the guest gets: a device for each disk, which the domain serves.
+    /// What the guest gets: a device for each one of the domain's, which the domain serves.
     #[must_use]
-    pub fn disks(self: &Arc<Self>) -> Vec<Box<dyn Device>> {
-        let disk = |(number, broken): (u32, &Arc<EventFd>)| {
+    pub fn devices(self: &Arc<Self>) -> Vec<Box<dyn Device>> {
+        let device = |(number, broken): (u32, &Arc<EventFd>)| {
             let own = self.machine.dev()?.unit(number)?;
-            let disk = DomainDisk {
+            let device = DomainDevice {
                 domain: Arc::clone(self),
                 number,
                 base: at::FIRST + u64::from(number) * at::STRIDE,
                 kind: own.kind(),
+                queues: own.doorbells().len().min(at::QUEUES_MAX),
                 features: own.features() & !COMMON_FEATURES,
                 config: own.config(),
                 broken: Arc::clone(broken),
             };
-            Some(Box::new(disk) as Box<dyn Device>)
+            Some(Box::new(device) as Box<dyn Device>)
         };
-        (0..).zip(&self.broken).filter_map(disk).collect()
+        (0..).zip(&self.broken).filter_map(device).collect()
     }
 }
 
@@ -196,20 +200,21 @@ fn connect(machine: &Machine, eventfd: &EventFd, word: u32) -> io::Result<()> {
     connected.map_err(|e| io::Error::from_raw_os_error(e.errno()))
 }
 
-/// A disk of the domain's, as its guest has it.
+/// A device of the domain's, as its guest has it.
 #[derive(Debug)]
-struct DomainDisk {
+struct DomainDevice {
     domain: Arc<DriverDomain>,
     number: u32,
     /// Its channel.
     base: u64,
     kind: u32,
+    queues: usize,
     features: u64,
     config: [u8; CONFIG_MAX],
     broken: Arc<EventFd>,
 }
 
-impl DomainDisk {
+impl DomainDevice {
     fn wants(&self, wanted: u32) -> Result<(), MemoryError> {
         let at = self.base + at::WANTED;
         self.domain.memory.store_u32(at, wanted, Ordering::SeqCst)?;
@@ -243,44 +248,48 @@ impl DomainDisk {
         let _ = vm.unregister_ioevent(lent.interrupt, &port, self.number);
     }
 
-    /// Describes the guest's queue, and the one that the domain has for its own disk.
+    /// Describes the guest's queues, and those that the domain has for its own device.
     fn describe(&self, lent: &Lent<'_>) -> Result<(), MemoryError> {
         let memory = &self.domain.memory;
-        let Some(queue) = lent.queues.first() else {
-            return Ok(());
-        };
-        memory.write_obj(self.base + at::SIZE, &queue.size)?;
-        memory.write_obj(self.base + at::DESCRIPTORS, &queue.descriptors)?;
-        memory.write_obj(self.base + at::AVAILABLE, &queue.available)?;
-        memory.write_obj(self.base + at::USED, &queue.used)?;
         let mut start = DevStart {
             features: lent.features,
             vector: at::VECTOR.into(),
             ..DevStart::default()
         };
-        start.queues[0] = DevQueue {
-            descriptors: self.base + at::OWN_DESCRIPTORS,
-            available: self.base + at::OWN_AVAILABLE,
-            used: self.base + at::OWN_USED,
-            size: queue.size.into(),
-            reserved: 0,
-        };
+        let queues = lent.queues.iter().take(self.queues);
+        for ((index, queue), own) in (0_u32..).zip(queues).zip(&mut start.queues) {
+            let base = self.base + at::QUEUE + u64::from(index) * at::QUEUE_STRIDE;
+            let ring = self.number | index << DEV_DOORBELL_QUEUE_SHIFT;
+            memory.write_obj(base + at::SIZE, &queue.size)?;
+            memory.write_obj(base + at::RING, &ring)?;
+            memory.write_obj(base + at::DESCRIPTORS, &queue.descriptors)?;
+            memory.write_obj(base + at::AVAILABLE, &queue.available)?;
+            memory.write_obj(base + at::USED, &queue.used)?;
+            *own = DevQueue {
+                descriptors: base + at::OWN_DESCRIPTORS,
+                available: base + at::OWN_AVAILABLE,
+                used: base + at::OWN_USED,
+                size: queue.size.into(),
+                reserved: 0,
+            };
+        }
+        let count = u32::try_from(lent.queues.len()).unwrap_or(0);
+        memory.write_obj(self.base + at::QUEUES, &count)?;
         memory.write_obj(self.base + at::START, &start)
     }
 }
 
-impl Server for DomainDisk {
+impl Server for DomainDevice {
     fn begin(&mut self, lent: &Lent<'_>) -> io::Result<()> {
         self.describe(lent).map_err(io::Error::other)?;
-        let Some(doorbell) = lent.doorbells.first() else {
-            return Ok(());
-        };
         // What an attempt that has failed may have left.
         self.disconnect(lent);
         let domain = &self.domain.machine;
         connect(domain, lent.interrupt, self.number)?;
-        let rung = domain.vm().register_irqfd(doorbell, LINE);
-        rung.map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        for doorbell in lent.doorbells {
+            let rung = domain.vm().register_irqfd(doorbell, LINE);
+            rung.map_err(|e| io::Error::from_raw_os_error(e.errno()))?;
+        }
         self.wants(1).map_err(io::Error::other)?;
         self.wait_until(false)
     }
@@ -293,7 +302,7 @@ impl Server for DomainDisk {
     }
 }
 
-impl Device for DomainDisk {
+impl Device for DomainDevice {
     fn kind(&self) -> u32 {
         self.kind
     }
@@ -312,7 +321,7 @@ impl Device for DomainDisk {
     }
 
     fn queues(&self) -> usize {
-        1
+        self.queues
     }
 
     fn config(&self) -> [u8; CONFIG_MAX] {

@@ -1,7 +1,7 @@
 //! What a driver domain and the VMM that starts it share: the one file that both compile.
 //!
-//! The domain's memory has a page of parameters and a *channel* for each disk that it serves. The memory of the guest
-//! that it serves lies at `WINDOW`.
+//! The domain's memory has a page of parameters and a *channel* for each device that it serves, with the device's queues.
+//! The memory of the guest that it serves lies at `WINDOW`.
 
 /// Interrupt descriptor table. Writer: domain.
 pub const IDT: u64 = 0x3e_0000;
@@ -26,28 +26,37 @@ pub const GUEST_END: u64 = PARAMETERS + 16;
 pub const FIRST: u64 = 0x40_0000;
 /// Bytes from one to the next.
 pub const STRIDE: u64 = 0x1_0000;
-/// In a channel: 1 while the VMM wants the disk served. Writer: VMM.
+/// In a channel: 1 while the VMM wants the device served. Writer: VMM.
 pub const WANTED: u64 = 0;
 /// In a channel: [`IDLE`], [`SERVING`] or [`BROKEN`]. Writer: domain.
 pub const STATE: u64 = 4;
-/// In a channel: entries of the queue, in the guest and in the domain, two bytes. Writer: VMM.
-pub const SIZE: u64 = 8;
-/// In a channel: the guest's descriptors, available ring and used ring, eight bytes each. Writer: VMM.
-pub const DESCRIPTORS: u64 = 16;
+/// In a channel: how many queues it has. Writer: VMM.
+pub const QUEUES: u64 = 8;
+/// In a channel: what `dev.start` gets for the domain's own device. Writer: VMM.
+pub const START: u64 = 0x100;
+/// In a channel: the first queue.
+pub const QUEUE: u64 = 0x1000;
+/// Bytes from one to the next.
+pub const QUEUE_STRIDE: u64 = 0x4000;
+/// The most queues of a channel.
+pub const QUEUES_MAX: usize = 2;
+
+/// In a queue: its entries, in the guest and in the domain, two bytes. Writer: VMM.
+pub const SIZE: u64 = 0;
+/// In a queue: what rings the domain's own device, four bytes. Writer: VMM.
+pub const RING: u64 = 4;
+/// In a queue: the guest's descriptors, available ring and used ring, eight bytes each. Writer: VMM.
+pub const DESCRIPTORS: u64 = 8;
 /// See [`DESCRIPTORS`].
-pub const AVAILABLE: u64 = 24;
+pub const AVAILABLE: u64 = 16;
 /// See [`DESCRIPTORS`].
-pub const USED: u64 = 32;
-/// In a channel: what `dev.start` gets for the domain's own disk. Writer: VMM.
-pub const START: u64 = 0x1000;
-/// In a channel: the three parts of the domain's own queue.
-pub const OWN_DESCRIPTORS: u64 = 0x2000;
+pub const USED: u64 = 24;
+/// In a queue: the three parts of the domain's own one, up to its end.
+pub const OWN_DESCRIPTORS: u64 = 0x1000;
 /// See [`OWN_DESCRIPTORS`].
-pub const OWN_AVAILABLE: u64 = 0x3000;
+pub const OWN_AVAILABLE: u64 = 0x2000;
 /// See [`OWN_DESCRIPTORS`].
-pub const OWN_USED: u64 = 0x4000;
-/// First byte after them.
-pub const OWN_END: u64 = 0x5000;
+pub const OWN_USED: u64 = 0x3000;
 
 /// Nothing of the guest's is in work.
 pub const IDLE: u32 = 0;
@@ -60,11 +69,11 @@ pub const BROKEN: u32 = 2;
 pub const WINDOW: u64 = 0x4000_0000;
 /// The most memory that it can have there: the VMM's page tables end at 4 GiB, its devices are in the last.
 pub const WINDOW_MAX: u64 = 0x8000_0000;
-/// The interrupt of all channels and disks.
+/// The interrupt of all channels and devices.
 pub const VECTOR: u8 = 0x30;
 /// A write of a channel's number to this port interrupts the guest.
 pub const EVENT_PORT: u16 = 0x7a;
 /// The same with this tells the VMM that the guest has broken the rules.
 pub const EVENT_BROKEN: u32 = 0x100;
 /// The most channels.
-pub const CHANNELS_MAX: usize = 15;
+pub const CHANNELS_MAX: usize = 16;

@@ -1,11 +1,12 @@
-//! The driver domain: a guest that owns the disks, and serves another guest's requests to them.
+//! The driver domain: a guest that owns the disks and the network, and serves another guest's requests to them.
 //!
 //! # How it works
 //!
 //! The other guest has virtio queues, as with any host; its memory is mapped here, too. Its doorbell is an
 //! interrupt here, and a write to [`channel::EVENT_PORT`] is one there: KVM passes both on, and the VMM has no part in
-//! it. Each request is checked, copied into this domain's own queue for its own disk, with addresses as they are
+//! it. Each request is checked, copied into this domain's own queue for its own device, with addresses as they are
 //! here, and what comes back is copied into the guest's used ring. A request has the same number in both queues.
+//! A network's empty buffers are requests, too: they are answered when a frame has come.
 //!
 //! While there is work, neither side is asked to ring; before it halts, it asks both, and looks once more.
 //!
@@ -112,10 +113,11 @@ fn call(id: u32, first: u64, second: u64) -> bool {
     status == 0
 }
 
-/// One disk.
+/// A queue of the guest's, and the domain's own one, which its requests go through.
 #[derive(Clone, Copy)]
-struct Channel {
-    number: u32,
+struct Queue {
+    /// The channel's number.
+    channel: u32,
     /// Where the VMM has described it.
     base: u64,
     size: u16,
@@ -130,11 +132,14 @@ struct Channel {
     seen: u16,
 }
 
-impl Channel {
+/// The guest has broken the rules.
+struct Broken;
+
+impl Queue {
     const fn first() -> Self {
         Self {
-            number: 0,
-            base: at::FIRST,
+            channel: 0,
+            base: at::FIRST + at::QUEUE,
             size: 1,
             descriptors: 0,
             available: 0,
@@ -145,41 +150,9 @@ impl Channel {
         }
     }
 
-    fn is_wanted(&self) -> bool {
-        read::<u32>(self.base + at::WANTED) != 0
-    }
-
-    fn state(&self) -> u32 {
-        read(self.base + at::STATE)
-    }
-
-    fn set_state(&self, state: u32) {
-        write(self.base + at::STATE, state);
-    }
-
     /// The place of an index in a ring; sizes are powers of two.
     fn slot(&self, index: u16) -> u64 {
         (index & self.size.wrapping_sub(1)).into()
-    }
-
-    /// Does what there is to do; whether there was something.
-    fn step(&mut self) -> bool {
-        match (self.state(), self.is_wanted()) {
-            (at::IDLE, true) => self.begin(),
-            (at::SERVING, wanted) => {
-                let answered = self.answer();
-                if wanted {
-                    return self.take() || answered;
-                }
-                if self.next != self.answered {
-                    return answered;
-                }
-                self.end(at::IDLE);
-            }
-            (at::BROKEN, false) => self.set_state(at::IDLE),
-            _ => return false,
-        }
-        true
     }
 
     fn begin(&mut self) {
@@ -189,69 +162,44 @@ impl Channel {
         self.available = place(at::AVAILABLE);
         self.used = place(at::USED);
         self.size = read::<u16>(self.base + at::SIZE).max(1);
-        for offset in (at::OWN_DESCRIPTORS..at::OWN_END).step_by(8) {
+        for offset in (at::OWN_DESCRIPTORS..at::QUEUE_STRIDE).step_by(8) {
             write(self.base + offset, 0_u64);
         }
-        // All before has been answered.
+        // All before has been answered, and what comes behind has not, or the device was stopped before it.
         self.next = read(self.used + INDEX);
         self.answered = self.next;
         self.seen = 0;
-        let started = call(
-            registry::CALL_DEV_START,
-            self.number.into(),
-            self.base + at::START,
-        );
-        if started {
-            self.set_state(at::SERVING);
-            self.ask(QUIET);
-        } else {
-            self.refuse();
-        }
     }
 
-    fn end(&mut self, state: u32) {
-        self.ask(0);
-        call(registry::CALL_DEV_STOP, self.number.into(), 0);
-        self.set_state(state);
-    }
-
-    /// Says whether guest and disk are to ring.
+    /// Says whether guest and device are to ring.
     fn ask(&self, flags: u16) {
         write(self.used, flags);
         write(self.base + at::OWN_AVAILABLE, flags);
     }
 
-    /// Has both ring; whether there is something already.
-    fn listen(&self) -> bool {
-        if self.state() != at::SERVING {
-            return false;
-        }
-        self.ask(0);
-        barrier();
-        let asked = self.is_wanted() && read::<u16>(self.available + INDEX) != self.next;
-        let answered = read::<u16>(self.base + at::OWN_USED + INDEX) != self.seen;
-        asked || answered || !self.is_wanted()
+    /// Whether there are requests or answers.
+    fn has_news(&self) -> bool {
+        let asked = read::<u16>(self.available + INDEX) != self.next;
+        asked || read::<u16>(self.base + at::OWN_USED + INDEX) != self.seen
     }
 
-    /// Gives the guest's new requests to the disk; whether there were any.
-    fn take(&mut self) -> bool {
+    /// Gives the guest's new requests to the device; whether there were any.
+    fn take(&mut self) -> Result<bool, Broken> {
         let available: u16 = read(self.available + INDEX);
         let outstanding = self.next.wrapping_sub(self.answered);
         let news = available.wrapping_sub(self.next);
         if news == 0 {
-            return false;
+            return Ok(false);
         }
         if news > self.size.saturating_sub(outstanding) {
-            self.refuse();
-            return true;
+            return Err(Broken);
         }
         let own = self.base + at::OWN_AVAILABLE;
         let mut index: u16 = read(own + INDEX);
         for _ in 0..news {
             let head: u16 = read(self.available + ENTRIES + 2 * self.slot(self.next));
             if !self.copy(head) {
-                self.refuse();
-                return true;
+                return Err(Broken);
             }
             write(own + ENTRIES + 2 * self.slot(index), head);
             index = index.wrapping_add(1);
@@ -260,15 +208,9 @@ impl Channel {
         write(own + INDEX, index);
         barrier();
         if read::<u16>(self.base + at::OWN_USED) & QUIET == 0 {
-            out(read(at::DOORBELL), self.number);
+            out(read(at::DOORBELL), read(self.base + at::RING));
         }
-        true
-    }
-
-    /// The guest has broken the rules: nothing of it is in work any more, and the VMM is told.
-    fn refuse(&mut self) {
-        self.end(at::BROKEN);
-        out(at::EVENT_PORT, self.number | at::EVENT_BROKEN);
+        Ok(true)
     }
 
     /// Copies a chain, with addresses as they are here; false: it cannot be.
@@ -302,7 +244,7 @@ impl Channel {
         false
     }
 
-    /// Gives the disk's answers to the guest; whether there were any.
+    /// Gives the device's answers to the guest; whether there were any.
     fn answer(&mut self) -> bool {
         let own = self.base + at::OWN_USED;
         let last: u16 = read(own + INDEX);
@@ -320,9 +262,117 @@ impl Channel {
         write(self.used + INDEX, self.answered);
         barrier();
         if read::<u16>(self.available) & QUIET == 0 {
-            out(at::EVENT_PORT, self.number);
+            out(at::EVENT_PORT, self.channel);
         }
         true
+    }
+}
+
+/// One device.
+#[derive(Clone, Copy)]
+struct Channel {
+    number: u32,
+    /// Where the VMM has described it.
+    base: u64,
+    all: [Queue; at::QUEUES_MAX],
+}
+
+impl Channel {
+    const fn new(number: u32) -> Self {
+        let base = at::FIRST + number as u64 * at::STRIDE;
+        let mut all = [Queue::first(); at::QUEUES_MAX];
+        let mut index = 0;
+        while index < all.len() {
+            all[index].channel = number;
+            all[index].base = base + at::QUEUE + index as u64 * at::QUEUE_STRIDE;
+            index += 1;
+        }
+        Self { number, base, all }
+    }
+
+    fn is_wanted(&self) -> bool {
+        read::<u32>(self.base + at::WANTED) != 0
+    }
+
+    fn state(&self) -> u32 {
+        read(self.base + at::STATE)
+    }
+
+    fn set_state(&self, state: u32) {
+        write(self.base + at::STATE, state);
+    }
+
+    fn queues(&mut self) -> impl Iterator<Item = &mut Queue> {
+        let count: u32 = read(self.base + at::QUEUES);
+        self.all.iter_mut().take(count as usize)
+    }
+
+    /// Does what there is to do; whether there was something.
+    fn step(&mut self) -> bool {
+        match (self.state(), self.is_wanted()) {
+            (at::IDLE, true) => self.begin(),
+            (at::SERVING, true) => return self.serve(),
+            (at::SERVING, false) => self.end(at::IDLE),
+            (at::BROKEN, false) => self.set_state(at::IDLE),
+            _ => return false,
+        }
+        true
+    }
+
+    fn begin(&mut self) {
+        self.queues().for_each(Queue::begin);
+        let (number, start) = (self.number.into(), self.base + at::START);
+        if call(registry::CALL_DEV_START, number, start) {
+            self.set_state(at::SERVING);
+            self.ask(QUIET);
+        } else {
+            self.refuse();
+        }
+    }
+
+    fn serve(&mut self) -> bool {
+        let (mut busy, mut broken) = (false, false);
+        for queue in self.queues() {
+            busy |= queue.answer();
+            match queue.take() {
+                Ok(taken) => busy |= taken,
+                Err(Broken) => broken = true,
+            }
+        }
+        if broken {
+            self.refuse();
+        }
+        busy || broken
+    }
+
+    /// What the device has not done when it is stopped, it does when it begins again: it keeps the order.
+    fn end(&mut self, state: u32) {
+        call(registry::CALL_DEV_STOP, self.number.into(), 0);
+        for queue in self.queues() {
+            queue.answer();
+            queue.ask(0);
+        }
+        self.set_state(state);
+    }
+
+    /// The guest has broken the rules: nothing of it is in work any more, and the VMM is told.
+    fn refuse(&mut self) {
+        self.end(at::BROKEN);
+        out(at::EVENT_PORT, self.number | at::EVENT_BROKEN);
+    }
+
+    fn ask(&mut self, flags: u16) {
+        self.queues().for_each(|queue| queue.ask(flags));
+    }
+
+    /// Has guest and device ring; whether there is something already.
+    fn listen(&mut self) -> bool {
+        if self.state() != at::SERVING {
+            return false;
+        }
+        self.ask(0);
+        barrier();
+        !self.is_wanted() || self.queues().any(|queue| queue.has_news())
     }
 }
 
@@ -349,12 +399,11 @@ fn set_up() {
 }
 
 const fn channels() -> [Channel; at::CHANNELS_MAX] {
-    let mut all = [Channel::first(); at::CHANNELS_MAX];
-    let mut index = 1;
-    while index < all.len() {
-        all[index].number = all[index - 1].number + 1;
-        all[index].base = all[index - 1].base + at::STRIDE;
-        index += 1;
+    let mut all = [Channel::new(0); at::CHANNELS_MAX];
+    let mut number = 0;
+    while (number as usize) < all.len() {
+        all[number as usize] = Channel::new(number);
+        number += 1;
     }
     all
 }
@@ -377,14 +426,14 @@ extern "C" fn main() -> ! {
         if busy {
             continue;
         }
-        for channel in all.iter().take(count) {
+        for channel in all.iter_mut().take(count) {
             busy |= channel.listen();
         }
         if !busy {
             // SAFETY: interrupts are taken there only, and change nothing.
             unsafe { halt() };
         }
-        for channel in all.iter().take(count) {
+        for channel in all.iter_mut().take(count) {
             if channel.state() == at::SERVING {
                 channel.ask(QUIET);
             }

@@ -125,10 +125,9 @@ impl Vm {
             .then(|| DriverDomain::start(&config, &memory))
             .transpose()?;
         let mut devices = match &domain {
-            Some(domain) => domain.disks(),
-            None => create_disks(&config)?,
+            Some(domain) => domain.devices(),
+            None => create_served(&config, &memory)?,
         };
-        devices.extend(create_net(&config, &memory)?);
         let balloon = config.balloon.then(Arc::<BalloonState>::default);
         devices.extend(create_others(&config, &memory, balloon.as_ref())?);
         let (registers, table) = if config.profile.is_paravane() {
@@ -271,28 +270,24 @@ fn create_devices(
     Ok(Ports::uart_only(Uart::new(irq, console.clone())))
 }
 
-/// The disks that are served in this process.
-fn create_disks(config: &Config) -> Result<Vec<Box<dyn Device>>, VmError> {
+/// Disks and network, which a driver domain may serve in place of this process.
+fn create_served(config: &Config, memory: &Memory) -> Result<Vec<Box<dyn Device>>, VmError> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
-    if config.profile != Profile::Full {
-        for (index, spec) in config.disks.iter().enumerate() {
-            let queues = spec.queues.min(config.vcpus);
-            devices.push(Box::new(Block::new(Disk::open(spec)?, index, queues)));
+    if config.profile == Profile::Full {
+        return Ok(devices);
+    }
+    for (index, spec) in config.disks.iter().enumerate() {
+        let queues = spec.queues.min(config.vcpus);
+        devices.push(Box::new(Block::new(Disk::open(spec)?, index, queues)));
+    }
+    match open_net(config)? {
+        None => {}
+        Some(tap) if config.io == Io::Kernel => {
+            devices.push(Box::new(VhostNet::new(tap, memory)?));
         }
+        Some(net) => devices.push(Box::new(NetDevice::new(net))),
     }
     Ok(devices)
-}
-
-/// The network device that works in guest memory.
-fn create_net(config: &Config, memory: &Memory) -> Result<Option<Box<dyn Device>>, VmError> {
-    if config.profile == Profile::Full {
-        return Ok(None);
-    }
-    Ok(match open_net(config)? {
-        None => None,
-        Some(tap) if config.io == Io::Kernel => Some(Box::new(VhostNet::new(tap, memory)?)),
-        Some(net) => Some(Box::new(NetDevice::new(net))),
-    })
 }
 
 /// The network that the guest is connected to, unless it is already.

@@ -107,10 +107,10 @@ fn run() -> Result<PathBuf, String> {
              guest {guest}.others random {image} --rng --vsock 3 --port agent={guest}.port --cpus 3 --disk {guest}.img,readonly,queues=4 \
              --cmdline 'quiet nr_cpus=2 rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
         );
-        for io in ["hosted", "kernel"] {
+        for io in ["hosted", "kernel", "driver-domain"] {
             let init = PING.replace("END", end);
             script += &format!(
-                "guest {guest}.{io} seq=1 {image} --io {io} --net tap=paravane0 \
+                "guest {guest}.ping-{io} seq=1 {image} --io {io} --net tap=paravane0 \
                  --cmdline 'quiet rdinit=/bin/busybox -- sh -c \"{init}\"'\n"
             );
         }
@@ -143,16 +143,20 @@ fn stats(folder: &Path, name: &str, printed: &str) -> Value {
 }
 
 #[test]
-fn the_hosts_kernel_moves_frames_and_the_vmm_does_not() {
+fn the_hosts_kernel_or_another_guest_moves_frames_and_the_vmm_does_not() {
     let Some(folder) = folder() else { return };
     for (guest, ..) in GUESTS {
-        let requests = |io: &str| {
-            let stats = stats(folder, &format!("{guest}.{io}"), "4 packets received");
-            assert_eq!(stats["devices"][0]["broken"], Value::Null, "{stats}");
-            stats["devices"][0]["requests"].as_u64().unwrap()
+        let requests = |io: &str, device: usize| {
+            let name = format!("{guest}.ping-{io}");
+            let stats = stats(folder, &name, "4 packets received");
+            let device = &stats["devices"][device];
+            assert_eq!(device["broken"], Value::Null, "{stats}");
+            device["requests"].as_u64().unwrap()
         };
-        assert!(requests("hosted") >= 8, "{guest}");
-        assert_eq!(requests("kernel"), 0, "{guest}");
+        assert!(requests("hosted", 0) >= 8, "{guest}");
+        assert_eq!(requests("kernel", 0), 0, "{guest}");
+        let [guests, domains] = [0, 1].map(|device| requests("driver-domain", device));
+        assert!(guests == 0 && domains >= 8, "{guest}: {guests}, {domains}");
     }
 }
 

@@ -1,6 +1,8 @@
-//! A disk that a driver domain serves: a real one, on this host's KVM. Where there is none, the tests print `skipped: reason`.
+//! A disk and a network that a driver domain serves: a real one, on this host's KVM. Where there is none, the tests print `skipped: reason`.
 
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
@@ -11,11 +13,13 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::driver::*;
+use super::rings::Rings;
 use crate::config::{Config, Io, Profile};
 use crate::disk::DiskSpec;
 use crate::disk::faults::Faults;
 use crate::driver_domain::DriverDomain;
 use crate::memory::Memory;
+use crate::net::{FRAME_MAX, Net};
 use crate::pause::Holder;
 use crate::virtio::poll::Poll;
 use crate::virtio::unit::Interrupt;
@@ -42,6 +46,13 @@ impl Interrupt for Line {
     }
 }
 
+fn interrupt() -> (Box<Line>, Arc<Told>, Arc<EventFd>) {
+    let told = Arc::<Told>::default();
+    let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+    let interrupt = Box::new(Line(Arc::clone(&told), Arc::clone(&line)));
+    (interrupt, told, line)
+}
+
 /// A driver of a domain's disk, and its interrupt.
 fn served() -> Option<(Driver, Arc<EventFd>)> {
     served_with(None)
@@ -60,10 +71,8 @@ fn served_with(faults: Option<Faults>) -> Option<(Driver, Arc<EventFd>)> {
     };
     let memory = Memory::new(32).unwrap();
     let domain = DriverDomain::start(&config, &memory).unwrap();
-    let device = domain.disks().remove(0);
-    let told = Arc::<Told>::default();
-    let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
-    let interrupt = Box::new(Line(Arc::clone(&told), Arc::clone(&line)));
+    let device = domain.devices().remove(0);
+    let (interrupt, told, line) = interrupt();
     let mut driver = Driver::with(device, interrupt, memory, (image, told), Poll::Off);
     driver.start().unwrap();
     Some((driver, line))
@@ -225,4 +234,70 @@ fn a_guest_that_breaks_the_rules_loses_the_device_until_a_reset() {
     driver.set_available(QUEUE.size + 1);
     driver.ring();
     wait_for("the device's end", || driver.unit.needs_reset());
+}
+
+/// A driver of a domain's network, and the other end of the wire.
+fn connected() -> Option<(Rings, UnixStream)> {
+    or_skipped(crate::kvm::open())?;
+    let (ours, wire) = UnixStream::pair().unwrap();
+    wire.set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let config = Config {
+        open_net: Some(Net::over(ours).unwrap()),
+        io: Io::DriverDomain,
+        ..Config::of(Profile::Para, "/".into())
+    };
+    let memory = Memory::new(32).unwrap();
+    let domain = DriverDomain::start(&config, &memory).unwrap();
+    let device = domain.devices().remove(0);
+    let (interrupt, told, _line) = interrupt();
+    let rings = Rings::with(device, (interrupt, told), memory, Poll::Off);
+    Some((rings, wire))
+}
+
+/// Before a frame in guest memory, and before one on the wire.
+const EMPTY: [u8; 12] = [0; 12];
+const LENGTH: u32 = 64;
+
+/// A frame full of `byte` comes and another one goes.
+fn exchange(rings: &mut Rings, wire: &mut UnixStream, byte: u8) {
+    let frame = [byte; LENGTH as usize];
+    assert_eq!(rings.get(0)[EMPTY.len()..], frame);
+    rings.send(1, &[&EMPTY[..], &frame].concat());
+    let mut sent = [0; 4 + LENGTH as usize];
+    wire.read_exact(&mut sent).unwrap();
+    assert_eq!(
+        (&sent[..4], &sent[4..]),
+        (&LENGTH.to_be_bytes()[..], &frame[..])
+    );
+}
+
+fn put_on(wire: &mut UnixStream, byte: u8) {
+    let frame = [&LENGTH.to_be_bytes()[..], &[byte; LENGTH as usize]].concat();
+    wire.write_all(&frame).unwrap();
+}
+
+#[test]
+fn frames_go_both_ways_and_no_buffer_is_lost_by_a_pause_or_a_reset() {
+    let Some((mut rings, mut wire)) = connected() else {
+        return;
+    };
+    let room = u32::try_from(EMPTY.len() + FRAME_MAX).unwrap();
+    for _ in 0..2 {
+        // Most of them wait for a frame through all that comes.
+        rings.empty(0, 8, room);
+        for byte in 0..4 {
+            let pause = rings.pause.pause(Holder::Client, Duration::from_secs(30));
+            assert_eq!(pause, Ok(()));
+            put_on(&mut wire, byte);
+            std::thread::sleep(Duration::from_millis(30));
+            assert_eq!(rings.used(0), u16::from(byte), "a paused guest's memory");
+            rings.pause.resume(Holder::Client);
+            exchange(&mut rings, &mut wire, byte);
+        }
+        rings.offer(1, rings.memory.bytes(), LENGTH, 0);
+        wait_for("the device's end", || rings.unit.needs_reset());
+        rings.unit.stop();
+        rings.start();
+    }
 }

@@ -7,7 +7,7 @@ use crate::memory::Memory;
 use crate::pause::Pause;
 use crate::virtio::poll::Poll;
 use crate::virtio::queue::QueueSetup;
-use crate::virtio::unit::Unit;
+use crate::virtio::unit::{Interrupt, Unit};
 use crate::virtio::{Device, QUEUES_MAX};
 
 pub(super) const SIZE: u16 = 16;
@@ -40,6 +40,7 @@ pub(super) struct Rings {
     pub(super) memory: Memory,
     pub(super) unit: Unit,
     pub(super) told: Arc<Told>,
+    pub(super) pause: Arc<Pause>,
     /// Buffers that were made available, and those of them that were looked at, of each queue.
     pub(super) offered: [u16; QUEUES_MAX],
     seen: [u16; QUEUES_MAX],
@@ -54,12 +55,23 @@ impl Rings {
     pub(super) fn polled(device: Box<dyn Device>, memory: Memory, poll: Poll) -> Self {
         let told = Arc::<Told>::default();
         let interrupt = Box::new(Arc::clone(&told));
-        let unit = Unit::new(device, memory.clone(), interrupt, Arc::<Pause>::default());
+        Self::with(device, (interrupt, told), memory, poll)
+    }
+
+    pub(super) fn with(
+        device: Box<dyn Device>,
+        (interrupt, told): (Box<dyn Interrupt>, Arc<Told>),
+        memory: Memory,
+        poll: Poll,
+    ) -> Self {
+        let pause = Arc::<Pause>::default();
+        let unit = Unit::new(device, memory.clone(), interrupt, Arc::clone(&pause));
         let unit = unit.unwrap().polling(poll);
         let mut rings = Self {
             memory,
             unit,
             told,
+            pause,
             offered: [0; QUEUES_MAX],
             seen: [0; QUEUES_MAX],
         };
