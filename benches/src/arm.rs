@@ -48,7 +48,7 @@ const PATCHED: &str = "patched";
 #[error(
     "there is no arm `{0}`; arms are full, kvm-pv, para, direct, para-FACILITY for para without that facility, para+FACILITY for \
      para with that one only, and the peers {peers}; GUEST@kernel has the host's kernel serve its network, \
-     GUEST@driver-domain another guest its disks, GUEST@poll has threads look at its queues under load, GUEST@uring has many transfers of its disk under way at once, full@pio does without DMA; full@patched and kvm-pv@patched have para's kernel; ARM~5 does five percent more than it says",
+     GUEST@driver-domain another guest all of it, GUEST@poll has threads look at its queues under load, GUEST@uring has many transfers of its disk under way at once, full@pio does without DMA; full@patched and kvm-pv@patched have para's kernel; ARM~5 does five percent more than it says",
     peers = peer::names().collect::<Vec<_>>().join(", ")
 )]
 pub struct ArmError(String);
@@ -143,7 +143,8 @@ impl Arm {
     pub fn fits(&self, kind: &Kind) -> bool {
         match self.io {
             _ if self.uring => kind.disk() > 0,
-            DRIVER_DOMAIN | PIO => kind.disk() > 0,
+            PIO => kind.disk() > 0,
+            DRIVER_DOMAIN => kind.disk() > 0 || kind.net(),
             KERNEL => kind.net(),
             // A peer has no network here.
             _ => self.peer.is_none() || !kind.net(),
