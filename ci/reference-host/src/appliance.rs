@@ -1,4 +1,4 @@
-//! The appliance: L1's kernel and initramfs, made from Debian packages without installing anything.
+//! The appliance: L1's kernel and initramfs, and its emulator, made from Debian packages without installing anything.
 
 use std::collections::VecDeque;
 use std::env;
@@ -13,6 +13,8 @@ use cpio::newc;
 use ruzstd::decoding::StreamingDecoder;
 use sha2::{Digest, Sha256};
 
+use crate::emulator::{Backport, Emulator};
+
 /// Debian's name for the newest cloud kernel of the series.
 const META_PACKAGE: &str = "linux-image-6.12-cloud-amd64";
 
@@ -23,7 +25,7 @@ const BUSYBOX: &str = "/bin/busybox";
 const INIT: &str = include_str!("init.sh");
 
 /// Changed when the same inputs make a different appliance.
-const RECIPE: &str = "4";
+const RECIPE: &str = "5";
 
 /// The reference host's kernel and initramfs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Appliance {
     pub initrd: PathBuf,
     /// Debian's kernel package and its version.
     pub package: String,
+    /// What emulates the machine.
+    pub emulator: Emulator,
 }
 
 /// Why there is no appliance.
@@ -109,6 +113,7 @@ impl Appliance {
                 .map_err(|_missing| ApplianceError::NotBuilt { path: package })?
                 .trim()
                 .into(),
+            emulator: Emulator::of(folder),
         };
         for path in [&found.kernel, &found.initrd] {
             if !path.exists() {
@@ -178,6 +183,8 @@ pub fn build(progress: &dyn Fn(&str)) -> Result<Appliance, ApplianceError> {
 
     progress("looking for Debian's newest 6.12 cloud kernel");
     let package = Package::newest()?;
+    let backport = Backport::newest(&cache, progress);
+    let emulator = backport.as_ref().map(Backport::id).unwrap_or_default();
     let busybox = fs::read(BUSYBOX).map_err(at(Path::new(BUSYBOX)))?;
     if busybox.windows(10).any(|bytes| bytes == b"/ld-linux-") {
         return Err(ApplianceError::DynamicBusybox);
@@ -185,8 +192,8 @@ pub fn build(progress: &dyn Fn(&str)) -> Result<Appliance, ApplianceError> {
     let mut hash = Sha256::new();
     for input in [
         RECIPE.as_bytes(),
-        package.id().as_bytes(),
-        package.sha256.as_bytes(),
+        package.hashed().as_bytes(),
+        emulator.as_bytes(),
         INIT.as_bytes(),
         &busybox,
     ] {
@@ -205,10 +212,14 @@ pub fn build(progress: &dyn Fn(&str)) -> Result<Appliance, ApplianceError> {
             .prefix("build-")
             .tempdir_in(&cache)
             .map_err(at(&cache))?;
-        let unpacked = package.fetch(work.path(), progress)?;
-        progress("making the initramfs");
+        let unpacked = work.path().join("unpacked");
+        package.fetch(work.path(), &[], &unpacked, progress)?;
         let made = work.path().join("made");
         fs::create_dir(&made).map_err(at(&made))?;
+        if let Some(backport) = &backport {
+            backport.unpack(work.path(), &made, progress)?;
+        }
+        progress("making the initramfs");
         let modules = modules(&package.name, &unpacked)?;
         let initrd = made.join("initrd");
         write_initrd(&initrd, &busybox, &modules).map_err(at(&initrd))?;
@@ -234,8 +245,8 @@ pub fn build(progress: &dyn Fn(&str)) -> Result<Appliance, ApplianceError> {
 }
 
 /// A package of Debian's archive.
-struct Package {
-    name: String,
+pub(crate) struct Package {
+    pub(crate) name: String,
     version: String,
     sha256: String,
 }
@@ -248,12 +259,24 @@ impl Package {
             .filter_map(|line| line.trim().strip_prefix("Depends: "))
             .find(|name| name.starts_with("linux-image-"))
             .ok_or(ApplianceError::NoKernel)?;
-        let record = tool(Command::new("apt-cache").args(["show", "--no-all-versions", name]))?;
+        Self::candidate(name, &[])
+    }
+
+    /// The newest version that apt knows of, with these options of its.
+    pub(crate) fn candidate(name: &str, options: &[String]) -> Result<Self, ApplianceError> {
+        let mut show = Command::new("apt-cache");
+        show.args(options).args(["show", "--no-all-versions", name]);
+        let record = tool(&mut show)?;
         let field = |key: &str| {
             let value = record
                 .lines()
                 .find_map(|line| line.strip_prefix(key)?.strip_prefix(": "));
-            value.map(String::from).ok_or(ApplianceError::NoKernel)
+            value
+                .map(String::from)
+                .ok_or_else(|| ApplianceError::Lacking {
+                    package: name.into(),
+                    what: format!("{key} in apt's lists"),
+                })
         };
         Ok(Self {
             name: name.into(),
@@ -273,27 +296,38 @@ impl Package {
         }
     }
 
-    /// Downloads and unpacks; returns the folder of the package's files.
-    fn fetch(&self, work: &Path, progress: &dyn Fn(&str)) -> Result<PathBuf, ApplianceError> {
+    /// The package to the last bit.
+    pub(crate) fn hashed(&self) -> String {
+        format!("{} {}", self.id(), self.sha256)
+    }
+
+    /// Downloads into `work` with these options of apt's, and puts the package's files into `unpacked`.
+    pub(crate) fn fetch(
+        &self,
+        work: &Path,
+        options: &[String],
+        unpacked: &Path,
+        progress: &dyn Fn(&str),
+    ) -> Result<(), ApplianceError> {
         progress(&format!("downloading {}", self.id()));
         let wanted = format!("{}={}", self.name, self.version);
         // Without its sandbox user, apt may write to a folder that is ours alone.
         tool(
             Command::new("apt-get")
+                .args(options)
                 .args(["-q", "-o", "APT::Sandbox::User=root", "download", &wanted])
                 .current_dir(work),
         )?;
         let archive =
             find(work, &|name| name.ends_with(".deb")).ok_or_else(|| self.lacking("archive"))?;
-        progress("unpacking the kernel package");
-        let unpacked = work.join("unpacked");
+        progress(&format!("unpacking {}", self.name));
         tool(
             Command::new("dpkg-deb")
                 .arg("-x")
                 .arg(&archive)
-                .arg(&unpacked),
+                .arg(unpacked),
         )?;
-        Ok(unpacked)
+        Ok(())
     }
 }
 
@@ -426,7 +460,7 @@ fn find(folder: &Path, fits: &dyn Fn(&str) -> bool) -> Option<PathBuf> {
     None
 }
 
-fn tool(command: &mut Command) -> Result<String, ApplianceError> {
+pub(crate) fn tool(command: &mut Command) -> Result<String, ApplianceError> {
     Ok(String::from_utf8_lossy(&tool_bytes(command)?).into_owned())
 }
 
@@ -444,7 +478,7 @@ fn tool_bytes(command: &mut Command) -> Result<Vec<u8>, ApplianceError> {
     }
 }
 
-fn at(path: &Path) -> impl Fn(io::Error) -> ApplianceError {
+pub(crate) fn at(path: &Path) -> impl Fn(io::Error) -> ApplianceError {
     let path = path.to_path_buf();
     move |source| ApplianceError::File {
         path: path.clone(),

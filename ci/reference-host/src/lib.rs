@@ -25,6 +25,7 @@
 
 mod appliance;
 mod command;
+mod emulator;
 mod machine;
 mod run;
 mod streams;
@@ -32,6 +33,7 @@ mod sys;
 
 pub use appliance::{Appliance, ApplianceError, build, built, cache_folder, e2fsprogs};
 pub use command::{Command, Input, Sink, is_inside};
+pub use emulator::Emulator;
 pub use run::{Finished, RunError};
 
 /// What a test needs. Where that is not there the reason is printed, as `cargo ci test` counts them, and the test is to return.

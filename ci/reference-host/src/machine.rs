@@ -39,10 +39,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use crate::appliance::Appliance;
+use crate::emulator::INSTALLED;
 use crate::run::RunError;
 use crate::sys;
-
-const QEMU: &str = "qemu-system-x86_64";
 
 /// Where Debian's packages put the file server of QEMU 7.2.
 const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
@@ -85,7 +84,10 @@ impl Machine {
         let (control, qemu_control) = UnixStream::pair().map_err(start("a port"))?;
         let ports = [&qemu_input, &qemu_output, &qemu_errors, &qemu_control].map(AsFd::as_fd);
 
-        let mut command = Command::new(QEMU);
+        let mut command = Command::new(&appliance.emulator.program);
+        for folder in &appliance.emulator.data {
+            command.arg("-L").arg(folder);
+        }
         command
             .args(options(memory_mib))
             .arg("-kernel")
@@ -131,7 +133,7 @@ impl Machine {
             }
             Err(source) => {
                 end(&mut files);
-                Err(missing_or(QEMU, source))
+                Err(missing_or(INSTALLED, source))
             }
         }
     }
