@@ -10,6 +10,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use crate::appliance::{ApplianceError, Package, at, tool};
 
@@ -85,7 +86,7 @@ impl Backport {
             .ok()
     }
 
-    /// The archive's lists are apt's own, in `folder`; they are fetched once.
+    /// The archive's lists are apt's own, in `folder`; they are fetched once a day, and where that fails the old ones are good.
     fn find(folder: &Path) -> Result<Self, ApplianceError> {
         let lists = folder.join("lists");
         let sources = folder.join("sources.list");
@@ -109,17 +110,20 @@ impl Backport {
             let packages = packages.map(|name| Package::candidate(name, options));
             packages.collect::<Result<Vec<_>, _>>()
         };
-        if let Ok(packages) = listed(&options) {
-            return Ok(Self { packages, options });
-        }
-        fs::create_dir_all(&lists).map_err(at(&lists))?;
-        fs::write(&sources, source()?).map_err(at(&sources))?;
-        tool(
-            Command::new("apt-get")
+        let mut packages = listed(&options);
+        if packages.is_err() || !is_of_today(&sources) {
+            fs::create_dir_all(&lists).map_err(at(&lists))?;
+            fs::write(&sources, source()?).map_err(at(&sources))?;
+            let mut update = Command::new("apt-get");
+            update
                 .args(&options)
-                .args(["-q", "update"]),
-        )?;
-        let packages = listed(&options)?;
+                .args(["-q", "update", "--error-on=any"]);
+            packages = match (tool(&mut update), listed(&options)) {
+                (Err(error), Err(_)) => Err(error),
+                (_, packages) => packages,
+            };
+        }
+        let packages = packages?;
         Ok(Self { packages, options })
     }
 
@@ -143,6 +147,13 @@ impl Backport {
         }
         Emulator::of(made).starts()
     }
+}
+
+/// Whether the file was written within a day.
+fn is_of_today(path: &Path) -> bool {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let written = fs::metadata(path).and_then(|file| file.modified());
+    written.is_ok_and(|time| time.elapsed().is_ok_and(|age| age < DAY))
 }
 
 /// Whether the installed one is new enough.
