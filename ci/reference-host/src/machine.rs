@@ -4,8 +4,9 @@
 //!
 //! * `-accel tcg,thread=single -smp 1`: one emulated CPU in one thread. With two in two threads (`thread=multi`) the L1
 //!   kernel was seen to panic while it patched its own text.
-//! * `-cpu max,la57=off`: everything that TCG can emulate, SVM with nested paging included. Five-level page tables only make
-//!   every page walk longer, twice so for nested guests.
+//! * `-cpu max,la57=off,erms=off,fsrm=off`: everything that TCG can emulate, SVM with nested paging included. Five-level page
+//!   tables only make every page walk longer, twice so for nested guests. Kernels that are told of fast REP MOVSB and STOSB copy and
+//!   clear with them, which TCG does byte by byte: 1.7 s instead of 0.4 for a launch whose 128 MiB are cleared beforehand.
 //! * `-M q35`, `-nodefaults -no-user-config`: a plain PC with nothing but what is named here, whatever the user's
 //!   configuration says.
 //! * `memory-backend-memfd,share=on`: virtiofsd reads and writes L1's memory itself.
@@ -218,7 +219,7 @@ fn options(memory_mib: u32) -> Vec<String> {
         "-smp",
         "1",
         "-cpu",
-        "max,la57=off",
+        "max,la57=off,erms=off,fsrm=off",
         "-m",
         &format!("{memory_mib}"),
         "-object",
