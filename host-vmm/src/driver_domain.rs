@@ -256,8 +256,7 @@ impl DomainDevice {
             vector: at::VECTOR.into(),
             ..DevStart::default()
         };
-        let queues = lent.queues.iter().take(self.queues);
-        for ((index, queue), own) in (0_u32..).zip(queues).zip(&mut start.queues) {
+        for ((index, queue), own) in (0_u32..).zip(lent.queues).zip(&mut start.queues) {
             let base = self.base + at::QUEUE + u64::from(index) * at::QUEUE_STRIDE;
             let ring = self.number | index << DEV_DOORBELL_QUEUE_SHIFT;
             memory.write_obj(base + at::SIZE, &queue.size)?;

@@ -21,6 +21,7 @@ use crate::driver_domain::DriverDomain;
 use crate::memory::Memory;
 use crate::net::{FRAME_MAX, Net};
 use crate::pause::Holder;
+use crate::virtio::Device;
 use crate::virtio::poll::Poll;
 use crate::virtio::unit::Interrupt;
 
@@ -46,11 +47,17 @@ impl Interrupt for Line {
     }
 }
 
-fn interrupt() -> (Box<Line>, Arc<Told>, Arc<EventFd>) {
+/// A driver's interrupt, and what it is told by.
+type Interrupted = (Box<Line>, Arc<Told>, Arc<EventFd>);
+
+/// The first device of a domain that is started with `config`, and a guest's memory.
+fn start(config: &Config) -> (Box<dyn Device>, Memory, Interrupted) {
+    let memory = Memory::new(32).unwrap();
+    let domain = DriverDomain::start(config, &memory).unwrap();
     let told = Arc::<Told>::default();
     let line = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
     let interrupt = Box::new(Line(Arc::clone(&told), Arc::clone(&line)));
-    (interrupt, told, line)
+    (domain.devices().remove(0), memory, (interrupt, told, line))
 }
 
 /// A driver of a domain's disk, and its interrupt.
@@ -69,10 +76,7 @@ fn served_with(faults: Option<Faults>) -> Option<(Driver, Arc<EventFd>)> {
         io: Io::DriverDomain,
         ..Config::of(Profile::Para, "/".into())
     };
-    let memory = Memory::new(32).unwrap();
-    let domain = DriverDomain::start(&config, &memory).unwrap();
-    let device = domain.devices().remove(0);
-    let (interrupt, told, line) = interrupt();
+    let (device, memory, (interrupt, told, line)) = start(&config);
     let mut driver = Driver::with(device, interrupt, memory, (image, told), Poll::Off);
     driver.start().unwrap();
     Some((driver, line))
@@ -247,10 +251,7 @@ fn connected() -> Option<(Rings, UnixStream)> {
         io: Io::DriverDomain,
         ..Config::of(Profile::Para, "/".into())
     };
-    let memory = Memory::new(32).unwrap();
-    let domain = DriverDomain::start(&config, &memory).unwrap();
-    let device = domain.devices().remove(0);
-    let (interrupt, told, _line) = interrupt();
+    let (device, memory, (interrupt, told, _line)) = start(&config);
     let rings = Rings::with(device, (interrupt, told), memory, Poll::Off);
     Some((rings, wire))
 }
