@@ -1,6 +1,6 @@
 //! `paravane bench --all`: every suite in one go, and its report.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, ensure};
 
@@ -8,7 +8,7 @@ use crate::boot::{LAUNCHES_OF_ALL, experiment};
 use crate::experiment::{Experiment, Saved};
 use crate::host::Host;
 use crate::job::{Job, suite};
-use crate::ops::{OpsArgs, ops};
+use crate::ops;
 use crate::peer;
 use crate::report::{ReportArgs, report};
 use crate::session::{CommonArgs, session};
@@ -51,9 +51,6 @@ const PIO: &str = "pio";
 /// The suite that wants a root file system.
 const APPS: &str = "apps";
 
-/// Launches of the operations: an interval takes so many.
-const OPS_LAUNCHES: u32 = 5;
-
 /// Bytes of the console workload here: a full guest takes a minute for a MiB.
 const CONSOLE_BYTES: u64 = 64 * 1024;
 
@@ -82,7 +79,7 @@ pub fn all(
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("the folder `{}` cannot be made", args.out.display()))?;
     let native = direct_here && Host::choose(common.host, unfit) != Host::here();
-    let mut suites = experiments(&common, native);
+    let mut suites = experiments(&common, native, facilities)?;
     if common.files.root.is_none() {
         match root() {
             Ok(root) => common.files.root = Some(root),
@@ -95,8 +92,7 @@ pub fn all(
         }
     }
     let common = &common;
-    // And the operations.
-    let count = suites.len() + 1;
+    let count = suites.len();
     let mut files = Vec::new();
     let mut whole = true;
     for (index, planned) in suites.into_iter().enumerate() {
@@ -120,21 +116,6 @@ pub fn all(
         files.push(path);
     }
     let file = |name: &str| Some(args.out.join(name));
-    eprintln!("Suite ops, {count} of {count}");
-    let (samples, tables) = (args.out.join("ops.jsonl"), args.out.join("ops.md"));
-    // The tables come last: without them the samples are those of a run that was cut.
-    if !tables.exists() {
-        let operations = operations(common, &samples, &tables)?;
-        whole &= match ops(&operations, facilities, || unfit.map(str::to_owned)) {
-            // Some launches failed, and the tables say which.
-            Err(error) if tables.exists() => {
-                eprintln!("{error}");
-                false
-            }
-            ended => ended.map(|()| true)?,
-        };
-    }
-    files.push(samples);
     report(&ReportArgs {
         files,
         html: file("report.html"),
@@ -157,25 +138,13 @@ fn peer_jobs() -> Vec<Job> {
         .collect()
 }
 
-/// The operations, on the host and with the files of the suites.
-fn operations(common: &CommonArgs, samples: &Path, tables: &Path) -> anyhow::Result<OpsArgs> {
-    let launches = if common.smoke { 1 } else { OPS_LAUNCHES };
-    Ok(OpsArgs {
-        launches,
-        boots: launches,
-        host: common.host,
-        json: Some(samples.to_path_buf()),
-        markdown: Some(tables.to_path_buf()),
-        seed: common.seed,
-        kernel: common.files.kernel_para.clone(),
-        initrd: common.files.initrd.clone(),
-        ..OpsArgs::by_default()?
-    })
-}
-
 /// The suites in their order: what is wanted most comes first. `native`: what a host whose KVM is software can run is among
 /// them, the direct guest beside binary translation.
-fn experiments(common: &CommonArgs, native: bool) -> Vec<Experiment> {
+fn experiments(
+    common: &CommonArgs,
+    native: bool,
+    facilities: &[&str],
+) -> anyhow::Result<Vec<Experiment>> {
     let seed = common.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
     let common = CommonArgs {
         seed: Some(seed),
@@ -230,7 +199,9 @@ fn experiments(common: &CommonArgs, native: bool) -> Vec<Experiment> {
             peer_jobs(),
         ));
     }
-    suites
+    let operations = suite(ops::SUITE).cloned().collect();
+    suites.push(ops::experiment(&common, operations, facilities)?);
+    Ok(suites)
 }
 
 #[cfg(test)]
@@ -238,9 +209,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_suite_is_run_with_a_twin_and_the_peers_at_the_end() {
-        assert_eq!(experiments(&CommonArgs::default(), true).len(), 9);
-        let all = experiments(&CommonArgs::default(), false);
+    fn every_suite_is_run_with_a_twin_and_its_peers() {
+        let plan = |native| experiments(&CommonArgs::default(), native, &["console"]).unwrap();
+        assert_eq!(plan(true).len(), 10);
+        let all = plan(false);
         let names: Vec<&str> = all.iter().map(|one| one.suite.as_str()).collect();
         assert_eq!(
             names,
@@ -252,17 +224,16 @@ mod tests {
                 "apps",
                 "pio",
                 "neighbours",
-                "peers"
+                "peers",
+                "ops"
             ]
         );
         for one in &all {
             assert!(one.arms().is_ok() && one.kinds.iter().all(|kind| kind.launches > 4));
         }
-        let peers = all.last().unwrap();
+        let peers = all.iter().find(|one| one.suite == "peers").unwrap();
         let jobs: usize = peers.kinds.iter().map(|kind| kind.jobs.len()).sum();
         assert_eq!(jobs, PEER_JOBS.len());
-        let ops = operations(&CommonArgs::default(), Path::new("a"), Path::new("b")).unwrap();
-        assert!(ops.launches > 4 && ops.arms.len() == 4);
         assert!(peers.arms.iter().any(|arm| arm == "qemu-tcg"));
     }
 }

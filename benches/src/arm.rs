@@ -138,10 +138,11 @@ impl Arm {
         }
     }
 
-    /// Whether launches of this kind have what the arm serves elsewhere; without, they would be those of another arm.
+    /// Whether the arm makes launches of this kind: ones without what the arm serves elsewhere would be those of another arm.
     #[must_use]
     pub fn fits(&self, kind: &Kind) -> bool {
         match self.io {
+            _ if !kind.arms.is_empty() && !kind.arms.contains(&self.name) => false,
             _ if self.uring => kind.disk() > 0,
             PIO => kind.disk() > 0,
             DRIVER_DOMAIN => kind.disk() > 0 || kind.net(),

@@ -7,6 +7,7 @@
 //!
 //! The same difference between `para` and its twin is what nothing saves; only what lies beyond it is a result.
 
+use crate::ops::WORTH;
 use crate::ops_results::Results;
 use crate::statistics::{MEANINGFUL_LAUNCHES, bootstrap, median};
 use crate::table::ExitCosts;
@@ -80,7 +81,7 @@ pub struct Worth {
 
 /// What `with` saves against `without`, two arms of the boots.
 pub(crate) fn worth(results: &Results, with: &str, without: &str) -> Option<Worth> {
-    let pairs = |metric| results.pairs("boot", metric, with, without);
+    let pairs = |metric| results.pairs(WORTH, metric, with, without);
     let (times, exits, user_exits) = (
         pairs("boot_to_init_ns"),
         pairs("exits_to_init"),
@@ -124,42 +125,20 @@ pub(crate) fn worth(results: &Results, with: &str, without: &str) -> Option<Wort
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::{Origin, Outcome, Sample};
+    use crate::ops_results::tests::{line, saved};
 
     fn results(boots: &[(&str, u32, u64, u64, u64)]) -> Results {
-        let mut results = Results::new(0);
-        results
-            .take(
-                r#"{"record":"crossings","crossings":{"cpl0.out":{"median_ns":100.0},"cpl0.cpuid":{"median_ns":50.0}}}"#,
-            )
-            .unwrap();
-        for &(arm, launch, ns, exits, user_exits) in boots {
-            for (metric, value) in [
-                ("boot_to_init_ns", ns),
-                ("exits_to_init", exits),
-                ("user_exits_to_init", user_exits),
-            ] {
-                let sample = Sample {
-                    origin: Origin {
-                        suite: "ops".into(),
-                        job: "boot".into(),
-                        arm: arm.into(),
-                        launch,
-                        seed: 3,
-                        ..Origin::default()
-                    },
-                    outcome: Outcome::Value {
-                        metric: metric.into(),
-                        unit: String::new(),
-                        value,
-                    },
-                };
-                results
-                    .take(&serde_json::to_string(&sample).unwrap())
-                    .unwrap();
-            }
-        }
-        results
+        let lines = boots
+            .iter()
+            .flat_map(|&(arm, launch, ns, exits, user_exits)| {
+                [
+                    ("boot_to_init_ns", ns),
+                    ("exits_to_init", exits),
+                    ("user_exits_to_init", user_exits),
+                ]
+                .map(|(metric, value)| line(WORTH, arm, launch, metric, value))
+            });
+        Results::of(&saved(lines))
     }
 
     #[test]

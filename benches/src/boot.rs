@@ -116,7 +116,7 @@ pub fn run_suite(name: &str, args: &SuiteArgs, unfit: Option<&str>) -> anyhow::R
 }
 
 /// The jobs of a suite with these names; all of them, where there are none.
-fn wanted(name: &str, names: &[String]) -> anyhow::Result<Vec<Job>> {
+pub(crate) fn wanted(name: &str, names: &[String]) -> anyhow::Result<Vec<Job>> {
     let known: Vec<&str> = suite(name).map(|job| job.name.as_str()).collect();
     ensure!(
         names.iter().all(|job| known.contains(&job.as_str())),
@@ -127,7 +127,7 @@ fn wanted(name: &str, names: &[String]) -> anyhow::Result<Vec<Job>> {
     Ok(suite(name).filter(wanted).cloned().collect())
 }
 
-fn finish(whole: bool) -> anyhow::Result<()> {
+pub(crate) fn finish(whole: bool) -> anyhow::Result<()> {
     ensure!(
         whole,
         "launches failed; their reasons stand below the tables"

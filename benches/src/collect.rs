@@ -12,6 +12,7 @@ use crate::experiment::Saved;
 use crate::job::Kind;
 use crate::machine;
 use crate::plan::Step;
+use crate::pvbench::Operations;
 use crate::sample::{Outcome, Sample, Samples};
 use crate::table::ExitCosts;
 
@@ -26,6 +27,8 @@ pub(crate) struct Collector {
     pub(crate) position: usize,
     /// What `paravane doctor` says that exits cost.
     pub(crate) costs: Option<ExitCosts>,
+    /// What the operations are, of suite ops.
+    pub(crate) operations: Option<Operations>,
     /// The machine of an earlier part, which this part's must equal; or why it does not.
     pub(crate) machine: Option<Result<Value, String>>,
 }
@@ -38,6 +41,9 @@ impl Collector {
         }
         self.position = saved.launched.len();
         self.costs = saved.record("crossings").and_then(machine::exit_costs);
+        self.operations = saved
+            .record("operations")
+            .and_then(|line| serde_json::from_str(line).ok());
         self.machine = saved.machine.clone().map(Ok);
     }
 
@@ -75,6 +81,12 @@ impl Collector {
         if kind == Some("absent") {
             let text = |name: &str| record.get(name).and_then(Value::as_str).unwrap_or("?");
             eprintln!("{} is absent: {}", text("arm"), text("why"));
+        }
+        if kind == Some("operations") {
+            if self.operations.is_some() {
+                return Ok(());
+            }
+            self.operations = serde_json::from_str(line).ok();
         }
         let costs = machine::exit_costs(line);
         // The costs of the first part hold for the whole: they are of the same machine.

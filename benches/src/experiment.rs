@@ -52,11 +52,15 @@ impl Experiment {
         Ok(arms)
     }
 
-    /// The launches in their order.
+    /// The launches of `arms` in their order.
     #[must_use]
-    pub fn steps(&self) -> Vec<Step> {
+    pub fn steps(&self, arms: &[Arm]) -> Vec<Step> {
         let launches: Vec<u32> = self.kinds.iter().map(|kind| kind.launches).collect();
-        plan(&launches, self.arms.len(), self.seed)
+        plan(&launches, arms.len(), self.seed, |kind, arm| {
+            let kind = self.kinds.get(kind);
+            kind.zip(arms.get(arm))
+                .is_some_and(|(kind, arm)| arm.fits(kind))
+        })
     }
 
     /// The line of the result.
@@ -191,7 +195,8 @@ pub(crate) mod tests {
         let line = experiment().record().unwrap();
         let saved = Saved::parse(&line).unwrap();
         assert_eq!(saved.experiment, experiment());
-        assert_eq!(saved.experiment.steps(), experiment().steps());
+        let steps = |experiment: &Experiment| experiment.steps(&experiment.arms().unwrap());
+        assert_eq!(steps(&saved.experiment), steps(&experiment()));
     }
 
     #[test]

@@ -28,6 +28,8 @@ pub enum Counts {
     Exits,
     /// How late its sleeps ended, nine of ten.
     Late,
+    /// The cycles of each operation, in the guest's kernel.
+    Cycles,
 }
 
 /// One job.
@@ -85,7 +87,7 @@ pub struct Job {
     /// What a round is called.
     #[serde(default = "boot")]
     pub round: String,
-    /// What is compared, where it is not the time: `exits`.
+    /// What is compared, where it is not the time: `exits`, `late` or `cycles`.
     #[serde(default)]
     pub counts: Option<Counts>,
     /// The unit of the number.
@@ -111,6 +113,8 @@ impl Job {
             (Some(_), None) => "time_ns",
             (Some(_), Some(Counts::Exits)) => "exits",
             (Some(_), Some(Counts::Late)) => "late_p90_ns",
+            // What measuring costs: there is no one number of all operations.
+            (Some(_), Some(Counts::Cycles)) => "empty.median",
         }
     }
 
@@ -119,7 +123,7 @@ impl Job {
     pub(crate) const fn number(&self) -> Number {
         match self.counts {
             None | Some(Counts::Late) => Number::Time,
-            Some(Counts::Exits) => Number::Count,
+            Some(Counts::Exits | Counts::Cycles) => Number::Count,
         }
     }
 
@@ -127,6 +131,9 @@ impl Job {
     #[must_use]
     pub fn order(&self, percent: u32) -> Option<String> {
         let work = self.work.as_ref()?;
+        if self.counts == Some(Counts::Cycles) {
+            return Some(work.clone());
+        }
         let rounds = self.rounds + self.rounds * u64::from(percent) / 100;
         let order = format!("job={work}:{rounds}:{}", self.tasks);
         Some(match &self.command {
@@ -145,6 +152,9 @@ pub struct Kind {
     pub launches: u32,
     /// The jobs, in the guest's order.
     pub jobs: Vec<Job>,
+    /// The arms that make it, by their names in results; empty: all that [fit](crate::arm::Arm::fits).
+    #[serde(default)]
+    pub arms: Vec<String>,
 }
 
 impl Kind {
@@ -205,6 +215,7 @@ const FILES: &[(&str, &str, &str)] = files! {
     "sched": "message-2x" "futex-2x" "shootdown-2x" "lock-2x" "message-4x" "futex-4x" "shootdown-4x" "lock-4x";
     "io": "read" "write" "sync" "scan" "load" "ping" "send";
     "apps": "compile" "database" "cache" "fio" "iperf3";
+    "ops": "operations" "worth";
     "neighbours": "alone" "busy-guest" "crashing-guest" "busy-host";
 };
 
@@ -245,6 +256,7 @@ pub fn kinds(jobs: impl IntoIterator<Item = Job>, launches: u32) -> Vec<Kind> {
                 name: job.launch.clone(),
                 launches,
                 jobs: vec![job],
+                arms: Vec::new(),
             }),
         }
     }

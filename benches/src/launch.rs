@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::arm::Arm;
-use crate::job::Kind;
+use crate::job::{Counts, Kind};
 use crate::metrics::{Metric, metrics};
 use crate::neighbour::Neighbour;
 use crate::network::TAP;
 use crate::peer::{ConsoleTo, Peer};
+use crate::pvbench::{Measured, Operations};
 
 /// How often a running child is looked at. Only a peer's time as a process is measured by it.
 const POLL: Duration = Duration::from_millis(5);
@@ -110,6 +111,14 @@ pub(crate) struct Report {
     cpuid_hypervisor_bit: bool,
 }
 
+/// What came of a launch.
+#[derive(Debug)]
+pub(crate) struct Launched {
+    pub(crate) metrics: Vec<Metric>,
+    /// What the operations are that its guest has measured.
+    pub(crate) operations: Option<Operations>,
+}
+
 /// What a guest that was what its arm says left behind.
 #[derive(Debug, Default)]
 pub(crate) struct Ended {
@@ -124,16 +133,12 @@ pub(crate) struct Ended {
 
 impl Launcher {
     /// Launches one guest and makes numbers of its end. `stop` ends it early.
-    ///
-    /// # Errors
-    ///
-    /// [`LaunchError`].
-    pub fn launch(
+    pub(crate) fn launch(
         &self,
         kind: &Kind,
         arm: &Arm,
         stop: &AtomicBool,
-    ) -> Result<Vec<Metric>, LaunchError> {
+    ) -> Result<Launched, LaunchError> {
         let works = kind.jobs.iter().any(|job| job.work.is_some());
         let watchdog = if works {
             self.watchdog.saturating_mul(JOBS_PATIENCE)
@@ -154,7 +159,16 @@ impl Launcher {
             .map(|beside| Neighbour::start(&launcher, beside))
             .transpose()?;
         let ended = launcher.run(arm, &cmdline(kind, arm), watchdog, stop)?;
-        metrics(kind, &ended)
+        let measured = kind
+            .jobs
+            .iter()
+            .any(|job| job.counts == Some(Counts::Cycles))
+            .then(|| Measured::read(&ended.console))
+            .transpose()?;
+        Ok(Launched {
+            metrics: metrics(kind, &ended, measured.as_ref())?,
+            operations: measured.and_then(|measured| measured.record()),
+        })
     }
 
     /// Launches one guest with `cmdline`, and waits for its end for at most `watchdog` seconds.

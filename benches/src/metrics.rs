@@ -4,6 +4,7 @@ use serde::Deserialize;
 
 use crate::job::{Counts, Job, Kind};
 use crate::launch::{Ended, LaunchError, Mark, RunStats};
+use crate::pvbench::Measured;
 
 /// One number of a launch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,10 +52,19 @@ impl Numbers<'_> {
     }
 }
 
-/// The numbers of a launch of this kind.
-pub(crate) fn metrics(kind: &Kind, ended: &Ended) -> Result<Vec<Metric>, LaunchError> {
+/// The numbers of a launch of this kind; `measured` by the module in the guest's kernel, if it was there.
+pub(crate) fn metrics(
+    kind: &Kind,
+    ended: &Ended,
+    measured: Option<&Measured>,
+) -> Result<Vec<Metric>, LaunchError> {
     let mut metrics = Vec::new();
-    let works = kind.jobs.iter().filter(|job| job.work.is_some()).count();
+    let by_module = |job: &&Job| job.counts == Some(Counts::Cycles);
+    let works = kind
+        .jobs
+        .iter()
+        .filter(|job| job.work.is_some() && !by_module(job));
+    let works = works.count();
     let guest = guest_times(&ended.console);
     let marks = ended.stats.as_ref().map(|stats| pairs(&stats.marks));
     let enough = |what: &str, found: usize| {
@@ -77,6 +87,14 @@ pub(crate) fn metrics(kind: &Kind, ended: &Ended) -> Result<Vec<Metric>, LaunchE
         numbers.push("process_ns", "ns", ended.process_ns);
         if job.work.is_none() {
             boot(&mut numbers, ended)?;
+            continue;
+        }
+        if by_module(&job) {
+            let marks = ended.stats.as_ref().map_or(&[][..], |stats| &stats.marks);
+            for (name, unit, value) in measured.iter().flat_map(|measured| measured.metrics(marks))
+            {
+                numbers.push(name, unit, value);
+            }
             continue;
         }
         numbers.push("rounds", "count", job.rounds);
@@ -281,13 +299,13 @@ mod tests {
         let kinds = kinds(suite("boot").cloned(), 1);
         let mut ended = ended();
         ended.console.clear();
-        let metrics = metrics(&kinds[0], &ended);
+        let metrics = metrics(&kinds[0], &ended, None);
         // The marks of jobs that were not asked for make the launch a failure.
         assert!(metrics.unwrap_err().to_string().contains("2 jobs"));
         if let Some(stats) = &mut ended.stats {
             stats.marks.truncate(1);
         }
-        let metrics = super::metrics(&kinds[0], &ended).unwrap();
+        let metrics = super::metrics(&kinds[0], &ended, None).unwrap();
         for (name, expected) in [
             ("process_ns", Some(77)),
             ("boot_to_init_ns", Some(1000)),
@@ -306,13 +324,13 @@ mod tests {
         if let Some(stats) = &mut ended.stats {
             stats.marks.clear();
         }
-        assert!(super::metrics(&kinds[0], &ended).is_err(), "no mark");
+        assert!(super::metrics(&kinds[0], &ended, None).is_err(), "no mark");
     }
 
     #[test]
     fn a_job_is_what_lies_between_its_two_marks() {
         let kinds = kinds(suite("boot").cloned(), 1);
-        let metrics = metrics(&kinds[2], &ended()).unwrap();
+        let metrics = metrics(&kinds[2], &ended(), None).unwrap();
         for (job, name, expected) in [
             ("console", "exits", 20),
             ("console", "time_ns", 3000),
@@ -334,7 +352,7 @@ mod tests {
             stats: None,
             ..ended()
         };
-        let metrics = metrics(&kinds[2], &ended).unwrap();
+        let metrics = metrics(&kinds[2], &ended, None).unwrap();
         assert_eq!(value(&metrics, "console", "guest_ns"), Some(2900));
         assert_eq!(value(&metrics, "console", "time_ns"), None);
     }
@@ -342,7 +360,7 @@ mod tests {
     #[test]
     fn a_job_without_a_result_is_a_failure() {
         let kinds = kinds(suite("os").cloned(), 1);
-        let error = metrics(&kinds[0], &ended()).unwrap_err();
+        let error = metrics(&kinds[0], &ended(), None).unwrap_err();
         assert!(error.to_string().contains("of 2 jobs"), "{error}");
     }
 }

@@ -12,111 +12,42 @@
 //!
 //! Twins show what a difference must exceed: of `para` in both parts.
 
-use std::fs::File;
-use std::io::{self, Write};
-use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, PoisonError};
+use anyhow::ensure;
 
-use anyhow::{Context as _, ensure};
-use clap::{Args as _, FromArgMatches as _};
+use crate::arm::{Arm, ArmError, name_twins, twin_of};
+use crate::boot::{self, SuiteArgs, finish, wanted};
+use crate::experiment::Experiment;
+use crate::job::Job;
+use crate::session::{CommonArgs, session};
 
-use crate::arm::{Arm, name_twins};
-use crate::collect::LineSink;
-use crate::host::Host;
-use crate::launch::Launcher;
-use crate::ops_launch::{Series, launch_all};
-use crate::ops_results::Results;
-use crate::ops_table::draw;
-use crate::session::{given_or_cached, resolved, scratch_folder, watch_signals};
-use crate::table::Look;
+/// The suite, and its two jobs.
+pub(crate) const SUITE: &str = "ops";
+pub(crate) const OPERATIONS: &str = "operations";
+pub(crate) const WORTH: &str = "worth";
+
+/// The arm that is judged, its twin, what is easiest to beat, and what is hardest.
+pub(crate) const PARA: &str = "para";
+pub(crate) const TWIN: &str = "para#2";
+pub(crate) const FULL: &str = "full@patched";
+pub(crate) const PEER: &str = "kvm-pv@patched";
+
+/// The guests whose operations are compared unless told.
+const ARMS: &str = "full@patched,kvm-pv@patched,para,para";
 
 /// Arguments of `paravane bench ops`.
-#[derive(Clone, Debug, clap::Args)]
+#[derive(Clone, Debug, Default, clap::Args)]
 #[command(
-    after_help = "The tables can be drawn again, and of several runs together: paravane bench ops --from a.jsonl --from b.jsonl\n\
+    after_help = "Job `operations` compares --arms, which all have the patched kernel, for the module that measures is built for it;\n\
+    job `worth` boots para with and without each facility.\n\
     A row is marked `worse` or `better` where the interval of para/kvm-pv lies beyond that of the twins."
 )]
 pub struct OpsArgs {
-    /// The guests whose operations are compared. `para-irq` is para without facility irq; naming an arm twice makes a twin.
-    #[arg(long, value_delimiter = ',', default_value = "full,kvm-pv,para,para")]
-    pub arms: Vec<String>,
-    /// Launches of each arm for the operations; 0 leaves them out.
-    #[arg(long, default_value_t = 6)]
-    pub launches: u32,
-    /// Boots with and without each facility for the attribution; 0 leaves it out.
-    #[arg(long, default_value_t = 6)]
-    pub boots: u32,
+    /// Those of all suites.
+    #[command(flatten)]
+    pub suite: SuiteArgs,
     /// The facilities whose worth is measured [default: all that a para guest can do without on any host: not clock].
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub facilities: Vec<String>,
-    /// Where the guests run [default: this machine if its KVM can run every arm, else the reference host].
-    #[arg(long, value_enum)]
-    pub host: Option<Host>,
-    /// Write the raw samples here, one JSON object a line.
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
-    /// Write the tables here, as Markdown.
-    #[arg(long, value_name = "FILE")]
-    pub markdown: Option<PathBuf>,
-    /// Launch nothing: draw the tables of raw samples that were taken before.
-    #[arg(long, value_name = "FILE", conflicts_with = "json")]
-    pub from: Vec<PathBuf>,
-    /// Seed of the launches' order and of the bootstrap [default: a new one each time].
-    #[arg(long)]
-    pub seed: Option<u64>,
-    /// The patched kernel, which boots as every arm [default: the newest that `cargo ci kernel para` built].
-    #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
-    /// The guest's initramfs, with pvbench.ko [default: the newest that `cargo ci initramfs` built].
-    #[arg(long, value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
-    /// Guest memory in MiB.
-    #[arg(long, default_value_t = 128)]
-    pub memory: u64,
-    /// vCPUs of a guest; with one, what needs two is absent.
-    #[arg(long, default_value_t = 2)]
-    pub cpus: u8,
-    /// How many seconds a launch may take.
-    #[arg(long, default_value_t = 240, value_name = "SECONDS")]
-    pub watchdog: u64,
-    /// Print the samples and nothing else: how the benchmark runs itself on the reference host.
-    #[arg(long, hide = true)]
-    pub samples_only: bool,
-}
-
-impl OpsArgs {
-    /// What the command line takes when nothing is said.
-    ///
-    /// # Errors
-    ///
-    /// Never, since nothing is required.
-    pub fn by_default() -> anyhow::Result<Self> {
-        let command = Self::augment_args(clap::Command::new("ops"));
-        Ok(Self::from_arg_matches(
-            &command.try_get_matches_from(["ops"])?,
-        )?)
-    }
-}
-
-/// The arms of the attribution: para, its twin, and para without each of `facilities`.
-fn attribution_arms(facilities: &[String]) -> Vec<String> {
-    let without = facilities.iter().map(|facility| format!("para-{facility}"));
-    ["para".to_owned(), "para".to_owned()]
-        .into_iter()
-        .chain(without)
-        .collect()
-}
-
-fn series(job: &'static str, arms: &[String], launches: u32) -> anyhow::Result<Series> {
-    let arms: Result<Vec<Arm>, _> = arms.iter().map(|name| name.parse()).collect();
-    let mut arms = arms?;
-    name_twins(&mut arms);
-    Ok(Series {
-        job,
-        arms,
-        launches,
-    })
 }
 
 /// Runs the benchmark and prints its tables. `facilities` are those that a para guest can do without; `unfit` is the
@@ -125,164 +56,110 @@ fn series(job: &'static str, arms: &[String], launches: u32) -> anyhow::Result<S
 /// # Errors
 ///
 /// When the arguments make no sense, a file is missing, the reference host fails, or a launch failed.
-pub fn ops(
-    args: &OpsArgs,
+pub fn ops(args: &OpsArgs, facilities: &[&str], unfit: Option<&str>) -> anyhow::Result<()> {
+    let common = &args.suite.common;
+    ensure!(
+        common.until.is_none(),
+        "suite ops has no one ratio whose interval could be waited for: say --launches in place of --until"
+    );
+    let named: Vec<&str> = args.facilities.iter().map(String::as_str).collect();
+    let facilities = if named.is_empty() { facilities } else { &named };
+    let planned = experiment(common, wanted(SUITE, &args.suite.jobs)?, facilities)?;
+    finish(session(common, || planned, unfit)?)
+}
+
+/// The names that these arms have in results.
+fn named(words: impl IntoIterator<Item = String>) -> Result<Vec<String>, ArmError> {
+    let arms: Result<Vec<Arm>, _> = words.into_iter().map(|word| word.parse()).collect();
+    let mut arms = arms?;
+    name_twins(&mut arms);
+    Ok(arms.into_iter().map(|arm| arm.name).collect())
+}
+
+/// An experiment with these jobs, each with its own arms.
+///
+/// # Errors
+///
+/// When a word is not an arm.
+pub(crate) fn experiment(
+    common: &CommonArgs,
+    jobs: Vec<Job>,
     facilities: &[&str],
-    unfit: impl FnOnce() -> Option<String>,
-) -> anyhow::Result<()> {
-    if !args.from.is_empty() {
-        return redraw(args);
-    }
-    let mut args = args.clone();
-    if args.facilities.is_empty() {
-        args.facilities = facilities.iter().map(ToString::to_string).collect();
-    }
-    let args = &args;
-    let series = [
-        series("ops", &args.arms, args.launches)?,
-        series("boot", &attribution_arms(&args.facilities), args.boots)?,
-    ];
-    ensure!(
-        series.iter().any(|series| series.launches > 0),
-        "there is nothing to launch: give --launches or --boots more than 0"
-    );
-    let seed = args.seed.unwrap_or_else(|| u64::from(fastrand::u32(..)));
-    let launcher = launcher(args)?;
-    let class = Host::choose(args.host, unfit().as_deref());
-    let stop = Arc::new(AtomicBool::new(false));
-    if args.samples_only {
-        watch_signals(&stop)?;
-        let mut out = io::stdout().lock();
-        return launch_all(&launcher, &series, class, seed, &stop, |line| {
-            Ok(writeln!(out, "{line}").and_then(|()| out.flush())?)
-        });
-    }
-    let file = args.json.as_deref().map(|path| {
-        File::create(path)
-            .with_context(|| format!("the result file `{}` cannot be created", path.display()))
-    });
-    let total = series.iter().map(Series::total).sum();
-    let mut results = Results::new(total);
-    results.file = file.transpose()?;
-    let results = Arc::new(Mutex::new(results));
-    let ended = if class == Host::here() {
-        watch_signals(&stop)?;
-        launch_all(&launcher, &series, class, seed, &stop, |line| {
-            lock(&results).take(line)
-        })
-    } else {
-        on_the_reference_host(args, &launcher, seed, &results)
+) -> Result<Experiment, ArmError> {
+    let mut experiment = boot::experiment(common, SUITE, ARMS, jobs);
+    // A module loads into the kernel that it was built for.
+    let patched = |word: &String| match word.as_str() {
+        "full" => FULL.to_owned(),
+        "kvm-pv" => PEER.to_owned(),
+        _ => word.clone(),
     };
-    let results = lock(&results);
-    results.progress.finish_and_clear();
-    show(&results, args.markdown.as_deref())?;
-    ended?;
-    ensure!(
-        results.failed == 0,
-        "{} launches failed; their reasons stand below the tables",
-        results.failed
-    );
-    Ok(())
+    let compared = named(experiment.arms.iter().map(patched))?;
+    let without = facilities
+        .iter()
+        .map(|facility| format!("{PARA}-{facility}"));
+    let boots = named([PARA, PARA].map(str::to_owned).into_iter().chain(without))?;
+    let mut all = Vec::new();
+    for name in compared.iter().chain(&boots) {
+        if !all.contains(name) {
+            all.push(name.clone());
+        }
+    }
+    for kind in &mut experiment.kinds {
+        let arms = if kind.name == OPERATIONS {
+            &compared
+        } else {
+            &boots
+        };
+        kind.arms.clone_from(arms);
+    }
+    let plain = |name: String| twin_of(&name).map_or(name.clone(), str::to_owned);
+    experiment.arms = all.into_iter().map(plain).collect();
+    Ok(experiment)
 }
 
-fn lock(results: &Mutex<Results>) -> std::sync::MutexGuard<'_, Results> {
-    // Results are whole after every line: ones that a panicking thread held are still good.
-    results.lock().unwrap_or_else(PoisonError::into_inner)
-}
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::job::suite;
 
-/// Draws the tables of recorded samples.
-fn redraw(args: &OpsArgs) -> anyhow::Result<()> {
-    let mut results = Results::new(0);
-    for path in &args.from {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("the samples `{}` cannot be read", path.display()))?;
-        results.take_all(&text)?;
+    pub(crate) fn planned(arms: &[&str], facilities: &[&str]) -> Experiment {
+        let common = CommonArgs {
+            arms: arms.iter().map(|arm| (*arm).to_owned()).collect(),
+            launches: Some(6),
+            seed: Some(5),
+            ..CommonArgs::default()
+        };
+        experiment(&common, suite(SUITE).cloned().collect(), facilities).unwrap()
     }
-    ensure!(
-        !results.is_empty(),
-        "there are no samples of `paravane bench ops` in these files"
-    );
-    show(&results, args.markdown.as_deref())
-}
 
-fn show(results: &Results, markdown: Option<&Path>) -> anyhow::Result<()> {
-    if results.is_empty() {
-        return Ok(());
+    #[test]
+    fn each_job_has_its_own_arms_and_all_of_them_the_patched_kernel() {
+        let planned = planned(&[], &["console", "timer"]);
+        assert_eq!(
+            planned.arms,
+            [FULL, PEER, PARA, PARA, "para-console", "para-timer"]
+        );
+        let arms = planned.arms().unwrap();
+        assert!(arms.iter().all(Arm::has_patched_kernel));
+        let of = |job: &str| {
+            let kind = planned.kinds.iter().find(|kind| kind.name == job).unwrap();
+            let fitting = arms.iter().filter(|arm| arm.fits(kind));
+            fitting.map(|arm| arm.name.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(OPERATIONS), [FULL, PEER, PARA, TWIN]);
+        assert_eq!(of(WORTH), [PARA, TWIN, "para-console", "para-timer"]);
+        // As many launches as there are fitting arms, and no place for the others.
+        assert_eq!(planned.steps(&arms).len(), 6 * (4 + 4));
     }
-    println!("{}", draw(results, Look::Terminal));
-    if let Some(path) = markdown {
-        std::fs::write(path, draw(results, Look::Markdown))
-            .with_context(|| format!("the tables `{}` cannot be written", path.display()))?;
-    }
-    Ok(())
-}
 
-fn launcher(args: &OpsArgs) -> anyhow::Result<Launcher> {
-    let kernel = resolved(
-        &given_or_cached(args.kernel.as_ref(), "kernel/para/vmlinux")?,
-        "build it with `cargo ci kernel para`",
-    )?;
-    Ok(Launcher {
-        program: std::env::current_exe().context("this program's own path is not known")?,
-        // A module loads into the kernel that it was built with, and the patched one boots as every guest.
-        kernel_full: kernel.clone(),
-        kernel_para: kernel,
-        initrd: resolved(
-            &given_or_cached(args.initrd.as_ref(), "initramfs/guest.cpio")?,
-            "build it with `cargo ci initramfs`",
-        )?,
-        root: None,
-        memory_mib: args.memory,
-        cpus: args.cpus,
-        disk_mib: 0,
-        net: false,
-        watchdog: args.watchdog,
-        scratch: scratch_folder()?,
-    })
-}
-
-/// Starts this program once on the reference host, with the same arguments, to make every launch there.
-fn on_the_reference_host(
-    args: &OpsArgs,
-    launcher: &Launcher,
-    seed: u64,
-    results: &Arc<Mutex<Results>>,
-) -> anyhow::Result<()> {
-    // The launches' files belong to the other side.
-    let _ = std::fs::remove_dir_all(&launcher.scratch);
-    let mut arguments: Vec<std::ffi::OsString> = vec![launcher.program.clone().into()];
-    arguments.extend(["bench", "ops", "--samples-only"].map(Into::into));
-    for (flag, value) in [
-        ("--arms", &args.arms.join(",")),
-        ("--facilities", &args.facilities.join(",")),
-        ("--seed", &seed.to_string()),
-        ("--launches", &args.launches.to_string()),
-        ("--boots", &args.boots.to_string()),
-        ("--memory", &args.memory.to_string()),
-        ("--cpus", &args.cpus.to_string()),
-        ("--watchdog", &args.watchdog.to_string()),
-    ] {
-        arguments.push(format!("{flag}={value}").into());
+    #[test]
+    fn an_arm_of_both_jobs_is_one_and_a_plain_guest_gets_the_patched_kernel() {
+        let planned = planned(&["full", "para", "para-irq"], &["irq"]);
+        assert_eq!(planned.arms, [FULL, PARA, "para-irq", PARA]);
+        let common = CommonArgs {
+            arms: vec!["xen".to_owned()],
+            ..CommonArgs::default()
+        };
+        assert!(experiment(&common, Vec::new(), &[]).is_err());
     }
-    for (flag, path) in [
-        ("--kernel", &launcher.kernel_para),
-        ("--initrd", &launcher.initrd),
-    ] {
-        arguments.push(flag.into());
-        arguments.push(path.into());
-    }
-    lock(results)
-        .progress
-        .set_message("the reference host boots");
-    let into = Arc::clone(results);
-    let sink = LineSink::new(move |line| lock(&into).take(line));
-    let finished = paravane_reference_host::Command::new(arguments)?
-        .stdout(sink)
-        .run()?;
-    ensure!(
-        finished.success(),
-        "the benchmark ended with code {} on the reference host",
-        finished.code
-    );
-    Ok(())
 }

@@ -5,14 +5,10 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::attribution::{Difference, Verdict, Worth, worth};
+use crate::ops::{FULL, OPERATIONS, PARA, PEER, TWIN, WORTH};
 use crate::ops_results::Results;
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, median, paired_ratio};
 use crate::table::{Kind, Look, TERMINAL, significant, write};
-
-/// The arm that is judged, its twin, and the one to beat.
-const PARA: &str = "para";
-const TWIN: &str = "para#2";
-const PEER: &str = "kvm-pv";
 
 /// A table with its title and what stands below it.
 pub(crate) struct Section {
@@ -25,14 +21,14 @@ pub(crate) struct Section {
 /// All that there is to show.
 pub(crate) fn sections(results: &Results) -> Vec<Section> {
     let mut sections = Vec::new();
-    if !results.arms("ops").is_empty() {
+    if !results.arms(OPERATIONS).is_empty() {
         sections.push(cycles(results));
         sections.push(Section {
-            notes: notes(results, "ops", operations_notes(results)),
+            notes: notes(results, OPERATIONS, operations_notes(results)),
             ..exits(results)
         });
     }
-    if !results.arms("boot").is_empty() {
+    if !results.arms(WORTH).is_empty() {
         sections.push(attribution(results));
     }
     sections
@@ -43,8 +39,7 @@ pub(crate) fn origin(results: &Results) -> String {
     format!(
         "Host class `{}`, seed {}. Intervals are 95 %, by paired bootstrap over launches; none is given of fewer than \
          {MEANINGFUL_LAUNCHES}.",
-        results.host.as_deref().unwrap_or("?"),
-        results.seed,
+        results.host, results.seed,
     )
 }
 
@@ -69,7 +64,7 @@ pub(crate) fn draw(results: &Results, look: Look) -> String {
 /// What stands below a table: what it means, and the launches that failed.
 fn notes(results: &Results, job: &str, mut notes: Vec<String>) -> Vec<String> {
     for arm in results.arms(job) {
-        let failures = results.failures(job, &arm);
+        let failures = results.failures(job, arm);
         if let Some(reason) = failures.first() {
             notes.push(format!("{arm}: {} failed: {reason}", failures.len()));
         }
@@ -102,18 +97,21 @@ fn words<const N: usize>(words: [&str; N]) -> Vec<String> {
 
 /// The arms that get a column: twins only show what a difference must exceed.
 fn shown(results: &Results) -> Vec<String> {
-    let arms = results.arms("ops");
-    arms.into_iter().filter(|arm| !arm.contains('#')).collect()
+    let arms = results.arms(OPERATIONS);
+    arms.iter()
+        .filter(|arm| !arm.contains('#'))
+        .cloned()
+        .collect()
 }
 
 /// The median over the launches of one metric.
 fn middle(results: &Results, metric: &str, arm: &str) -> Option<f64> {
-    let values = results.values("ops", metric, arm);
+    let values = results.values(OPERATIONS, metric, arm);
     median(&values.into_values().collect::<Vec<_>>())
 }
 
 fn ratio(results: &Results, op: &str, base: &str, arm: &str) -> Option<Ratio> {
-    let pairs = results.pairs("ops", &format!("{op}.median"), base, arm);
+    let pairs = results.pairs(OPERATIONS, &format!("{op}.median"), base, arm);
     paired_ratio(&pairs.into_values().collect::<Vec<_>>(), results.seed)
 }
 
@@ -153,7 +151,7 @@ fn cycles(results: &Results) -> Section {
     header.extend(shown.iter().map(|arm| format!("{arm}: median / 99 %")));
     header.extend(words(["para/full", "para/kvm-pv", "twins", ""]));
     let mut rows = Vec::new();
-    for operation in &results.operations {
+    for operation in &results.measured.operations {
         let op = &operation.op;
         let mut cells = vec![operation.what.clone(), operation.facility.clone()];
         for arm in &shown {
@@ -171,14 +169,19 @@ fn cycles(results: &Results) -> Section {
             ratio(results, op, PEER, PARA),
             ratio(results, op, PARA, TWIN),
         );
-        cells.push(ratio_cell(ratio(results, op, "full", PARA)));
+        cells.push(ratio_cell(ratio(results, op, FULL, PARA)));
         cells.push(ratio_cell(to_peer));
         cells.push(ratio_cell(twins));
         cells.push(judged(to_peer, twins).to_owned());
         rows.push(cells);
     }
     let mut cells = words(["launches", ""]);
-    let launches = |arm: &String| results.values("ops", "empty.median", arm).len().to_string();
+    let launches = |arm: &String| {
+        results
+            .values(OPERATIONS, "empty.median", arm)
+            .len()
+            .to_string()
+    };
     cells.extend(shown.iter().map(launches));
     cells.resize(header.len(), String::new());
     rows.push(cells);
@@ -197,7 +200,7 @@ fn exits(results: &Results) -> Section {
         header.extend([arm.clone(), "to the VMM".to_owned()]);
     }
     let mut rows = Vec::new();
-    for operation in &results.operations {
+    for operation in &results.measured.operations {
         let op = &operation.op;
         let mut cells = vec![operation.what.clone()];
         for arm in &shown {
@@ -220,7 +223,7 @@ fn exits(results: &Results) -> Section {
 }
 
 fn operations_notes(results: &Results) -> Vec<String> {
-    let frequency = match results.tsc_khz {
+    let frequency = match results.measured.tsc_khz {
         0 => String::new(),
         khz => format!(" A cycle is one of the TSC, which counts {khz} kHz."),
     };
@@ -278,11 +281,11 @@ fn attribution(results: &Results) -> Section {
     if let Some(twins) = twins {
         add("(twins)", twins, "");
     }
-    for arm in results.arms("boot") {
+    for arm in results.arms(WORTH) {
         let Some(facility) = arm.strip_prefix("para-") else {
             continue;
         };
-        let Some(worth) = worth(results, PARA, &arm) else {
+        let Some(worth) = worth(results, PARA, arm) else {
             continue;
         };
         let verdict = match twins.map(|twins| worth.time.verdict(&twins.time)) {
@@ -297,12 +300,12 @@ fn attribution(results: &Results) -> Section {
         title: "What each facility is worth in a boot",
         header,
         rows,
-        notes: notes(results, "boot", attribution_notes(results)),
+        notes: notes(results, WORTH, attribution_notes(results)),
     }
 }
 
 fn attribution_notes(results: &Results) -> Vec<String> {
-    let boots = results.values("boot", "boot_to_init_ns", PARA).len();
+    let boots = results.values(WORTH, "boot_to_init_ns", PARA).len();
     let mut notes = vec![format!(
         "Boot to init with the kernel's messages, {boots} pairs: para without the facility less para with everything."
     )];
@@ -327,27 +330,11 @@ fn attribution_notes(results: &Results) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// One sample as it stands in a result file.
-    fn line(job: &str, arm: &str, launch: u32, metric: &str, value: u64) -> String {
-        format!(
-            "{{\"suite\":\"ops\",\"job\":\"{job}\",\"arm\":\"{arm}\",\"host\":\"kvm\",\"launch\":{launch},\"block\":0,\
-             \"order\":{launch},\"seed\":5,\"metric\":\"{metric}\",\"unit\":\"cycles\",\"value\":{value}}}"
-        )
-    }
+    use crate::ops_results::tests::{line, sample, saved};
+    use crate::sample::Outcome;
 
     fn results(lines: impl IntoIterator<Item = String>) -> Results {
-        let mut results = Results::new(0);
-        results
-            .take(
-                "{\"suite\":\"ops\",\"record\":\"operations\",\"tsc_khz\":2000000,\"operations\":[\
-                 {\"op\":\"cpuid\",\"facility\":\"cpuid\",\"what\":\"CPUID\"},\
-                 {\"op\":\"call\",\"facility\":\"base\",\"what\":\"null call\"}]}",
-            )
-            .unwrap();
-        for line in lines {
-            results.take(&line).unwrap();
-        }
-        results
+        Results::of(&saved(lines))
     }
 
     /// Six launches of every arm; `para` takes so many cycles for a CPUID.
@@ -355,8 +342,8 @@ mod tests {
         results((1..=6).flat_map(|launch| {
             let noise = u64::from(launch % 3);
             [
-                ("full", "cpuid", 4_000),
-                ("kvm-pv", "cpuid", 2_000),
+                (FULL, "cpuid", 4_000),
+                (PEER, "cpuid", 2_000),
                 ("para", "cpuid", para),
                 ("para#2", "cpuid", para),
                 ("para", "call", 3_000),
@@ -364,10 +351,16 @@ mod tests {
             .into_iter()
             .flat_map(move |(arm, op, cycles)| {
                 [
-                    line("ops", arm, launch, &format!("{op}.n"), 1_000),
-                    line("ops", arm, launch, &format!("{op}.median"), cycles + noise),
-                    line("ops", arm, launch, &format!("{op}.p99"), cycles * 2),
-                    line("ops", arm, launch, &format!("{op}.exits"), 1_010),
+                    line(OPERATIONS, arm, launch, &format!("{op}.n"), 1_000),
+                    line(
+                        OPERATIONS,
+                        arm,
+                        launch,
+                        &format!("{op}.median"),
+                        cycles + noise,
+                    ),
+                    line(OPERATIONS, arm, launch, &format!("{op}.p99"), cycles * 2),
+                    line(OPERATIONS, arm, launch, &format!("{op}.exits"), 1_010),
                 ]
             })
         }))
@@ -407,43 +400,21 @@ mod tests {
                 .into_iter()
                 .flat_map(move |(arm, ms)| {
                     [
-                        line("boot", arm, launch, "boot_to_init_ns", ms * 1_000_000),
-                        line("boot", arm, launch, "exits_to_init", ms * 10),
-                        line("boot", arm, launch, "user_exits_to_init", ms),
+                        line(WORTH, arm, launch, "boot_to_init_ns", ms * 1_000_000),
+                        line(WORTH, arm, launch, "exits_to_init", ms * 10),
+                        line(WORTH, arm, launch, "user_exits_to_init", ms),
                     ]
                 })
         });
-        let failed = line("boot", "para-clock", 1, "x", 1).replace(
-            "\"metric\":\"x\",\"unit\":\"cycles\",\"value\":1",
-            "\"failed\":\"no clock\"",
-        );
+        let failed = Outcome::Failed {
+            failed: "no clock".to_owned(),
+        };
+        let failed = sample(WORTH, "para-clock", 1, failed);
         let text = draw(&results(boots.chain([failed])), Look::Markdown);
         let row = row(&text, "| console");
         assert!(row.contains("40.0 ms"), "{row}");
         assert!(row.contains("saves"), "{row}");
         assert!(text.contains("para-clock: 1 failed: no clock"), "{text}");
         assert!(!text.contains("| clock"), "{text}");
-    }
-
-    #[test]
-    fn a_second_run_adds_launches() {
-        let mut results = operations(200);
-        let before = results.values("ops", "cpuid.median", "para").len();
-        for line in [
-            "{\"record\":\"machine\"}".to_owned(),
-            "{\"record\":\"machine\"}".to_owned(),
-            line("ops", "para", 1, "cpuid.median", 7),
-        ] {
-            results.take(&line).unwrap();
-        }
-        let after = results.values("ops", "cpuid.median", "para").len();
-        assert_eq!(after, before + 1);
-    }
-
-    #[test]
-    fn two_classes_of_host_are_not_put_together() {
-        let mut results = operations(200);
-        let other = line("ops", "para", 9, "cpuid.median", 1).replace("kvm\"", "reference\"");
-        assert!(results.take(&other).is_err());
     }
 }

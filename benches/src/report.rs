@@ -18,8 +18,7 @@ use anyhow::{Context as _, bail, ensure};
 
 use crate::experiment::Saved;
 use crate::machine;
-use crate::ops_results::Results;
-use model::{Operations, Report};
+use model::Report;
 
 /// Arguments of `paravane bench report`.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -29,7 +28,7 @@ use model::{Operations, Report};
     outside the interval of the A/A twin. Without --html, --markdown or --csv, the Markdown goes to standard output."
 )]
 pub struct ReportArgs {
-    /// Raw samples, as `--json` of a suite or of `bench ops` wrote them.
+    /// Raw samples, as `--json` of a suite wrote them.
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
     /// Write one HTML page that needs nothing else.
@@ -50,20 +49,11 @@ pub struct ReportArgs {
 /// When a file is not a result, when results of one class are from different machines or programs, or when the report
 /// cannot be written.
 pub fn report(args: &ReportArgs) -> anyhow::Result<()> {
-    let (mut saved, mut files, mut operations) = (Vec::new(), Vec::new(), Vec::new());
-    for path in &args.files {
-        if let Some(results) = Results::read(path)? {
-            operations.push(Operations::of(&results));
-        } else {
-            saved.push(Saved::read(path)?);
-            files.push(path.clone());
-        }
-    }
-    check(&saved, &files)?;
-    let report = Report {
-        operations,
-        ..Report::of(saved)
-    };
+    let saved: anyhow::Result<Vec<Saved>> =
+        args.files.iter().map(|path| Saved::read(path)).collect();
+    let saved = saved?;
+    check(&saved, &args.files)?;
+    let report = Report::of(saved);
     ensure!(
         !report.parts.is_empty() || !report.operations.is_empty(),
         "there is no sample in these files"

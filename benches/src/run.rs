@@ -71,7 +71,8 @@ impl Run<'_> {
         let network = wants_network.then(Network::new).transpose();
         let mut blocks: BTreeMap<(usize, u32), bool> = BTreeMap::new();
         let (mut failed, mut gave_numbers) = (0, !self.launched.is_empty());
-        for step in self.experiment.steps() {
+        let mut described = false;
+        for step in self.experiment.steps(self.arms) {
             let (Some(arm), Some(kind)) = (
                 self.arms.get(step.arm),
                 self.experiment.kinds.get(step.kind),
@@ -82,7 +83,7 @@ impl Run<'_> {
             let enough = *blocks
                 .entry(block)
                 .or_insert_with(|| settled(self.experiment, self.arms, &self.samples, kind));
-            if enough || !arm.fits(kind) || !self.wanted(&step, arm) {
+            if enough || !self.wanted(&step, arm) {
                 continue;
             }
             let result = match &network {
@@ -94,6 +95,15 @@ impl Run<'_> {
             } else {
                 gave_numbers = true;
             }
+            let operations = result.as_ref().ok().and_then(|launched| {
+                let record = launched.operations.as_ref()?;
+                (!described).then(|| record.line())
+            });
+            if let Some(line) = operations {
+                take(&line?)?;
+                described = true;
+            }
+            let result = result.map(|launched| launched.metrics);
             for sample in self.make_samples(&step, kind, arm, result)? {
                 take(&serde_json::to_string(&sample)?)?;
                 self.samples.add(sample);
@@ -166,11 +176,11 @@ impl Run<'_> {
 
 /// Whether every interval of this kind's jobs is as narrow as was asked for.
 fn settled(experiment: &Experiment, arms: &[Arm], samples: &Samples, kind: &Kind) -> bool {
-    let (Some(until), Some((base, others))) = (experiment.until, arms.split_first()) else {
+    let judged = |arm: &&Arm| arm.peer.is_none() && arm.fits(kind);
+    let judged: Vec<&Arm> = arms.iter().filter(judged).collect();
+    let (Some(until), Some((base, judged))) = (experiment.until, judged.split_first()) else {
         return false;
     };
-    let judged = |arm: &&Arm| arm.peer.is_none() && arm.fits(kind);
-    let judged: Vec<&Arm> = others.iter().filter(judged).collect();
     let ratio = |job: &Job, arm: &Arm| {
         let values = samples.values(&job.name, job.metric())?;
         let (base, arm) = (values.get(&base.name)?, values.get(&arm.name)?);

@@ -20,6 +20,9 @@ use crate::experiment::{Experiment, Saved};
 use crate::host::Host;
 use crate::job::Kind;
 use crate::launch::Launcher;
+use crate::ops;
+use crate::ops_results::Results;
+use crate::ops_table;
 use crate::run::Run;
 use crate::sample::Samples;
 use crate::table::{Heading, Look, draw};
@@ -140,7 +143,7 @@ pub fn session(
     };
     let arms = experiment.arms()?;
     let launcher = launcher(&args.files, &experiment, &arms)?;
-    let steps = experiment.steps();
+    let steps = experiment.steps(&arms);
     ensure!(
         !steps.is_empty(),
         "there is nothing to launch: give --launches more than 0"
@@ -158,6 +161,7 @@ pub fn session(
         progress: progress_bar(steps.len()),
         position: 0,
         costs: None,
+        operations: None,
         machine: None,
         steps,
     };
@@ -260,24 +264,39 @@ fn show(
     if collector.position == 0 {
         return Ok(());
     }
-    let jobs = experiment.kinds.iter().flat_map(|kind| kind.jobs.clone());
-    let heading = Heading {
-        arms: collector.arms.clone(),
-        jobs: jobs.collect(),
-        host: class.name().to_owned(),
-        seed: experiment.seed,
-        costs: collector.costs,
+    let tables = |look| {
+        if experiment.suite == ops::SUITE {
+            return ops_table::draw(
+                &Results::new(
+                    experiment,
+                    collector.samples.clone(),
+                    collector.operations.clone(),
+                    collector.costs,
+                    class.name(),
+                ),
+                look,
+            );
+        }
+        let jobs = experiment.kinds.iter().flat_map(|kind| kind.jobs.clone());
+        let heading = Heading {
+            arms: collector.arms.clone(),
+            jobs: jobs.collect(),
+            host: class.name().to_owned(),
+            seed: experiment.seed,
+            costs: collector.costs,
+        };
+        draw(&collector.samples, &heading, look)
     };
-    println!("{}", draw(&collector.samples, &heading, Look::Terminal));
+    println!("{}", tables(Look::Terminal));
     if let Some(path) = markdown {
-        std::fs::write(path, draw(&collector.samples, &heading, Look::Markdown))
+        std::fs::write(path, tables(Look::Markdown))
             .with_context(|| format!("the table `{}` cannot be written", path.display()))?;
     }
     Ok(())
 }
 
 /// The file that was given, or that of the cache.
-pub(crate) fn given_or_cached(given: Option<&PathBuf>, cached: &str) -> anyhow::Result<PathBuf> {
+fn given_or_cached(given: Option<&PathBuf>, cached: &str) -> anyhow::Result<PathBuf> {
     match given {
         Some(path) => Ok(path.clone()),
         None => Ok(paravane_reference_host::cache_folder()
@@ -287,7 +306,7 @@ pub(crate) fn given_or_cached(given: Option<&PathBuf>, cached: &str) -> anyhow::
 }
 
 /// The file itself: a symbolic link into the cache may be moved to a newer build while the benchmark runs.
-pub(crate) fn resolved(path: &Path, mend: &str) -> anyhow::Result<PathBuf> {
+fn resolved(path: &Path, mend: &str) -> anyhow::Result<PathBuf> {
     path.canonicalize()
         .with_context(|| format!("`{}` cannot be read; {mend}", path.display()))
 }
@@ -348,7 +367,7 @@ pub(crate) fn launcher(
 
 /// A folder in memory if there is one: the guest's console goes to a file there, and a slow file system would be
 /// measured with it.
-pub(crate) fn scratch_folder() -> anyhow::Result<PathBuf> {
+fn scratch_folder() -> anyhow::Result<PathBuf> {
     let memory = Path::new("/dev/shm");
     let parent = if memory.is_dir() {
         memory.to_owned()
@@ -361,7 +380,7 @@ pub(crate) fn scratch_folder() -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
-pub(crate) fn watch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
+fn watch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(stop))
             .context("a signal cannot be handled")?;
@@ -369,7 +388,7 @@ pub(crate) fn watch_signals(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) fn progress_bar(steps: usize) -> ProgressBar {
+fn progress_bar(steps: usize) -> ProgressBar {
     let length = u64::try_from(steps).unwrap_or(u64::MAX);
     let target = if io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()

@@ -385,7 +385,7 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
             }
             paravane_benches::run_suite("apps", &args, unfit().as_deref())
         }
-        Some(BenchCommand::Ops(args)) => paravane_benches::ops(args, &optional, unfit),
+        Some(BenchCommand::Ops(args)) => paravane_benches::ops(args, &optional, unfit().as_deref()),
         Some(BenchCommand::Report(args)) => paravane_benches::report(args),
         Some(BenchCommand::Inside(args)) => paravane_benches::inside(args),
     }?;

@@ -9,6 +9,7 @@ use crate::experiment::Saved;
 use crate::job::{Counts, Direction, Job};
 use crate::machine;
 use crate::metrics::LATE_BUCKET;
+use crate::ops::SUITE;
 use crate::ops_results::Results;
 use crate::ops_table::{Section, origin, sections};
 use crate::sample::Samples;
@@ -29,7 +30,7 @@ pub(super) struct Operations {
 }
 
 impl Operations {
-    pub(super) fn of(results: &Results) -> Self {
+    fn of(results: &Results) -> Self {
         Self {
             sections: sections(results),
             origin: origin(results),
@@ -131,10 +132,17 @@ impl Verdict {
 impl Report {
     /// Computes every figure.
     pub(super) fn of(saved: Vec<Saved>) -> Self {
+        let (operations, saved): (Vec<Saved>, Vec<Saved>) = saved
+            .into_iter()
+            .partition(|saved| saved.experiment.suite == SUITE);
         let parts = saved.into_iter().map(Part::of);
         Self {
             parts: parts.filter(|part| !part.jobs.is_empty()).collect(),
-            operations: Vec::new(),
+            operations: operations
+                .iter()
+                .map(|saved| Operations::of(&Results::of(saved)))
+                .filter(|operations| !operations.sections.is_empty())
+                .collect(),
         }
     }
 

@@ -5,6 +5,8 @@ use super::*;
 use crate::experiment::Experiment;
 use crate::experiment::tests::experiment;
 use crate::job::{kinds, suite};
+use crate::ops::OPERATIONS;
+use crate::ops_results::tests as ops_results;
 use crate::sample::{Origin, Outcome, Sample};
 
 /// A result of `launches` launches whose boots take what `time` says of an arm and a launch.
@@ -261,18 +263,9 @@ fn results_that_cannot_be_compared_are_refused() {
 
 #[test]
 fn the_operations_stand_in_the_page_and_in_the_text() {
-    let lines = [
-        "{\"suite\":\"ops\",\"record\":\"operations\",\"tsc_khz\":2000000,\"operations\":[\
-         {\"op\":\"cpuid\",\"facility\":\"cpuid\",\"what\":\"CPUID <as asked>\"}]}",
-        "{\"suite\":\"ops\",\"job\":\"ops\",\"arm\":\"para\",\"host\":\"kvm\",\"launch\":1,\"block\":0,\"order\":1,\"seed\":5,\
-         \"metric\":\"cpuid.median\",\"unit\":\"cycles\",\"value\":1234}",
-    ];
-    let mut results = Results::new(0);
-    results.take_all(&lines.join("\n")).unwrap();
-    let report = Report {
-        operations: vec![Operations::of(&results)],
-        ..Report::of(Vec::new())
-    };
+    let value = ops_results::line(OPERATIONS, "para", 1, "cpuid.median", 1234);
+    let report = Report::of(vec![ops_results::saved([value])]);
+    assert!(report.parts.is_empty(), "its jobs have tables of their own");
     let page = html::page(&report);
     assert!(page.contains("CPUID &lt;as asked&gt;") && page.contains("id=\"operations\""));
     assert!(markdown::text(&report).contains("| CPUID <as asked>"));
