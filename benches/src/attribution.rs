@@ -1,13 +1,13 @@
-//! What a facility is worth: a para guest with everything beside one without the facility.
+//! What a facility is worth: a para guest with everything beside one without the facility, and one with it beside one that
+//! has nothing but its clock. Where the two differ, facilities do each other's work, or want each other.
 //!
 //! For each pair of launches, what is saved is `without - with`, in time and in exits. What the exits saved *predict*
 //! is their number times what one costs on this host, apart for exits to the VMM and for those that KVM serves itself.
 //! The *residual* is the time saved less the prediction: guest work and waiting that the facility spares, and what an
 //! exit costs beyond a bare one. Each stands with the interval of its median by bootstrap over the pairs.
 //!
-//! The same difference between `para` and its twin is what nothing saves; only what lies beyond it is a result.
+//! The same difference between a guest and its twin is what nothing saves; only what lies beyond it is a result.
 
-use crate::ops::WORTH;
 use crate::ops_results::Results;
 use crate::statistics::{MEANINGFUL_LAUNCHES, bootstrap, median};
 use crate::table::ExitCosts;
@@ -79,9 +79,9 @@ pub struct Worth {
     pub account: Option<(Difference, Difference)>,
 }
 
-/// What `with` saves against `without`, two arms of the boots.
-pub(crate) fn worth(results: &Results, with: &str, without: &str) -> Option<Worth> {
-    let pairs = |metric| results.pairs(WORTH, metric, with, without);
+/// What `with` saves against `without`, two arms of a job of boots.
+pub(crate) fn worth(results: &Results, job: &str, with: &str, without: &str) -> Option<Worth> {
+    let pairs = |metric| results.pairs(job, metric, with, without);
     let (times, exits, user_exits) = (
         pairs("boot_to_init_ns"),
         pairs("exits_to_init"),
@@ -125,6 +125,7 @@ pub(crate) fn worth(results: &Results, with: &str, without: &str) -> Option<Wort
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::LEFT_OUT;
     use crate::ops_results::tests::{line, saved};
 
     fn results(boots: &[(&str, u32, u64, u64, u64)]) -> Results {
@@ -136,7 +137,7 @@ mod tests {
                     ("exits_to_init", exits),
                     ("user_exits_to_init", user_exits),
                 ]
-                .map(|(metric, value)| line(WORTH, arm, launch, metric, value))
+                .map(|(metric, value)| line(LEFT_OUT, arm, launch, metric, value))
             });
         Results::of(&saved(lines))
     }
@@ -151,7 +152,7 @@ mod tests {
                 ]
             })
             .collect();
-        let worth = worth(&results(&boots), "para", "para-x").unwrap();
+        let worth = worth(&results(&boots), LEFT_OUT, "para", "para-x").unwrap();
         assert_eq!((worth.to_vmm.value, worth.in_kvm.value), (40.0, 20.0));
         assert_eq!(worth.time.value, 9_000.0);
         let (predicted, residual) = worth.account.unwrap();
@@ -163,7 +164,7 @@ mod tests {
     #[test]
     fn only_launches_that_both_have_are_compared() {
         let boots = [("para", 1, 10, 1, 1), ("para-x", 2, 20, 2, 2)];
-        assert_eq!(worth(&results(&boots), "para", "para-x"), None);
+        assert_eq!(worth(&results(&boots), LEFT_OUT, "para", "para-x"), None);
     }
 
     #[test]

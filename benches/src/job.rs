@@ -215,7 +215,7 @@ const FILES: &[(&str, &str, &str)] = files! {
     "sched": "message-2x" "futex-2x" "shootdown-2x" "lock-2x" "message-4x" "futex-4x" "shootdown-4x" "lock-4x";
     "io": "read" "write" "sync" "scan" "load" "ping" "send";
     "apps": "compile" "database" "cache" "fio" "iperf3";
-    "ops": "operations" "worth";
+    "ops": "operations" "left-out" "alone";
     "neighbours": "alone" "busy-guest" "crashing-guest" "busy-host";
 };
 

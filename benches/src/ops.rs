@@ -6,11 +6,11 @@
 //! exits of each. One patched image boots as every guest, so that the instructions measured are the same: a launch is
 //! the sample, and its number is the median, or the tail, over the module's rounds.
 //!
-//! *Attribution.* A para guest boots with everything and without one facility, in turn. What the facility saves is the
-//! difference; what the exits saved predict is their number times what `paravane doctor` says that an exit costs here;
+//! *Attribution.* A para guest boots with everything and without one facility, and with nothing but its clock and with one
+//! facility beside, in turn. What the facility saves is the difference; what the exits saved predict is their number times what `paravane doctor` says that an exit costs here;
 //! the residual is the rest ([`crate::attribution`]).
 //!
-//! Twins show what a difference must exceed: of `para` in both parts.
+//! Twins show what a difference must exceed: of what the others are compared with, in each part.
 
 use anyhow::ensure;
 
@@ -20,16 +20,20 @@ use crate::experiment::Experiment;
 use crate::job::Job;
 use crate::session::{CommonArgs, session};
 
-/// The suite, and its two jobs.
+/// The suite, and its jobs.
 pub(crate) const SUITE: &str = "ops";
 pub(crate) const OPERATIONS: &str = "operations";
-pub(crate) const WORTH: &str = "worth";
+pub(crate) const LEFT_OUT: &str = "left-out";
+pub(crate) const ALONE: &str = "alone";
 
 /// The arm that is judged, its twin, what is easiest to beat, and what is hardest.
 pub(crate) const PARA: &str = "para";
 pub(crate) const TWIN: &str = "para#2";
 pub(crate) const FULL: &str = "full@patched";
 pub(crate) const PEER: &str = "kvm-pv@patched";
+/// What facilities are added to, one at a time, and its twin: a guest that was not told the time finds it by nothing here.
+pub(crate) const BARE: &str = "para+clock";
+pub(crate) const BARE_TWIN: &str = "para+clock#2";
 
 /// The guests whose operations are compared unless told.
 const ARMS: &str = "full@patched,kvm-pv@patched,para,para";
@@ -38,7 +42,7 @@ const ARMS: &str = "full@patched,kvm-pv@patched,para,para";
 #[derive(Clone, Debug, Default, clap::Args)]
 #[command(
     after_help = "Job `operations` compares --arms, which all have the patched kernel, for the module that measures is built for it;\n\
-    job `worth` boots para with and without each facility.\n\
+    job `left-out` boots para without each facility, and job `alone` with its clock and each facility.\n\
     A row is marked `worse` or `better` where the interval of para/kvm-pv lies beyond that of the twins."
 )]
 pub struct OpsArgs {
@@ -94,23 +98,25 @@ pub(crate) fn experiment(
         _ => word.clone(),
     };
     let compared = named(experiment.arms.iter().map(patched))?;
-    let without = facilities
-        .iter()
-        .map(|facility| format!("{PARA}-{facility}"));
-    let boots = named([PARA, PARA].map(str::to_owned).into_iter().chain(without))?;
+    let boots = |base: &str, sign: &str| {
+        let others = facilities
+            .iter()
+            .map(|facility| format!("{base}{sign}{facility}"));
+        named([base, base].map(str::to_owned).into_iter().chain(others))
+    };
+    let (left_out, alone) = (boots(PARA, "-")?, boots(BARE, "+")?);
     let mut all = Vec::new();
-    for name in compared.iter().chain(&boots) {
+    for name in compared.iter().chain(&left_out).chain(&alone) {
         if !all.contains(name) {
             all.push(name.clone());
         }
     }
     for kind in &mut experiment.kinds {
-        let arms = if kind.name == OPERATIONS {
-            &compared
-        } else {
-            &boots
-        };
-        kind.arms.clone_from(arms);
+        kind.arms.clone_from(match kind.name.as_str() {
+            OPERATIONS => &compared,
+            LEFT_OUT => &left_out,
+            _ => &alone,
+        });
     }
     let plain = |name: String| twin_of(&name).map_or(name.clone(), str::to_owned);
     experiment.arms = all.into_iter().map(plain).collect();
@@ -137,7 +143,18 @@ pub(crate) mod tests {
         let planned = planned(&[], &["console", "timer"]);
         assert_eq!(
             planned.arms,
-            [FULL, PEER, PARA, PARA, "para-console", "para-timer"]
+            [
+                FULL,
+                PEER,
+                PARA,
+                PARA,
+                "para-console",
+                "para-timer",
+                BARE,
+                BARE,
+                "para+clock+console",
+                "para+clock+timer"
+            ]
         );
         let arms = planned.arms().unwrap();
         assert!(arms.iter().all(Arm::has_patched_kernel));
@@ -147,15 +164,20 @@ pub(crate) mod tests {
             fitting.map(|arm| arm.name.as_str()).collect::<Vec<_>>()
         };
         assert_eq!(of(OPERATIONS), [FULL, PEER, PARA, TWIN]);
-        assert_eq!(of(WORTH), [PARA, TWIN, "para-console", "para-timer"]);
+        assert_eq!(of(LEFT_OUT), [PARA, TWIN, "para-console", "para-timer"]);
+        let alone = [BARE, BARE_TWIN, "para+clock+console", "para+clock+timer"];
+        assert_eq!(of(ALONE), alone);
         // As many launches as there are fitting arms, and no place for the others.
-        assert_eq!(planned.steps(&arms).len(), 6 * (4 + 4));
+        assert_eq!(planned.steps(&arms).len(), 6 * (4 + 4 + 4));
     }
 
     #[test]
     fn an_arm_of_both_jobs_is_one_and_a_plain_guest_gets_the_patched_kernel() {
         let planned = planned(&["full", "para", "para-irq"], &["irq"]);
-        assert_eq!(planned.arms, [FULL, PARA, "para-irq", PARA]);
+        assert_eq!(
+            planned.arms,
+            [FULL, PARA, "para-irq", PARA, BARE, BARE, "para+clock+irq"]
+        );
         let common = CommonArgs {
             arms: vec!["xen".to_owned()],
             ..CommonArgs::default()

@@ -152,9 +152,9 @@ pub(crate) mod tests {
 
     #[test]
     fn a_job_that_was_not_launched_has_no_arms() {
-        let results = Results::of(&saved([line("worth", "para", 1, "x", 1)]));
+        let results = Results::of(&saved([line("left-out", "para", 1, "x", 1)]));
         assert!(results.arms("operations").is_empty());
-        assert_eq!(results.arms("worth").len(), 5);
+        assert_eq!(results.arms("left-out").len(), 5);
         assert!(results.costs.is_some() && results.host == "reference");
         assert_eq!(results.measured.operations.len(), 2);
     }

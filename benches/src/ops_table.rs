@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 
 use crate::attribution::{Difference, Verdict, Worth, worth};
-use crate::ops::{FULL, OPERATIONS, PARA, PEER, TWIN, WORTH};
+use crate::ops::{ALONE, BARE, BARE_TWIN, FULL, LEFT_OUT, OPERATIONS, PARA, PEER, TWIN};
 use crate::ops_results::Results;
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, median, paired_ratio};
 use crate::table::{Kind, Look, TERMINAL, significant, write};
@@ -28,8 +28,10 @@ pub(crate) fn sections(results: &Results) -> Vec<Section> {
             ..exits(results)
         });
     }
-    if !results.arms(WORTH).is_empty() {
-        sections.push(attribution(results));
+    for boots in &BOOTS {
+        if !results.arms(boots.job).is_empty() {
+            sections.push(attribution(results, boots));
+        }
     }
     sections
 }
@@ -250,7 +252,43 @@ fn cell(difference: Difference, unit: Kind) -> String {
     )
 }
 
-fn attribution(results: &Results) -> Section {
+/// Boots with and without.
+struct Boots {
+    job: &'static str,
+    title: &'static str,
+    /// What is subtracted from what.
+    what: &'static str,
+    /// The guest that the others are compared with, and its twin.
+    base: &'static str,
+    twin: &'static str,
+    /// What comes before the facility in the others' names.
+    prefix: &'static str,
+    /// Whether the others are the ones that have it.
+    added: bool,
+}
+
+const BOOTS: [Boots; 2] = [
+    Boots {
+        job: LEFT_OUT,
+        title: "What each facility is worth in a boot",
+        what: "para without the facility less para with everything",
+        base: PARA,
+        twin: TWIN,
+        prefix: "para-",
+        added: false,
+    },
+    Boots {
+        job: ALONE,
+        title: "What each facility is worth by itself",
+        what: "para with nothing but its clock less para with its clock and the facility",
+        base: BARE,
+        twin: BARE_TWIN,
+        prefix: "para+clock+",
+        added: true,
+    },
+];
+
+fn attribution(results: &Results, boots: &Boots) -> Section {
     let header = words([
         "facility",
         "exits to the VMM removed",
@@ -261,7 +299,7 @@ fn attribution(results: &Results) -> Section {
         "",
     ]);
     let mut rows = Vec::new();
-    let twins = worth(results, PARA, TWIN);
+    let twins = worth(results, boots.job, boots.base, boots.twin);
     let mut add = |name: &str, worth: Worth, verdict: &str| {
         let mut cells = vec![
             name.to_owned(),
@@ -281,11 +319,16 @@ fn attribution(results: &Results) -> Section {
     if let Some(twins) = twins {
         add("(twins)", twins, "");
     }
-    for arm in results.arms(WORTH) {
-        let Some(facility) = arm.strip_prefix("para-") else {
+    for arm in results.arms(boots.job) {
+        let Some(facility) = arm.strip_prefix(boots.prefix) else {
             continue;
         };
-        let Some(worth) = worth(results, PARA, arm) else {
+        let (with, without) = if boots.added {
+            (arm.as_str(), boots.base)
+        } else {
+            (boots.base, arm.as_str())
+        };
+        let Some(worth) = worth(results, boots.job, with, without) else {
             continue;
         };
         let verdict = match twins.map(|twins| worth.time.verdict(&twins.time)) {
@@ -297,17 +340,19 @@ fn attribution(results: &Results) -> Section {
         add(facility, worth, verdict);
     }
     Section {
-        title: "What each facility is worth in a boot",
+        title: boots.title,
         header,
         rows,
-        notes: notes(results, WORTH, attribution_notes(results)),
+        notes: notes(results, boots.job, attribution_notes(results, boots)),
     }
 }
 
-fn attribution_notes(results: &Results) -> Vec<String> {
-    let boots = results.values(WORTH, "boot_to_init_ns", PARA).len();
+fn attribution_notes(results: &Results, boots: &Boots) -> Vec<String> {
+    let pairs = results.values(boots.job, "boot_to_init_ns", boots.base);
     let mut notes = vec![format!(
-        "Boot to init with the kernel's messages, {boots} pairs: para without the facility less para with everything."
+        "Boot to init with the kernel's messages, {} pairs: {}.",
+        pairs.len(),
+        boots.what
     )];
     match results.costs {
         Some(costs) => notes.push(format!(
@@ -396,24 +441,33 @@ mod tests {
     #[test]
     fn a_facility_is_judged_against_the_twins_and_a_failed_one_says_why() {
         let boots = (1..=6).flat_map(|launch| {
-            [("para", 10), ("para#2", 11), ("para-console", 50)]
-                .into_iter()
-                .flat_map(move |(arm, ms)| {
-                    [
-                        line(WORTH, arm, launch, "boot_to_init_ns", ms * 1_000_000),
-                        line(WORTH, arm, launch, "exits_to_init", ms * 10),
-                        line(WORTH, arm, launch, "user_exits_to_init", ms),
-                    ]
-                })
+            [
+                (LEFT_OUT, PARA, 10),
+                (LEFT_OUT, TWIN, 11),
+                (LEFT_OUT, "para-console", 50),
+                (ALONE, BARE, 90),
+                (ALONE, BARE_TWIN, 89),
+                (ALONE, "para+clock+console", 60),
+            ]
+            .into_iter()
+            .flat_map(move |(job, arm, ms)| {
+                [
+                    line(job, arm, launch, "boot_to_init_ns", ms * 1_000_000),
+                    line(job, arm, launch, "exits_to_init", ms * 10),
+                    line(job, arm, launch, "user_exits_to_init", ms),
+                ]
+            })
         });
         let failed = Outcome::Failed {
             failed: "no clock".to_owned(),
         };
-        let failed = sample(WORTH, "para-clock", 1, failed);
+        let failed = sample(LEFT_OUT, "para-clock", 1, failed);
         let text = draw(&results(boots.chain([failed])), Look::Markdown);
-        let row = row(&text, "| console");
-        assert!(row.contains("40.0 ms"), "{row}");
-        assert!(row.contains("saves"), "{row}");
+        let (left_out, alone) = text.split_once("by itself").unwrap();
+        for (part, saved) in [(left_out, "40.0 ms"), (alone, "30.0 ms")] {
+            let row = row(part, "| console");
+            assert!(row.contains(saved) && row.contains("saves"), "{row}");
+        }
         assert!(text.contains("para-clock: 1 failed: no clock"), "{text}");
         assert!(!text.contains("| clock"), "{text}");
     }

@@ -136,10 +136,12 @@ struct Queue {
 struct Broken;
 
 impl Queue {
-    const fn first() -> Self {
+    /// The queue of that number, of the channel of that one.
+    const fn new(channel: u32, number: usize) -> Self {
+        let base = at::FIRST + channel as u64 * at::STRIDE;
         Self {
-            channel: 0,
-            base: at::FIRST + at::QUEUE,
+            channel,
+            base: base + at::QUEUE + number as u64 * at::QUEUE_STRIDE,
             size: 1,
             descriptors: 0,
             available: 0,
@@ -279,15 +281,17 @@ struct Channel {
 
 impl Channel {
     const fn new(number: u32) -> Self {
-        let base = at::FIRST + number as u64 * at::STRIDE;
-        let mut all = [Queue::first(); at::QUEUES_MAX];
-        let mut index = 0;
+        let mut all = [Queue::new(number, 0); at::QUEUES_MAX];
+        let mut index = 1;
         while index < all.len() {
-            all[index].channel = number;
-            all[index].base = base + at::QUEUE + index as u64 * at::QUEUE_STRIDE;
+            all[index] = Queue::new(number, index);
             index += 1;
         }
-        Self { number, base, all }
+        Self {
+            number,
+            base: at::FIRST + number as u64 * at::STRIDE,
+            all,
+        }
     }
 
     fn is_wanted(&self) -> bool {
