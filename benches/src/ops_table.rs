@@ -271,7 +271,7 @@ const BOOTS: [Boots; 2] = [
     Boots {
         job: LEFT_OUT,
         title: "What each facility is worth in a boot",
-        what: "para without the facility less para with everything",
+        what: "Boot to init with the kernel's messages: para without the facility less para with everything",
         base: PARA,
         twin: TWIN,
         prefix: "para-",
@@ -280,7 +280,8 @@ const BOOTS: [Boots; 2] = [
     Boots {
         job: ALONE,
         title: "What each facility is worth by itself",
-        what: "para with nothing but its clock less para with its clock and the facility",
+        what: "Quiet boot to init, for a console of bytes would hide all else: para with nothing but its clock less para with its clock \
+               and the facility",
         base: BARE,
         twin: BARE_TWIN,
         prefix: "para+clock+",
@@ -349,11 +350,7 @@ fn attribution(results: &Results, boots: &Boots) -> Section {
 
 fn attribution_notes(results: &Results, boots: &Boots) -> Vec<String> {
     let pairs = results.values(boots.job, "boot_to_init_ns", boots.base);
-    let mut notes = vec![format!(
-        "Boot to init with the kernel's messages, {} pairs: {}.",
-        pairs.len(),
-        boots.what
-    )];
+    let mut notes = vec![format!("{}; {} pairs.", boots.what, pairs.len())];
     match results.costs {
         Some(costs) => notes.push(format!(
             "By `paravane doctor`, an exit to the VMM costs {} here, and one that KVM serves itself {}. The residual is work \
