@@ -51,8 +51,8 @@ const PIO: &str = "pio";
 /// The suite that wants a root file system.
 const APPS: &str = "apps";
 
-/// Bytes of the console workload here: a full guest takes a minute for a MiB.
-const CONSOLE_BYTES: u64 = 64 * 1024;
+/// Bytes of the console workload here: a full guest takes four minutes for a MiB.
+const CONSOLE_BYTES: u64 = 16 * 1024;
 
 /// Runs every suite, and makes the report. `unfit` is the reason why this machine's KVM cannot run the guests, if it
 /// cannot; `direct_here`, that it can run the direct one; `root` makes the root file system of suite apps.
@@ -170,6 +170,7 @@ fn experiments(
     let places = "full,full,kvm-pv,para,para@kernel,para@driver-domain,para@poll";
     // A disk without DMA takes minutes for what the others do in seconds, so that it makes one job.
     let pio = suite("io").filter(|job| job.name == "read").cloned();
+    let operations = suite(ops::SUITE).cloned().collect();
     let mut suites = vec![
         experiment(&common, "boot", twin, boot.collect()),
         // And what the patched kernel costs by itself: a processor as QEMU emulates it minds where code lies.
@@ -181,6 +182,7 @@ fn experiments(
         ),
         experiment(&common, "sched", twin, suite("sched").cloned().collect()),
         experiment(&common, "io", places, suite("io").cloned().collect()),
+        ops::experiment(&common, operations, facilities)?,
         experiment(&common, APPS, twin, suite(APPS).cloned().collect()),
         experiment(&common, PIO, "full@pio,full,kvm-pv,para", pio.collect()),
         experiment(
@@ -199,8 +201,6 @@ fn experiments(
             peer_jobs(),
         ));
     }
-    let operations = suite(ops::SUITE).cloned().collect();
-    suites.push(ops::experiment(&common, operations, facilities)?);
     Ok(suites)
 }
 
@@ -221,11 +221,11 @@ mod tests {
                 "os",
                 "sched",
                 "io",
+                "ops",
                 "apps",
                 "pio",
                 "neighbours",
-                "peers",
-                "ops"
+                "peers"
             ]
         );
         for one in &all {

@@ -3,6 +3,7 @@
 use anyhow::ensure;
 
 use crate::experiment::Experiment;
+use crate::host::Host;
 use crate::job::{Job, kinds, suite};
 use crate::session::{CommonArgs, session};
 
@@ -58,6 +59,7 @@ pub(crate) fn experiment(
         }
         job
     };
+    let boots = jobs.iter().any(|job| job.work.is_none());
     Experiment {
         suite: name.to_owned(),
         arms,
@@ -68,8 +70,13 @@ pub(crate) fn experiment(
         seed: common.seed.unwrap_or_else(|| u64::from(fastrand::u32(..))),
         memory_mib: common.memory.unwrap_or(128),
         cpus: common.cpus.unwrap_or(1),
-        watchdog: common.watchdog.unwrap_or(120),
-        doctor: !common.no_doctor,
+        watchdog: common.watchdog.unwrap_or(match common.host {
+            // Ten times what any boot takes, and several minutes for one that spins.
+            Some(Host::Counted) => 20,
+            _ => 120,
+        }),
+        // What exits cost explains boots, and no other job.
+        doctor: !common.no_doctor && boots,
         until: common.until,
         smoke: common.smoke,
     }

@@ -7,6 +7,8 @@ pub enum Host {
     Kvm,
     /// The emulated reference host.
     Reference,
+    /// The same, its time counted: an instruction is a nanosecond, whatever else this machine does.
+    Counted,
 }
 
 impl Host {
@@ -14,13 +16,26 @@ impl Host {
         match self {
             Self::Kvm => "kvm",
             Self::Reference => "reference",
+            Self::Counted => "counted",
+        }
+    }
+
+    /// What its time is.
+    pub(crate) const fn time(self) -> &'static str {
+        match self {
+            Self::Kvm | Self::Reference => "as it passes",
+            Self::Counted => {
+                "a nanosecond an instruction of the emulated processor; while it is idle, as it passes"
+            }
         }
     }
 
     /// The class of the host that this process is on.
     #[must_use]
     pub fn here() -> Self {
-        if paravane_reference_host::is_inside() {
+        if paravane_reference_host::is_counted() {
+            Self::Counted
+        } else if paravane_reference_host::is_inside() {
             Self::Reference
         } else {
             Self::Kvm
@@ -30,7 +45,7 @@ impl Host {
     /// The host that was asked for, or this machine if it can run the guests: `unfit` says why it cannot.
     pub(crate) fn choose(asked: Option<Self>, unfit: Option<&str>) -> Self {
         if paravane_reference_host::is_inside() {
-            return Self::Reference;
+            return Self::here();
         }
         match (asked, unfit) {
             (Some(host), _) => host,

@@ -8,6 +8,9 @@
 //! the table ([`table`]) is made from these lines alone, so that it can be made again from a published file. A ratio
 //! stands beside its 95 % interval by a paired bootstrap over the launches ([`statistics`]).
 //!
+//! Times are those of the host's clock, but for host class `counted`: there a nanosecond is an instruction of the emulated
+//! processor ([`host`]), and what a sample differs by from the next one is what the guests did differently.
+//!
 //! A launch that fails, or whose guest is not what its arm says (a full guest that finds a hypervisor, a para guest
 //! that makes no call), is a failed sample with its reason, never a number.
 //!

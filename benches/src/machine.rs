@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::host::Host;
 use crate::launch::Launcher;
 use crate::table::ExitCosts;
 
@@ -32,8 +33,7 @@ fn hash(path: &Path) -> Option<String> {
 }
 
 /// Describes this machine and what runs on it. `host` is its class.
-#[must_use]
-pub fn record(host: &str, launcher: &Launcher) -> Value {
+pub(crate) fn record(host: Host, launcher: &Launcher) -> Value {
     let kernels = [&launcher.kernel_full, &launcher.kernel_para];
     let manifests: Vec<Value> = kernels
         .into_iter()
@@ -51,7 +51,8 @@ pub fn record(host: &str, launcher: &Launcher) -> Value {
         .map_or(0, |elapsed| elapsed.as_secs());
     json!({
         "record": "machine",
-        "host": host,
+        "host": host.name(),
+        "time": host.time(),
         "unix_time": seconds,
         "cpu": field("/proc/cpuinfo", "model name"),
         "microcode": field("/proc/cpuinfo", "microcode"),

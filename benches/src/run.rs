@@ -48,7 +48,7 @@ impl Run<'_> {
     }
 
     fn all(&mut self, take: &mut impl FnMut(&str) -> anyhow::Result<()>) -> anyhow::Result<()> {
-        let machine = machine::record(self.class.name(), self.launcher);
+        let machine = machine::record(self.class, self.launcher);
         let unequal = machine::unequal_kernels(&machine);
         ensure!(
             unequal.is_empty(),

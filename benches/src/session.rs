@@ -61,7 +61,7 @@ pub struct CommonArgs {
     /// everything than it says, to see whether that is found.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub arms: Vec<String>,
-    /// Where the guests run [default: this machine if its KVM can run every arm, else the reference host].
+    /// Where the guests run, and by which clock [default: this machine if its KVM can run every arm, else the reference host].
     #[arg(long, value_enum)]
     pub host: Option<Host>,
     /// Launches of each arm of each kind; with `--until`, the most.
@@ -91,7 +91,7 @@ pub struct CommonArgs {
     /// vCPUs of a guest; a job that wants more gets more [default: 1].
     #[arg(long)]
     pub cpus: Option<u8>,
-    /// How many seconds a boot may take; one with further jobs may take three times as long [default: 120].
+    /// How many seconds a boot may take; one with further jobs may take three times as long [default: 120; 20 where time is counted].
     #[arg(long, value_name = "SECONDS")]
     pub watchdog: Option<u64>,
     /// Do not ask `paravane doctor` what an exit costs on the host.
@@ -186,7 +186,7 @@ pub fn session(
         };
         run.here(|line| lock(&collector).take(line))
     } else {
-        on_the_reference_host(args, &launcher, &experiment, &collector)
+        on_the_reference_host(class, args, &launcher, &experiment, &collector)
     };
     let collector = lock(&collector);
     collector.progress.finish_and_clear();
@@ -404,6 +404,7 @@ fn progress_bar(steps: usize) -> ProgressBar {
 
 /// Starts this program once on the reference host to make every launch there.
 fn on_the_reference_host(
+    class: Host,
     args: &CommonArgs,
     launcher: &Launcher,
     experiment: &Experiment,
@@ -431,9 +432,11 @@ fn on_the_reference_host(
         .set_message("the reference host boots");
     let into = Arc::clone(collector);
     let sink = LineSink::new(move |line| lock(&into).take(line));
-    let finished = paravane_reference_host::Command::new(arguments)?
-        .stdout(sink)
-        .run();
+    let mut command = paravane_reference_host::Command::new(arguments)?.stdout(sink);
+    if class == Host::Counted {
+        command = command.counted();
+    }
+    let finished = command.run();
     if let Some(why) = lock(collector).refused() {
         bail!("{why}");
     }

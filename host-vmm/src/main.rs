@@ -102,16 +102,29 @@ fn needs_reference(host: Host, profile: Profile) -> Option<String> {
 /// What the reference host gets on top of the guest's watchdog before it counts as hung.
 const REFERENCE_HOST_GRACE: Duration = Duration::from_secs(60);
 
+/// What time is on the reference host.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    /// That of the clock on the wall.
+    Wall,
+    /// That of the instructions there.
+    Counted,
+}
+
 /// Runs this very command line inside the reference host; `attended`: with this terminal; `limit`: how
 /// long it may take.
 fn in_reference_host(
     what: &str,
     why: &str,
+    clock: Clock,
     attended: bool,
     limit: Option<Duration>,
 ) -> anyhow::Result<ExitCode> {
     eprintln!("paravane: {what} runs in the reference host: {why}");
     let mut command = paravane_reference_host::Command::this_process()?;
+    if clock == Clock::Counted {
+        command = command.counted();
+    }
     if let Some(limit) = limit {
         command = command.timeout(limit + REFERENCE_HOST_GRACE);
     }
@@ -141,7 +154,7 @@ fn run_fleet(path: &Path, host: Host) -> anyhow::Result<ExitCode> {
         })?;
         if let Some(why) = needs_reference(host, profile) {
             let what = format!("the fleet, since its guest {} is one that", guest.name);
-            return in_reference_host(&what, &why, true, None);
+            return in_reference_host(&what, &why, Clock::Wall, true, None);
         }
     }
     let program = std::env::current_exe().context("this program's own path is not known")?;
@@ -191,7 +204,8 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         if let Some(address) = &args.gdb {
             eprintln!("paravane: gdb reaches {address} in there, and not from out here");
         }
-        return in_reference_host(&what, &why, args.console_log.is_none(), config.watchdog);
+        let attended = args.console_log.is_none();
+        return in_reference_host(&what, &why, Clock::Wall, attended, config.watchdog);
     }
     if args.host == Host::Kvm
         && let Err(why) = paravane::doctor::can_run(config.profile)
@@ -394,7 +408,7 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 
 fn duel(args: &DuelCommand) -> anyhow::Result<ExitCode> {
     if let Some(why) = needs_reference(args.host, Profile::Full) {
-        return in_reference_host("the duel", &why, true, None);
+        return in_reference_host("the duel", &why, Clock::Wall, true, None);
     }
     paravane::top::duel(&args.duel)?;
     Ok(ExitCode::SUCCESS)
@@ -408,10 +422,14 @@ fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let host = match args.host {
         None => Host::Auto,
         Some(BenchHost::Kvm) => Host::Kvm,
-        Some(BenchHost::Reference) => Host::Reference,
+        Some(BenchHost::Reference | BenchHost::Counted) => Host::Reference,
     };
     if let Some(why) = needs_reference(host, Profile::Full) {
-        return in_reference_host("the trace", &why, false, Some(TRACE_LIMIT));
+        let clock = match args.host {
+            Some(BenchHost::Counted) => Clock::Counted,
+            _ => Clock::Wall,
+        };
+        return in_reference_host("the trace", &why, clock, false, Some(TRACE_LIMIT));
     }
     paravane_benches::trace(args)?;
     Ok(ExitCode::SUCCESS)
@@ -429,7 +447,8 @@ fn abi_check(args: &AbiCheckArgs) -> anyhow::Result<ExitCode> {
         Host::Auto => paravane::kvm::open().err().map(|e| e.to_string()),
     };
     if let Some(why) = why {
-        return in_reference_host("the conformance suite", &why, false, Some(ABI_CHECK_LIMIT));
+        let what = "the conformance suite";
+        return in_reference_host(what, &why, Clock::Wall, false, Some(ABI_CHECK_LIMIT));
     }
     let report = Report::make(host_class());
     let mut out = std::io::stdout().lock();

@@ -1,13 +1,17 @@
 //! Reports of made-up samples.
 
-use super::model::{Report, Verdict};
+use std::path::Path;
+
+use super::model::{ArmFigures, Figures, Part, Report, Verdict};
 use super::*;
 use crate::experiment::Experiment;
 use crate::experiment::tests::experiment;
-use crate::job::{kinds, suite};
+use crate::job::{Counts, kinds, suite};
 use crate::ops::OPERATIONS;
 use crate::ops_results::tests as ops_results;
 use crate::sample::{Origin, Outcome, Sample};
+use crate::statistics::float;
+use crate::table::{Kind, significant, write};
 
 /// A result of `launches` launches whose boots take what `time` says of an arm and a launch.
 fn result(launches: u32, time: impl Fn(&str, u32) -> u64) -> Saved {
@@ -269,4 +273,73 @@ fn the_operations_stand_in_the_page_and_in_the_text() {
     let page = html::page(&report);
     assert!(page.contains("CPUID &lt;as asked&gt;") && page.contains("id=\"operations\""));
     assert!(markdown::text(&report).contains("| CPUID <as asked>"));
+}
+
+/// A row of README's table of results: what the committed samples say of a job.
+fn readme_row(label: &str, figures: &Figures) -> String {
+    let job = &figures.job;
+    let rounds = if job.work.is_some() {
+        float(job.rounds)
+    } else {
+        1.0
+    };
+    let exits = |arm: &ArmFigures| {
+        let of = |count: Option<f64>| write(count.unwrap() / rounds, Kind::Count);
+        let (all, to_vmm) = (of(arm.exits), of(arm.user_exits));
+        format!("{all} exits, {to_vmm} to the VMM")
+    };
+    let base = figures.arms.first().unwrap();
+    let mut cells = vec![match job.counts {
+        Some(Counts::Exits) => exits(base),
+        _ => format!(
+            "{}; {}",
+            write(base.median / rounds, job.number()),
+            exits(base)
+        ),
+    }];
+    for arm in ["kvm-pv", "para"].map(|name| figures.arm(name).unwrap()) {
+        let ratio = arm.ratio.unwrap();
+        let [value, low, high] = [ratio.value, ratio.low, ratio.high].map(significant);
+        let verdict = match arm.verdict {
+            Verdict::Same => ", no difference shown",
+            Verdict::Loss => ", **a loss**",
+            _ => "",
+        };
+        cells.push(format!(
+            "{value} ({low} to {high}){verdict}; {}",
+            exits(arm)
+        ));
+    }
+    format!("| {label} | {} |", cells.join(" | "))
+}
+
+#[test]
+fn readme_says_what_the_committed_samples_say() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let folder = std::fs::read_dir(root.join("benches/reports")).unwrap();
+    let files = folder.map(|file| file.unwrap().path());
+    let samples = files.filter(|path| path.extension().is_some_and(|end| end == "jsonl"));
+    let report = Report::of(samples.map(|path| Saved::read(&path).unwrap()).collect());
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let (mut there, mut expected) = (Vec::new(), Vec::new());
+    for line in readme.lines() {
+        // | `suite`, the job's title and more | …
+        let Some((suite, rest)) = line.strip_prefix("| `").and_then(|l| l.split_once("`, ")) else {
+            continue;
+        };
+        let Some((name, _)) = rest.split_once(" | ") else {
+            continue;
+        };
+        let part = |part: &&Part| part.suite == suite && part.host == "reference";
+        let part = report.parts.iter().find(part);
+        let jobs = part.into_iter().flat_map(|part| &part.jobs);
+        let named = jobs.filter(|figures| name.starts_with(&figures.job.title));
+        let Some(figures) = named.max_by_key(|figures| figures.job.title.len()) else {
+            continue;
+        };
+        there.push(line.to_owned());
+        expected.push(readme_row(&format!("`{suite}`, {name}"), figures));
+    }
+    assert!(there.len() >= 8, "{there:#?}");
+    assert_eq!(there.join("\n"), expected.join("\n"));
 }

@@ -15,6 +15,15 @@ use crate::run::{Finished, RunError, run};
 /// The variable that is set in the environment of every command on the reference host.
 const INSIDE: &str = "PARAVANE_REFERENCE_HOST";
 
+/// Its value where time is counted.
+const COUNTED: &str = "counted";
+
+/// Whether this process runs on the reference host, and time is [counted](Command::counted) there.
+#[must_use]
+pub fn is_counted() -> bool {
+    env::var_os(INSIDE).is_some_and(|value| value == COUNTED)
+}
+
 /// Whether this process runs on the reference host: it must not start another one in there.
 #[must_use]
 pub fn is_inside() -> bool {
@@ -51,6 +60,7 @@ pub struct Command {
     pub(crate) boot_timeout: Duration,
     pub(crate) timeout: Option<Duration>,
     pub(crate) memory_mib: u32,
+    pub(crate) counted: bool,
     pub(crate) appliance: Option<Appliance>,
 }
 
@@ -76,6 +86,7 @@ impl Command {
             boot_timeout: Duration::from_secs(120),
             timeout: None,
             memory_mib: 2048,
+            counted: false,
             appliance: None,
         })
     }
@@ -162,6 +173,15 @@ impl Command {
         self
     }
 
+    /// Lets L1's time be its work: an instruction is a nanosecond, whatever else the outer machine does. While L1 has nothing to
+    /// do, time passes as it does outside. For measurements, which then repeat themselves; a limit of time within L1
+    /// allows more work of it, or less, than one outside.
+    #[must_use]
+    pub fn counted(mut self) -> Self {
+        self.counted = true;
+        self
+    }
+
     /// Uses this appliance, not the cache's current one.
     #[must_use]
     pub fn appliance(mut self, appliance: Appliance) -> Self {
@@ -184,7 +204,9 @@ impl Command {
         quote(&mut script, self.folder.as_os_str());
         script.extend_from_slice(b" || exit 126\nexec env -i ");
         script.extend_from_slice(INSIDE.as_bytes());
-        script.extend_from_slice(b"=1");
+        script.push(b'=');
+        let time = if self.counted { COUNTED } else { "1" };
+        script.extend_from_slice(time.as_bytes());
         for (name, value) in &self.environment {
             let mut assignment = name.clone();
             assignment.push("=");

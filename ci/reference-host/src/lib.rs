@@ -32,7 +32,7 @@ mod streams;
 mod sys;
 
 pub use appliance::{Appliance, ApplianceError, build, built, cache_folder, e2fsprogs};
-pub use command::{Command, Input, Sink, is_inside};
+pub use command::{Command, Input, Sink, is_counted, is_inside};
 pub use emulator::Emulator;
 pub use run::{Finished, RunError};
 

@@ -18,6 +18,11 @@
 //! * One CPU of the outer machine for all of QEMU's threads: where the emulated CPU and the devices ran on two, L1 was
 //!   seen to hang, idle, with a timer interrupt pending in its APIC that QEMU had forgotten. QEMU's SVM emulation changes
 //!   the word of pending interrupts outside QEMU's big lock; on one CPU these single instructions cannot meet.
+//! * `-icount shift=0,sleep=on`, where time is to be counted: QEMU's clocks follow the instructions that it has emulated. What the
+//!   outer machine's other work does to a measurement is then nothing: on a core shared with others, the same system
+//!   call took 212 to 562 ms by the clock, and 71.2 to 71.2 by instructions. It is nearer to a processor's own time, too: what TCG
+//!   does at a change of CR3 or an exit is slow for reasons of its own, and no work of L1's. `sleep=on`: an idle L1 waits in
+//!   real time, since what it waits for may be the file server, which has a clock on the wall.
 //! * `-no-reboot` with L1's `panic=-1`: a panic ends QEMU, so it is seen at once.
 //!
 //! # L1's kernel command line
@@ -49,6 +54,10 @@ const VIRTIOFSD: &str = "/usr/lib/qemu/virtiofsd";
 
 const KERNEL_COMMAND_LINE: &str = "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable no_timer_check nowatchdog audit=0";
 
+/// An instruction is a nanosecond, and so is a cycle of the TSC.
+const COUNTED: [&str; 2] = ["-icount", "shift=0,sleep=on"];
+const COUNTED_TSC_KHZ: u64 = 1_000_000;
+
 /// Our ends of the serial ports.
 #[derive(Debug)]
 pub(crate) struct Ports {
@@ -70,6 +79,7 @@ impl Machine {
     pub(crate) fn start(
         appliance: &Appliance,
         memory_mib: u32,
+        counted: bool,
         folder: &Path,
     ) -> Result<(Self, Ports), RunError> {
         let start = |what: &'static str| move |source| RunError::Start { what, source };
@@ -91,13 +101,18 @@ impl Machine {
         }
         command
             .args(options(memory_mib))
+            .args(counted.then_some(COUNTED).into_iter().flatten())
             .arg("-kernel")
             .arg(&appliance.kernel);
         command.arg("-initrd").arg(&appliance.initrd);
-        command.arg("-append").arg(format!(
-            "{KERNEL_COMMAND_LINE} tsc_early_khz={}",
+        let tsc_khz = if counted {
+            COUNTED_TSC_KHZ
+        } else {
             sys::tsc_khz()
-        ));
+        };
+        command
+            .arg("-append")
+            .arg(format!("{KERNEL_COMMAND_LINE} tsc_early_khz={tsc_khz}"));
         command
             .arg("-chardev")
             .arg(with_path("file,id=log,path=", &folder.join("console.log")));

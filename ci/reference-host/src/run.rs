@@ -146,7 +146,12 @@ pub(crate) fn run(mut command: Command) -> Result<Finished, RunError> {
     let token = token().map_err(start("random bytes"))?;
 
     let started = Instant::now();
-    let (mut machine, ports) = Machine::start(&appliance, command.memory_mib, folder.path())?;
+    let (mut machine, ports) = Machine::start(
+        &appliance,
+        command.memory_mib,
+        command.counted,
+        folder.path(),
+    )?;
 
     let input = match &command.input {
         Input::Null => None,
