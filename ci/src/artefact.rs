@@ -50,7 +50,8 @@ pub(crate) fn build(workspace: &Workspace, folder: &Path, output: &Path) -> Resu
         stage.join(MANIFEST),
         serde_json::to_string_pretty(&manifest)? + "\n",
     )?;
-    fs::write(stage.join(SCRIPT), script(&commit, seed))?;
+    let counted = results.values().any(|path| is_counted(path));
+    fs::write(stage.join(SCRIPT), script(&commit, seed, counted))?;
     let output = std::path::absolute(output)?;
     let mut tar = Command::new("tar");
     tar.current_dir(stage.parent().context("the cache has no folder")?)
@@ -95,7 +96,18 @@ fn seed(path: &Path) -> Option<u64> {
     first.get("seed")?.as_u64()
 }
 
-fn script(commit: &str, seed: Option<u64>) -> String {
+/// Whether a result is of the host whose time is counted; another's class is found anew by what the machine can do.
+fn is_counted(path: &Path) -> bool {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let machine = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .find(|line| line.get("record").is_some_and(|record| record == "machine"));
+    machine.is_some_and(|machine| machine.get("host").is_some_and(|host| host == "counted"))
+}
+
+fn script(commit: &str, seed: Option<u64>, counted: bool) -> String {
+    let host = if counted { " --host counted" } else { "" };
     let seed = seed.map_or(String::new(), |seed| format!(" --seed {seed}"));
     format!(
         "#!/bin/sh\n\
@@ -109,7 +121,7 @@ fn script(commit: &str, seed: Option<u64>) -> String {
          cargo ci kernel para\n\
          cargo ci initramfs\n\
          cargo ci reference-host\n\
-         target/release/paravane bench --all{seed} --out rerun\n"
+         target/release/paravane bench --all{host}{seed} --out rerun\n"
     )
 }
 
@@ -119,8 +131,9 @@ mod tests {
 
     #[test]
     fn the_script_takes_the_same_seed_at_the_same_commit() {
-        let script = script("abc", Some(7));
-        assert!(script.contains("\n# abc\n") && script.contains("--all --seed 7 --out rerun\n"));
+        let plain = script("abc", Some(7), false);
+        assert!(plain.contains("\n# abc\n") && plain.contains("--all --seed 7 --out rerun\n"));
+        assert!(script("abc", Some(7), true).contains("--all --host counted --seed 7 "));
     }
 
     #[test]
@@ -133,5 +146,9 @@ mod tests {
         let results = results(folder.path()).unwrap();
         assert_eq!(results.keys().collect::<Vec<_>>(), ["boot.jsonl"]);
         assert_eq!(seed(&boot), Some(5));
+        assert!(!is_counted(&boot));
+        let machine = "{\"record\":\"machine\",\"host\":\"counted\"}\n";
+        fs::write(&boot, machine).unwrap();
+        assert!(is_counted(&boot));
     }
 }
