@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use serde_json::Value;
+
 use super::claims::claims;
 use super::model::{ArmFigures, Figures, Part, Report};
 use crate::ops_table;
@@ -141,7 +143,7 @@ pub(super) fn machine_line(part: &Part) -> String {
         })
     };
     format!(
-        "{}, {} CPU(s), Linux {}, paravane {}; seed {}; {} launches an arm at most.",
+        "{}, {} CPU(s), Linux {}, paravane {}; seed {}; {} launches an arm at most. Time: {}.",
         text("cpu"),
         text("cpus"),
         text("kernel"),
@@ -153,6 +155,11 @@ pub(super) fn machine_line(part: &Part) -> String {
             .map(|arm| arm.raw.len())
             .max()
             .unwrap_or(0),
+        // Older results do not say it, and have no other.
+        part.machine
+            .get("time")
+            .and_then(Value::as_str)
+            .unwrap_or("as it passes"),
     )
 }
 

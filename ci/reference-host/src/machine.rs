@@ -45,7 +45,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use crate::appliance::Appliance;
-use crate::emulator::{Emulator, INSTALLED};
+use crate::emulator::INSTALLED;
 use crate::run::RunError;
 use crate::sys;
 
@@ -95,13 +95,8 @@ impl Machine {
         let (control, qemu_control) = UnixStream::pair().map_err(start("a port"))?;
         let ports = [&qemu_input, &qemu_output, &qemu_errors, &qemu_control].map(AsFd::as_fd);
 
-        let emulator = if counted {
-            Emulator::installed()
-        } else {
-            appliance.emulator.clone()
-        };
-        let mut command = Command::new(&emulator.program);
-        for folder in &emulator.data {
+        let mut command = Command::new(&appliance.emulator.program);
+        for folder in &appliance.emulator.data {
             command.arg("-L").arg(folder);
         }
         command
