@@ -118,6 +118,12 @@ impl Job {
         }
     }
 
+    /// Whether `pvbench.ko` does it, in the guest's kernel, and tells its numbers itself.
+    #[must_use]
+    pub(crate) fn is_by_module(&self) -> bool {
+        self.counts == Some(Counts::Cycles)
+    }
+
     /// How its number is written.
     #[must_use]
     pub(crate) const fn number(&self) -> Number {
@@ -131,7 +137,7 @@ impl Job {
     #[must_use]
     pub fn order(&self, percent: u32) -> Option<String> {
         let work = self.work.as_ref()?;
-        if self.counts == Some(Counts::Cycles) {
+        if self.is_by_module() {
             return Some(work.clone());
         }
         let rounds = self.rounds + self.rounds * u64::from(percent) / 100;

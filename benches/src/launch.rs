@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde::Deserialize;
 
 use crate::arm::Arm;
-use crate::job::{Counts, Kind};
+use crate::job::{Job, Kind};
 use crate::metrics::{Metric, metrics};
 use crate::neighbour::Neighbour;
 use crate::network::TAP;
@@ -162,7 +162,7 @@ impl Launcher {
         let measured = kind
             .jobs
             .iter()
-            .any(|job| job.counts == Some(Counts::Cycles))
+            .any(Job::is_by_module)
             .then(|| Measured::read(&ended.console))
             .transpose()?;
         Ok(Launched {

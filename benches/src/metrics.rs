@@ -59,11 +59,10 @@ pub(crate) fn metrics(
     measured: Option<&Measured>,
 ) -> Result<Vec<Metric>, LaunchError> {
     let mut metrics = Vec::new();
-    let by_module = |job: &&Job| job.counts == Some(Counts::Cycles);
     let works = kind
         .jobs
         .iter()
-        .filter(|job| job.work.is_some() && !by_module(job));
+        .filter(|job| job.work.is_some() && !job.is_by_module());
     let works = works.count();
     let guest = guest_times(&ended.console);
     let marks = ended.stats.as_ref().map(|stats| pairs(&stats.marks));
@@ -89,7 +88,7 @@ pub(crate) fn metrics(
             boot(&mut numbers, ended)?;
             continue;
         }
-        if by_module(&job) {
+        if job.is_by_module() {
             let marks = ended.stats.as_ref().map_or(&[][..], |stats| &stats.marks);
             for (name, unit, value) in measured.iter().flat_map(|measured| measured.metrics(marks))
             {

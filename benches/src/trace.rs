@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, ensure};
 
 use crate::host::Host;
-use crate::job::{self, Counts, Job};
+use crate::job::{self, Job};
 use crate::session::GuestFiles;
 
 /// Arguments of `paravane trace`.
@@ -65,7 +65,7 @@ pub struct TraceArgs {
 /// An operation, if it is one that the guest's init knows.
 fn operation(text: &str) -> Result<String, String> {
     let jobs = job::suites().into_iter().flat_map(job::suite);
-    let one = |job: &&Job| job.counts != Some(Counts::Cycles);
+    let one = |job: &&Job| !job.is_by_module();
     let known: BTreeSet<_> = jobs
         .filter(one)
         .filter_map(|job| job.work.as_deref())
