@@ -48,10 +48,6 @@ impl Results {
 
     /// Those of a result file.
     pub(crate) fn of(saved: &Saved) -> Self {
-        let mut samples = Samples::default();
-        for sample in saved.samples() {
-            samples.add(sample);
-        }
         let measured = saved.record("operations");
         let host = saved
             .machine
@@ -59,7 +55,7 @@ impl Results {
             .and_then(|machine| machine.get("host")?.as_str());
         Self::new(
             &saved.experiment,
-            samples,
+            saved.samples().collect(),
             measured.and_then(|line| serde_json::from_str(line).ok()),
             saved.record("crossings").and_then(machine::exit_costs),
             host.unwrap_or("unknown"),

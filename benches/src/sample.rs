@@ -73,6 +73,14 @@ pub struct Samples {
     failed: BTreeSet<u32>,
 }
 
+impl FromIterator<Sample> for Samples {
+    fn from_iter<I: IntoIterator<Item = Sample>>(all: I) -> Self {
+        let mut samples = Self::default();
+        all.into_iter().for_each(|sample| samples.add(sample));
+        samples
+    }
+}
+
 impl Samples {
     /// Takes one line in.
     pub fn add(&mut self, sample: Sample) {
@@ -98,14 +106,10 @@ impl Samples {
     /// Reads lines as they stand in a result file; lines that are not samples (the machine's record) are left out.
     #[must_use]
     pub fn parse(lines: &str) -> Self {
-        let mut samples = Self::default();
-        for sample in lines
-            .lines()
-            .filter_map(|line| serde_json::from_str(line).ok())
-        {
-            samples.add(sample);
-        }
-        samples
+        let lines = lines.lines();
+        lines
+            .filter_map(|line| serde_json::from_str::<Sample>(line).ok())
+            .collect()
     }
 
     /// The values of one metric.

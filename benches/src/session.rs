@@ -212,10 +212,6 @@ pub fn inside(args: &InsideArgs) -> anyhow::Result<()> {
     };
     let launcher = launcher(&files, &experiment, &arms)?;
     let saved = args.done.as_deref().map(Saved::read).transpose()?;
-    let mut samples = Samples::default();
-    for sample in saved.iter().flat_map(Saved::samples) {
-        samples.add(sample);
-    }
     let stop = Arc::new(AtomicBool::new(false));
     watch_signals(&stop)?;
     let run = Run {
@@ -224,7 +220,7 @@ pub fn inside(args: &InsideArgs) -> anyhow::Result<()> {
         arms: &arms,
         class: Host::here(),
         stop: &stop,
-        samples,
+        samples: saved.iter().flat_map(Saved::samples).collect(),
         launched: saved.map(|saved| saved.launched).unwrap_or_default(),
     };
     let mut out = io::stdout().lock();

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::kernel::build::Tree;
+use crate::kernel::build::{Tree, Use};
 use crate::kernel::overlay::Overlay;
 use crate::kernel::source::Source;
 use crate::workspace::{Workspace, prune, relink, remove};
@@ -84,7 +84,7 @@ fn build_locked(workspace: &Workspace, arm: Arm, from: Option<&Path>) -> Result<
             // The copy below starts from full's objects.
             build_locked(workspace, Arm::Full, from)?;
         }
-        let tree = Tree::prepare(workspace, arm, &unpacked)?;
+        let tree = Tree::prepare(workspace, Use::Kernel(arm), &unpacked)?;
         overlay.apply(&unpacked.path, &tree.path)?;
         tree.configure(&fragments, true)?;
         tree.make(&["vmlinux", "modules"])?;
@@ -107,7 +107,7 @@ fn store(tree: &Tree, finished: &Path, mut manifest: Manifest) -> Result<()> {
         ("System.map", PathBuf::from("System.map")),
         ("config", PathBuf::from(".config")),
     ];
-    if tree.arm == Arm::Para {
+    if tree.of == Use::Kernel(Arm::Para) {
         for name in MODULES {
             let module = Path::new("arch/x86/paravane").join(name);
             if tree.path.join(&module).is_file() {

@@ -92,8 +92,10 @@ enum Task {
     /// Build the Debian image that `paravane image debian` makes, for tests
     Image,
     /// Check that every step of the patch series applies, builds, and is clean for checkpatch
+    ///
+    /// A step that was built and has not changed is not built again.
     Patches {
-        /// Leave out the builds (minutes become seconds)
+        /// Leave out the builds (hours become seconds)
         #[arg(long)]
         no_build: bool,
     },
@@ -239,7 +241,13 @@ fn start(task: Task) -> anyhow::Result<()> {
         }
         Task::ReferenceHost => demo::reference_host(),
         Task::Image => demo::image(&workspace),
-        Task::Patches { no_build } => patches::check(&workspace, !no_build),
+        Task::Patches { no_build } => {
+            patches::check(&workspace)?;
+            if !no_build {
+                patches::build(&workspace, None)?;
+            }
+            Ok(())
+        }
         Task::Spec { write, html, pdf } => {
             spec::run(&workspace, write, &spec::Published { html, pdf })
         }

@@ -21,6 +21,16 @@ pub(crate) struct Effort {
     pub(crate) seconds: f64,
 }
 
+impl Effort {
+    /// What the last build has left in the file `record`, or `guess`.
+    pub(crate) fn read(record: &Path, guess: Self) -> Self {
+        fs::read(record)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or(guess)
+    }
+}
+
 /// A running build.
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -36,10 +46,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Starts; `record` is the file with the last build's effort, `guess` the first build's.
     pub(crate) fn start(title: &str, record: &Path, guess: Effort) -> Self {
-        let expected = fs::read(record)
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok())
-            .unwrap_or(guess);
+        let expected = Effort::read(record, guess);
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::new(expected.steps);
             let style = ProgressStyle::with_template("{prefix} [{bar:30}] {percent}% {msg}");

@@ -29,9 +29,12 @@ pub(crate) struct TwinsArgs {
     /// How often the benchmark is run
     #[arg(long, value_name = "N", default_value_t = 20)]
     runs: u32,
-    /// The guest [default: direct where this host's KVM is software, else para]
+    /// The guest [default: direct on this host's KVM where that is software, else para]
     #[arg(long)]
     arm: Option<String>,
+    /// The class of host, as `paravane bench` takes it; on `counted` there is no noise [default: kvm for direct, else what fits]
+    #[arg(long)]
+    host: Option<String>,
     /// The job of suite `os`
     #[arg(long, default_value = "null")]
     job: String,
@@ -103,7 +106,7 @@ pub(crate) fn run(workspace: &Workspace, args: &TwinsArgs) -> Result<()> {
     let paravane = demo::build_paravane(workspace)?;
     let arm = match &args.arm {
         Some(arm) => arm.clone(),
-        None if demo::prefers_direct(&paravane)? => "direct".to_owned(),
+        None if here(args) && demo::prefers_direct(&paravane)? => "direct".to_owned(),
         None => "para".to_owned(),
     };
     let folder = match &args.samples {
@@ -135,6 +138,11 @@ pub(crate) fn run(workspace: &Workspace, args: &TwinsArgs) -> Result<()> {
     Ok(())
 }
 
+/// Whether it may run on this host's own KVM.
+fn here(args: &TwinsArgs) -> bool {
+    args.host.as_ref().is_none_or(|host| host == "kvm")
+}
+
 fn once(
     paravane: &Path,
     args: &TwinsArgs,
@@ -153,8 +161,10 @@ fn once(
         .arg(format!("--seed={seed}"))
         .arg("--json")
         .arg(&samples);
-    if arm == "direct" {
-        bench.arg("--host=kvm");
+    match &args.host {
+        Some(host) => drop(bench.args(["--host", host])),
+        None if arm == "direct" => drop(bench.arg("--host=kvm")),
+        None => {}
     }
     run::read(&mut bench)?;
     let mut report = Command::new(paravane);

@@ -167,10 +167,7 @@ impl Report {
 
 impl Part {
     fn of(saved: Saved) -> Self {
-        let mut samples = Samples::default();
-        for sample in saved.samples() {
-            samples.add(sample);
-        }
+        let samples: Samples = saved.samples().collect();
         let experiment = &saved.experiment;
         // The words were arms when the result was made; one that is none any more has samples all the same.
         let arms: Vec<Arm> = experiment.arms().unwrap_or_default();

@@ -1,9 +1,10 @@
-//! Build trees: one for each arm, configured and made.
+//! Build trees: one for each arm and one for the series' steps, configured and made.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::available_parallelism;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
@@ -15,21 +16,41 @@ use crate::{Arm, run, tools};
 
 /// The file in a build tree that names the source it came from.
 const SOURCE: &str = ".paravane-source";
-/// What the first build of `full` is expected to be: measured on two cores.
+/// What the first build of `full` is expected to be: measured on two threads of one core.
 const GUESS_FULL: Effort = Effort {
-    steps: 1_260,
-    seconds: 200.0,
+    steps: 1_790,
+    seconds: 1_200.0,
 };
-/// The same for `para`, on top of `full`'s objects.
-const GUESS_PARA: Effort = Effort {
-    steps: 110,
-    seconds: 100.0,
+/// The same for what starts from `full`'s objects: a header that all include is touched, so that most are built again.
+const GUESS_REST: Effort = Effort {
+    steps: 1_300,
+    seconds: 900.0,
 };
+
+/// What a build tree is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Use {
+    /// The kernel of an arm.
+    Kernel(Arm),
+    /// The steps of the series, one after the other.
+    Steps,
+}
+
+impl Use {
+    /// The tree's folder, and what it is called.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Kernel(Arm::Full) => (Arm::Full.name(), "full kernel"),
+            Self::Kernel(Arm::Para) => (Arm::Para.name(), "para kernel"),
+            Self::Steps => ("steps", "step of the series"),
+        }
+    }
+}
 
 /// A build tree.
 #[derive(Debug)]
 pub(crate) struct Tree {
-    pub(crate) arm: Arm,
+    pub(crate) of: Use,
     pub(crate) path: PathBuf,
     bindgen: PathBuf,
     /// Whether nothing was built here before.
@@ -37,19 +58,19 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// Finds the tree of `arm` for this source, or makes it.
-    pub(crate) fn prepare(workspace: &Workspace, arm: Arm, source: &Unpacked) -> Result<Self> {
+    /// Finds the tree for this source, or makes it: out of that of `full`, but for that one.
+    pub(crate) fn prepare(workspace: &Workspace, of: Use, source: &Unpacked) -> Result<Self> {
         let builds = workspace.cache_dir("build")?;
-        let path = builds.join(arm.name());
+        let path = builds.join(of.names().0);
         let mark = path.join(SOURCE);
         let fresh = fs::read_to_string(&mark).unwrap_or_default() != source.name;
         if fresh {
             remove(&path)?;
             let mut command = Command::new("cp");
-            match arm {
+            match of {
                 // Hard links to the untouched source: no space, no time.
-                Arm::Full => command.args(["-al"]).arg(&source.path),
-                Arm::Para => {
+                Use::Kernel(Arm::Full) => command.args(["-al"]).arg(&source.path),
+                Use::Kernel(Arm::Para) | Use::Steps => {
                     eprintln!("copying the full kernel's build tree");
                     command
                         .args(["-a", "--reflink=auto"])
@@ -60,7 +81,7 @@ impl Tree {
             fs::write(&mark, &source.name)?;
         }
         Ok(Self {
-            arm,
+            of,
             path,
             bindgen: tools::bindgen(workspace)?,
             fresh,
@@ -84,12 +105,9 @@ impl Tree {
 
     /// Makes the targets, with a progress bar.
     pub(crate) fn make(&self, targets: &[&str]) -> Result<()> {
-        let (guess, title) = match self.arm {
-            Arm::Full => (GUESS_FULL, "full kernel"),
-            Arm::Para => (GUESS_PARA, "para kernel"),
-        };
+        let (_, title) = self.of.names();
         let log = self.path.with_extension("log");
-        let mut progress = Progress::start(title, &self.path.with_extension("effort"), guess);
+        let mut progress = Progress::start(title, &self.record(), self.guess());
         run::logged(self.command().args(targets), &log, |line| {
             // Kbuild's lines: two blanks, an upper-case word, the file.
             let is_step = line
@@ -108,6 +126,22 @@ impl Tree {
         })?;
         progress.finish(self.fresh);
         Ok(())
+    }
+
+    /// How long a build from scratch takes, as far as is known.
+    pub(crate) fn expected(&self) -> Duration {
+        Duration::from_secs_f64(Effort::read(&self.record(), self.guess()).seconds)
+    }
+
+    fn record(&self) -> PathBuf {
+        self.path.with_extension("effort")
+    }
+
+    fn guess(&self) -> Effort {
+        match self.of {
+            Use::Kernel(Arm::Full) => GUESS_FULL,
+            Use::Kernel(Arm::Para) | Use::Steps => GUESS_REST,
+        }
     }
 
     /// `make` with everything that the kernel's build needs, and nothing of our caller's

@@ -86,11 +86,11 @@ impl Overlay {
         Ok(Self { patches, files })
     }
 
-    /// The same with only the first `count` patches.
+    /// The same with only the first `count` patches, and no file beside them: the last one has these built.
     pub(crate) fn up_to(&self, count: usize) -> Self {
         Self {
             patches: self.patches[..count].to_vec(),
-            files: self.files.clone(),
+            files: Files::new(),
         }
     }
 
@@ -290,6 +290,7 @@ mod tests {
         place.apply(&place.overlay).unwrap();
         place.apply(&place.overlay.up_to(1)).unwrap();
         assert_eq!(place.text("tree/new/file"), None);
+        assert_eq!(place.text("tree/arch/x86/paravane/x.rs"), None);
         assert_eq!(place.text("tree/Kconfig").unwrap(), "one\nhalf\ntwo\n");
         place.apply(&Overlay::empty()).unwrap();
         assert_eq!(place.text("tree/Kconfig").unwrap(), "one\ntwo\n");
