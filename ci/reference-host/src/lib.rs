@@ -27,6 +27,7 @@ mod appliance;
 mod command;
 mod emulator;
 mod machine;
+mod mend;
 mod run;
 mod streams;
 mod sys;
