@@ -51,9 +51,6 @@ const PIO: &str = "pio";
 /// The suite that wants a root file system.
 const APPS: &str = "apps";
 
-/// Bytes of the console workload here: a full guest takes four minutes for a MiB.
-const CONSOLE_BYTES: u64 = 16 * 1024;
-
 /// Runs every suite, and makes the report. `unfit` is the reason why this machine's KVM cannot run the guests, if it
 /// cannot; `direct_here`, that it can run the direct one; `root` makes the root file system of suite apps.
 ///
@@ -78,8 +75,10 @@ pub fn all(
     );
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("the folder `{}` cannot be made", args.out.display()))?;
-    let native = direct_here && Host::choose(common.host, unfit) != Host::here();
-    let mut suites = experiments(&common, native, facilities)?;
+    let class = Host::choose(common.host, unfit);
+    common.host = Some(class);
+    let native = direct_here && class != Host::here();
+    let mut suites = experiments(&common, class, native, facilities)?;
     if common.files.root.is_none() {
         match root() {
             Ok(root) => common.files.root = Some(root),
@@ -111,7 +110,7 @@ pub fn all(
                 resume: begun.then(|| path.clone()),
                 ..common.clone()
             };
-            whole &= session(&common, || planned, unfit)?;
+            whole &= session(&common, |_| Ok(planned), unfit)?;
         }
         files.push(path);
     }
@@ -142,6 +141,7 @@ fn peer_jobs() -> Vec<Job> {
 /// them, the direct guest beside binary translation.
 fn experiments(
     common: &CommonArgs,
+    class: Host,
     native: bool,
     facilities: &[&str],
 ) -> anyhow::Result<Vec<Experiment>> {
@@ -155,14 +155,6 @@ fn experiments(
         ),
         ..common.clone()
     };
-    let boot = suite("boot").cloned().map(|job| Job {
-        rounds: if job.name == "console" {
-            CONSOLE_BYTES
-        } else {
-            job.rounds
-        },
-        ..job
-    });
     let peer_arms = ["full", "kvm-pv", "para"].into_iter().chain(peer::names());
     let peer_arms: Vec<&str> = peer_arms.collect();
     let twin = "full,full,kvm-pv,para";
@@ -171,31 +163,31 @@ fn experiments(
     // A disk without DMA takes minutes for what the others do in seconds, so that it makes one job.
     let pio = suite("io").filter(|job| job.name == "read").cloned();
     let operations = suite(ops::SUITE).cloned().collect();
+    let of_class = |name, arms: &str, jobs| experiment(&common, class, name, arms, jobs);
     let mut suites = vec![
-        experiment(&common, "boot", twin, boot.collect()),
+        of_class("boot", twin, suite("boot").cloned().collect()),
         // And what the patched kernel costs by itself: a processor as QEMU emulates it minds where code lies.
-        experiment(
-            &common,
+        of_class(
             "os",
             "full,full,kvm-pv,kvm-pv@patched,para",
             suite("os").cloned().collect(),
         ),
-        experiment(&common, "sched", twin, suite("sched").cloned().collect()),
-        experiment(&common, "io", places, suite("io").cloned().collect()),
-        ops::experiment(&common, operations, facilities)?,
-        experiment(&common, APPS, twin, suite(APPS).cloned().collect()),
-        experiment(&common, PIO, "full@pio,full,kvm-pv,para", pio.collect()),
-        experiment(
-            &common,
+        of_class("sched", twin, suite("sched").cloned().collect()),
+        of_class("io", places, suite("io").cloned().collect()),
+        ops::experiment(&common, class, operations, facilities)?,
+        of_class(APPS, twin, suite(APPS).cloned().collect()),
+        of_class(PIO, "full@pio,full,kvm-pv,para", pio.collect()),
+        of_class(
             "neighbours",
             "full,para",
             suite("neighbours").cloned().collect(),
         ),
-        experiment(&common, "peers", &peer_arms.join(","), peer_jobs()),
+        of_class("peers", &peer_arms.join(","), peer_jobs()),
     ];
     if native {
         suites.push(experiment(
             &common,
+            Host::Kvm,
             NATIVE,
             "direct,direct,qemu-tcg",
             peer_jobs(),
@@ -210,7 +202,10 @@ mod tests {
 
     #[test]
     fn every_suite_is_run_with_a_twin_and_its_peers() {
-        let plan = |native| experiments(&CommonArgs::default(), native, &["console"]).unwrap();
+        let plan = |native| {
+            let common = CommonArgs::default();
+            experiments(&common, Host::Counted, native, &["console"]).unwrap()
+        };
         assert_eq!(plan(true).len(), 10);
         let all = plan(false);
         let names: Vec<&str> = all.iter().map(|one| one.suite.as_str()).collect();

@@ -27,9 +27,9 @@ pub struct BootArgs {
     /// Launches of each arm for the console and system-call workloads.
     #[arg(long, default_value_t = 2)]
     pub workload_launches: u32,
-    /// Bytes that the console workload writes.
-    #[arg(long, default_value_t = 1 << 20)]
-    pub console_bytes: u64,
+    /// Bytes that the console workload writes [default: what its job says, 65,536].
+    #[arg(long)]
+    pub console_bytes: Option<u64>,
 }
 
 /// What a suite compares unless told: with an A/A twin.
@@ -41,9 +41,15 @@ const LAUNCHES: u32 = 10;
 /// The same when all suites are run, so that it takes less than an hour on the reference host.
 pub(crate) const LAUNCHES_OF_ALL: u32 = 5;
 
-/// An experiment with these jobs. `arms` are the ones unless told.
+/// By counted time there is no noise that rounds would average out: a part of them does.
+const COUNTED_PART: u64 = 4;
+/// And a try has a tenth.
+const SMOKE_PART: u64 = 10;
+
+/// An experiment with these jobs on this class of host. `arms` are the ones unless told.
 pub(crate) fn experiment(
     common: &CommonArgs,
+    class: Host,
     name: &str,
     arms: &str,
     jobs: Vec<Job>,
@@ -53,11 +59,14 @@ pub(crate) fn experiment(
     } else {
         common.arms.clone()
     };
-    let shorter = |mut job: Job| {
-        if common.smoke {
-            job.rounds = (job.rounds / 10).max(1);
-        }
-        job
+    let part = match class {
+        _ if common.smoke => SMOKE_PART,
+        Host::Counted => COUNTED_PART,
+        Host::Kvm | Host::Reference => 1,
+    };
+    let shorter = |job: Job| Job {
+        rounds: job.rounds.div_ceil(part),
+        ..job
     };
     let boots = jobs.iter().any(|job| job.work.is_none());
     Experiment {
@@ -70,10 +79,10 @@ pub(crate) fn experiment(
         seed: common.seed.unwrap_or_else(|| u64::from(fastrand::u32(..))),
         memory_mib: common.memory.unwrap_or(128),
         cpus: common.cpus.unwrap_or(1),
-        watchdog: common.watchdog.unwrap_or(match common.host {
+        watchdog: common.watchdog.unwrap_or(match class {
             // Ten times what any boot takes, and several minutes for one that spins.
-            Some(Host::Counted) => 20,
-            _ => 120,
+            Host::Counted => 20,
+            Host::Kvm | Host::Reference => 120,
         }),
         // What exits cost explains boots, and no other job.
         doctor: !common.no_doctor && boots,
@@ -88,25 +97,20 @@ pub(crate) fn experiment(
 ///
 /// As [`session`]; and when a launch failed.
 pub fn boot(args: &BootArgs, unfit: Option<&str>) -> anyhow::Result<()> {
-    let jobs = wanted("boot", &args.suite.jobs)?
-        .into_iter()
-        .map(|job| Job {
-            rounds: if job.name == "console" {
-                args.console_bytes
-            } else {
-                job.rounds
-            },
-            ..job
-        });
-    let make = || {
-        let mut experiment = experiment(&args.suite.common, "boot", "full,para", jobs.collect());
+    let jobs = wanted("boot", &args.suite.jobs)?;
+    let make = |class| {
+        let mut experiment = experiment(&args.suite.common, class, "boot", "full,para", jobs);
         for kind in &mut experiment.kinds {
             if kind.name == "workload" {
                 kind.launches = args.workload_launches;
             }
+            let console = kind.jobs.iter_mut().filter(|job| job.name == "console");
+            for (job, bytes) in console.zip(args.console_bytes) {
+                job.rounds = bytes;
+            }
         }
         experiment.kinds.retain(|kind| kind.launches > 0);
-        experiment
+        Ok(experiment)
     };
     finish(session(&args.suite.common, make, unfit)?)
 }
@@ -118,7 +122,7 @@ pub fn boot(args: &BootArgs, unfit: Option<&str>) -> anyhow::Result<()> {
 /// As [`session`]; and when a launch failed, or a job is not known.
 pub fn run_suite(name: &str, args: &SuiteArgs, unfit: Option<&str>) -> anyhow::Result<()> {
     let jobs = wanted(name, &args.jobs)?;
-    let make = || experiment(&args.common, name, ARMS, jobs);
+    let make = |class| Ok(experiment(&args.common, class, name, ARMS, jobs));
     finish(session(&args.common, make, unfit)?)
 }
 

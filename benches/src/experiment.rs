@@ -6,10 +6,12 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, bail};
+use clap::ValueEnum as _;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::arm::{Arm, ArmError, name_twins};
+use crate::host::Host;
 use crate::job::Kind;
 use crate::plan::{Step, plan};
 use crate::sample::Sample;
@@ -153,6 +155,13 @@ impl Saved {
         })
     }
 
+    /// The class of host that it was begun on.
+    #[must_use]
+    pub fn host(&self) -> Option<Host> {
+        let name = self.machine.as_ref()?.get("host")?.as_str()?;
+        Host::from_str(name, true).ok()
+    }
+
     /// Its samples.
     pub fn samples(&self) -> impl Iterator<Item = Sample> {
         self.lines
@@ -213,7 +222,7 @@ pub(crate) mod tests {
         };
         let lines = [
             experiment().record().unwrap(),
-            "{\"record\":\"machine\",\"cpu\":\"x\"}".to_owned(),
+            "{\"record\":\"machine\",\"cpu\":\"x\",\"host\":\"counted\"}".to_owned(),
             sample(0),
             launched(0),
             sample(1),
@@ -225,6 +234,7 @@ pub(crate) mod tests {
         assert_eq!(saved.launched, BTreeSet::from([0]));
         assert_eq!(saved.samples().count(), 1);
         assert!(saved.machine.is_some() && saved.record("machine").is_some());
+        assert_eq!(saved.host(), Some(Host::Counted));
         assert!(Saved::parse("{}").is_err());
     }
 }

@@ -5,9 +5,9 @@
 pub enum Host {
     /// This machine's `/dev/kvm`.
     Kvm,
-    /// The emulated reference host.
+    /// The emulated reference host, by the clock of this machine.
     Reference,
-    /// The same, its time counted: an instruction is a nanosecond, whatever else this machine does.
+    /// The reference host, its time counted: an instruction is a nanosecond, whatever else this machine does.
     Counted,
 }
 
@@ -52,9 +52,9 @@ impl Host {
             (None, None) => Self::Kvm,
             (None, Some(why)) => {
                 eprintln!(
-                    "The launches run on the reference host: this machine's KVM cannot run the guests: {why}"
+                    "The launches run on the reference host, by counted time: this machine's KVM cannot run the guests: {why}"
                 );
-                Self::Reference
+                Self::Counted
             }
         }
     }

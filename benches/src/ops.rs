@@ -17,6 +17,7 @@ use anyhow::ensure;
 use crate::arm::{Arm, ArmError, name_twins, twin_of};
 use crate::boot::{self, SuiteArgs, finish, wanted};
 use crate::experiment::Experiment;
+use crate::host::Host;
 use crate::job::Job;
 use crate::session::{CommonArgs, session};
 
@@ -68,8 +69,9 @@ pub fn ops(args: &OpsArgs, facilities: &[&str], unfit: Option<&str>) -> anyhow::
     );
     let named: Vec<&str> = args.facilities.iter().map(String::as_str).collect();
     let facilities = if named.is_empty() { facilities } else { &named };
-    let planned = experiment(common, wanted(SUITE, &args.suite.jobs)?, facilities)?;
-    finish(session(common, || planned, unfit)?)
+    let jobs = wanted(SUITE, &args.suite.jobs)?;
+    let make = |class| Ok(experiment(common, class, jobs, facilities)?);
+    finish(session(common, make, unfit)?)
 }
 
 /// The names that these arms have in results.
@@ -87,10 +89,11 @@ fn named(words: impl IntoIterator<Item = String>) -> Result<Vec<String>, ArmErro
 /// When a word is not an arm.
 pub(crate) fn experiment(
     common: &CommonArgs,
+    class: Host,
     jobs: Vec<Job>,
     facilities: &[&str],
 ) -> Result<Experiment, ArmError> {
-    let mut experiment = boot::experiment(common, SUITE, ARMS, jobs);
+    let mut experiment = boot::experiment(common, class, SUITE, ARMS, jobs);
     // A module loads into the kernel that it was built for.
     let patched = |word: &String| match word.as_str() {
         "full" => FULL.to_owned(),
@@ -135,7 +138,8 @@ pub(crate) mod tests {
             seed: Some(5),
             ..CommonArgs::default()
         };
-        experiment(&common, suite(SUITE).cloned().collect(), facilities).unwrap()
+        let jobs = suite(SUITE).cloned().collect();
+        experiment(&common, Host::Reference, jobs, facilities).unwrap()
     }
 
     #[test]
@@ -182,6 +186,6 @@ pub(crate) mod tests {
             arms: vec!["xen".to_owned()],
             ..CommonArgs::default()
         };
-        assert!(experiment(&common, Vec::new(), &[]).is_err());
+        assert!(experiment(&common, Host::Kvm, Vec::new(), &[]).is_err());
     }
 }

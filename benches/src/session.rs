@@ -61,7 +61,7 @@ pub struct CommonArgs {
     /// everything than it says, to see whether that is found.
     #[arg(long, value_delimiter = ',', value_name = "LIST")]
     pub arms: Vec<String>,
-    /// Where the guests run, and by which clock [default: this machine if its KVM can run every arm, else the reference host].
+    /// Where the guests run, and by which clock [default: this machine if its KVM can run every arm, else counted].
     #[arg(long, value_enum)]
     pub host: Option<Host>,
     /// Launches of each arm of each kind; with `--until`, the most.
@@ -133,13 +133,16 @@ pub struct InsideArgs {
 /// When the arguments make no sense, a file is missing, or the reference host fails.
 pub fn session(
     args: &CommonArgs,
-    experiment: impl FnOnce() -> Experiment,
+    experiment: impl FnOnce(Host) -> anyhow::Result<Experiment>,
     unfit: Option<&str>,
 ) -> anyhow::Result<bool> {
     let saved = args.resume.as_deref().map(Saved::read).transpose()?;
+    // What was begun is gone on with on the same class of host.
+    let begun = saved.as_ref().and_then(Saved::host);
+    let class = Host::choose(args.host.or(begun), unfit);
     let experiment = match &saved {
         Some(saved) => saved.experiment.clone(),
-        None => experiment(),
+        None => experiment(class)?,
     };
     let arms = experiment.arms()?;
     let launcher = launcher(&args.files, &experiment, &arms)?;
@@ -148,7 +151,6 @@ pub fn session(
         !steps.is_empty(),
         "there is nothing to launch: give --launches more than 0"
     );
-    let class = Host::choose(args.host, unfit);
     let file = match (&args.resume, &args.json) {
         (Some(path), _) => Some(path),
         (None, path) => path.as_ref(),
