@@ -79,7 +79,9 @@ fn main() -> ExitCode {
 
 /// The class of the host that results are taken on.
 fn host_class() -> String {
-    if paravane_reference_host::is_inside() {
+    if paravane_reference_host::is_counted() {
+        "counted"
+    } else if paravane_reference_host::is_inside() {
         "reference"
     } else {
         "kvm"
@@ -87,42 +89,47 @@ fn host_class() -> String {
     .to_owned()
 }
 
-/// Whether `profile` has to go to the reference host; then why.
-fn needs_reference(host: Host, profile: Profile) -> Option<String> {
+/// That something has to go to the reference host.
+struct Away {
+    why: String,
+    /// Whether time is counted there.
+    counted: bool,
+}
+
+/// Whether it has to, where this host's KVM `can`not otherwise.
+fn away(host: Host, can: impl FnOnce() -> Result<(), String>) -> Option<Away> {
     if paravane_reference_host::is_inside() {
         return None;
     }
-    match host {
-        Host::Kvm => None,
-        Host::Reference => Some("--host reference was given".to_owned()),
-        Host::Auto => paravane::doctor::can_run(profile).err(),
-    }
+    let counted = host == Host::Counted;
+    let why = match host {
+        Host::Kvm => return None,
+        Host::Reference => "--host reference was given".to_owned(),
+        Host::Counted => "--host counted was given".to_owned(),
+        Host::Auto => can().err()?,
+    };
+    Some(Away { why, counted })
+}
+
+/// Whether a guest of `profile` has to.
+fn needs_reference(host: Host, profile: Profile) -> Option<Away> {
+    away(host, || paravane::doctor::can_run(profile))
 }
 
 /// What the reference host gets on top of the guest's watchdog before it counts as hung.
 const REFERENCE_HOST_GRACE: Duration = Duration::from_secs(60);
 
-/// What time is on the reference host.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Clock {
-    /// That of the clock on the wall.
-    Wall,
-    /// That of the instructions there.
-    Counted,
-}
-
 /// Runs this very command line inside the reference host; `attended`: with this terminal; `limit`: how
 /// long it may take.
 fn in_reference_host(
     what: &str,
-    why: &str,
-    clock: Clock,
+    away: &Away,
     attended: bool,
     limit: Option<Duration>,
 ) -> anyhow::Result<ExitCode> {
-    eprintln!("paravane: {what} runs in the reference host: {why}");
+    eprintln!("paravane: {what} runs in the reference host: {}", away.why);
     let mut command = paravane_reference_host::Command::this_process()?;
-    if clock == Clock::Counted {
+    if away.counted {
         command = command.counted();
     }
     if let Some(limit) = limit {
@@ -152,9 +159,9 @@ fn run_fleet(path: &Path, host: Host) -> anyhow::Result<ExitCode> {
         let profile = Profile::from_str(profile, false).map_err(|reason| {
             anyhow::anyhow!("guest {} of `{}`: {reason}", guest.name, path.display())
         })?;
-        if let Some(why) = needs_reference(host, profile) {
+        if let Some(away) = needs_reference(host, profile) {
             let what = format!("the fleet, since its guest {} is one that", guest.name);
-            return in_reference_host(&what, &why, Clock::Wall, true, None);
+            return in_reference_host(&what, &away, true, None);
         }
     }
     let program = std::env::current_exe().context("this program's own path is not known")?;
@@ -193,7 +200,7 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
         None => None,
     };
     let config = args.config(snapshot.as_ref())?;
-    if let Some(why) = needs_reference(args.host, config.profile) {
+    if let Some(away) = needs_reference(args.host, config.profile) {
         let what = format!("the {} guest", config.profile);
         if let Some(path) = &args.ctl {
             eprintln!(
@@ -205,7 +212,7 @@ fn run(args: &RunArgs, started: Instant) -> anyhow::Result<ExitCode> {
             eprintln!("paravane: gdb reaches {address} in there, and not from out here");
         }
         let attended = args.console_log.is_none();
-        return in_reference_host(&what, &why, Clock::Wall, attended, config.watchdog);
+        return in_reference_host(&what, &away, attended, config.watchdog);
     }
     if args.host == Host::Kvm
         && let Err(why) = paravane::doctor::can_run(config.profile)
@@ -407,8 +414,8 @@ fn bench(args: &BenchArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn duel(args: &DuelCommand) -> anyhow::Result<ExitCode> {
-    if let Some(why) = needs_reference(args.host, Profile::Full) {
-        return in_reference_host("the duel", &why, Clock::Wall, true, None);
+    if let Some(away) = needs_reference(args.host, Profile::Full) {
+        return in_reference_host("the duel", &away, true, None);
     }
     paravane::top::duel(&args.duel)?;
     Ok(ExitCode::SUCCESS)
@@ -422,14 +429,11 @@ fn trace(args: &TraceArgs) -> anyhow::Result<ExitCode> {
     let host = match args.host {
         None => Host::Auto,
         Some(BenchHost::Kvm) => Host::Kvm,
-        Some(BenchHost::Reference | BenchHost::Counted) => Host::Reference,
+        Some(BenchHost::Reference) => Host::Reference,
+        Some(BenchHost::Counted) => Host::Counted,
     };
-    if let Some(why) = needs_reference(host, Profile::Full) {
-        let clock = match args.host {
-            Some(BenchHost::Counted) => Clock::Counted,
-            _ => Clock::Wall,
-        };
-        return in_reference_host("the trace", &why, clock, false, Some(TRACE_LIMIT));
+    if let Some(away) = needs_reference(host, Profile::Full) {
+        return in_reference_host("the trace", &away, false, Some(TRACE_LIMIT));
     }
     paravane_benches::trace(args)?;
     Ok(ExitCode::SUCCESS)
@@ -440,15 +444,10 @@ const ABI_CHECK_LIMIT: Duration = Duration::from_secs(600);
 
 fn abi_check(args: &AbiCheckArgs) -> anyhow::Result<ExitCode> {
     // The guests have but a few instructions: any KVM can run them.
-    let why = match args.host {
-        _ if paravane_reference_host::is_inside() => None,
-        Host::Kvm => None,
-        Host::Reference => Some("--host reference was given".to_owned()),
-        Host::Auto => paravane::kvm::open().err().map(|e| e.to_string()),
-    };
-    if let Some(why) = why {
+    let opens = || paravane::kvm::open().map(drop).map_err(|e| e.to_string());
+    if let Some(away) = away(args.host, opens) {
         let what = "the conformance suite";
-        return in_reference_host(what, &why, Clock::Wall, false, Some(ABI_CHECK_LIMIT));
+        return in_reference_host(what, &away, false, Some(ABI_CHECK_LIMIT));
     }
     let report = Report::make(host_class());
     let mut out = std::io::stdout().lock();
