@@ -85,6 +85,12 @@ pub fn launched(order: u32) -> String {
     json!({ "record": "launched", "order": order }).to_string()
 }
 
+/// The last line of a result: all launches were made.
+#[must_use]
+pub fn complete() -> String {
+    json!({ "record": "complete" }).to_string()
+}
+
 /// A result file, read back.
 #[derive(Clone, Debug)]
 pub struct Saved {

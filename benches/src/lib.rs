@@ -9,7 +9,8 @@
 //! stands beside its 95 % interval by a paired bootstrap over the launches ([`statistics`]).
 //!
 //! Times are those of the host's clock, but for host class `counted`: there a nanosecond is an instruction of the emulated
-//! processor ([`host`]), and what a sample differs by from the next one is what the guests did differently.
+//! processor ([`host`]), and what a sample differs by from the next one is what the guests did differently. That holds
+//! whatever else the machine does, so that several such hosts share the launches.
 //!
 //! A launch that fails, or whose guest is not what its arm says (a full guest that finds a hypervisor, a para guest
 //! that makes no call), is a failed sample with its reason, never a number.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{bail, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::arm::Arm;
 use crate::experiment::{Experiment, launched};
@@ -33,10 +33,32 @@ pub(crate) struct Run<'a> {
     pub(crate) samples: Samples,
     /// The launches that an earlier part has made.
     pub(crate) launched: BTreeSet<u32>,
+    /// Which of the launches are this process's.
+    pub(crate) share: Share,
+}
+
+/// A part of the launches: those whose order leaves the remainder `number` when divided by `of`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Share {
+    pub(crate) number: u32,
+    pub(crate) of: u32,
+}
+
+impl Share {
+    pub(crate) const WHOLE: Self = Self { number: 0, of: 1 };
+
+    fn has(self, order: u32) -> bool {
+        order % self.of.max(1) == self.number
+    }
+
+    /// Whether it is the one that says what holds for all.
+    fn is_first(self) -> bool {
+        self.number == 0
+    }
 }
 
 impl Run<'_> {
-    /// Launches everything and gives each line of the result to `take`.
+    /// Launches all that is its share, and gives each line of the result to `take`.
     pub(crate) fn here(
         mut self,
         mut take: impl FnMut(&str) -> anyhow::Result<()>,
@@ -56,16 +78,8 @@ impl Run<'_> {
              both again with `cargo ci kernel full` and `cargo ci kernel para`",
             unequal.join(", and another ")
         );
-        take(&machine.to_string())?;
-        if self.experiment.doctor
-            && let Some(line) = machine::crossings(&self.launcher.program, self.class.name())
-        {
-            take(&line.to_string())?;
-        }
-        for arm in self.arms {
-            if let Some(why) = absent(arm, self.class) {
-                take(&json!({ "record": "absent", "arm": arm.name, "why": why }).to_string())?;
-            }
+        if self.share.is_first() {
+            self.describe(&machine, take)?;
         }
         let wants_network = self.experiment.kinds.iter().any(Kind::net);
         let network = wants_network.then(Network::new).transpose();
@@ -117,13 +131,34 @@ impl Run<'_> {
                 bail!("interrupted; the samples so far are kept, and `--resume` goes on");
             }
         }
-        take(&json!({ "record": "complete" }).to_string())
+        Ok(())
+    }
+
+    /// Says what holds for all launches.
+    fn describe(
+        &self,
+        machine: &Value,
+        take: &mut impl FnMut(&str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        take(&machine.to_string())?;
+        if self.experiment.doctor
+            && let Some(line) = machine::crossings(&self.launcher.program, self.class.name())
+        {
+            take(&line.to_string())?;
+        }
+        for arm in self.arms {
+            if let Some(why) = absent(arm, self.class) {
+                take(&json!({ "record": "absent", "arm": arm.name, "why": why }).to_string())?;
+            }
+        }
+        Ok(())
     }
 
     /// Whether this launch is still to be made.
     fn wanted(&self, step: &Step, arm: &Arm) -> bool {
         let most = arm.peer.and_then(|peer| peer.launches).unwrap_or(u32::MAX);
-        !self.launched.contains(&step.order)
+        self.share.has(step.order)
+            && !self.launched.contains(&step.order)
             && step.launch <= most
             && absent(arm, self.class).is_none()
     }
@@ -209,6 +244,16 @@ mod tests {
     use super::*;
     use crate::experiment::tests::experiment;
     use crate::job::{kinds, suite};
+
+    #[test]
+    fn each_launch_is_in_one_share() {
+        for of in [1, 2, 3, 8] {
+            let shares = (0..of).map(|number| Share { number, of });
+            for order in 0..20 {
+                assert_eq!(shares.clone().filter(|share| share.has(order)).count(), 1);
+            }
+        }
+    }
 
     #[test]
     fn a_kind_is_settled_by_the_arms_that_are_launched_and_not_by_none() {

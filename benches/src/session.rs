@@ -16,14 +16,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::arm::Arm;
 use crate::collect::{Collector, LineSink, lock};
-use crate::experiment::{Experiment, Saved};
+use crate::experiment::{Experiment, Saved, complete};
 use crate::host::Host;
 use crate::job::Kind;
 use crate::launch::Launcher;
 use crate::ops;
 use crate::ops_results::Results;
 use crate::ops_table;
-use crate::run::Run;
+use crate::run::{Run, Share};
 use crate::sample::Samples;
 use crate::table::{Heading, Look, draw};
 
@@ -67,6 +67,9 @@ pub struct CommonArgs {
     /// Launches of each arm of each kind; with `--until`, the most.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub launches: Option<u32>,
+    /// Launches at once, on as many reference hosts; only where time is counted [default there: one a processor, at most 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub at_once: Option<u32>,
     /// Stop when every 95 % interval is at most so wide, relative to its ratio: 0.05 is five percent.
     #[arg(long, value_name = "WIDTH", value_parser = width)]
     pub until: Option<f64>,
@@ -123,6 +126,12 @@ pub struct InsideArgs {
     /// The result so far.
     #[arg(long)]
     done: Option<PathBuf>,
+    /// Which part of the launches: those whose order leaves this remainder ...
+    #[arg(long)]
+    share: u32,
+    /// ... when divided by this.
+    #[arg(long)]
+    shares: u32,
 }
 
 /// Runs an experiment, or goes on with the one in `--resume`, and prints its table. `unfit` is the reason why this
@@ -185,12 +194,16 @@ pub fn session(
             stop: &stop,
             samples: lock(&collector).samples.clone(),
             launched: saved.map(|saved| saved.launched).unwrap_or_default(),
+            share: Share::WHOLE,
         };
         run.here(|line| lock(&collector).take(line))
     } else {
         on_the_reference_host(class, args, &launcher, &experiment, &collector)
     };
-    let collector = lock(&collector);
+    let mut collector = lock(&collector);
+    if ended.is_ok() {
+        collector.take(&complete())?;
+    }
     collector.progress.finish_and_clear();
     show(&collector, &experiment, class, args.markdown.as_deref())?;
     ended?;
@@ -224,6 +237,10 @@ pub fn inside(args: &InsideArgs) -> anyhow::Result<()> {
         stop: &stop,
         samples: saved.iter().flat_map(Saved::samples).collect(),
         launched: saved.map(|saved| saved.launched).unwrap_or_default(),
+        share: Share {
+            number: args.share,
+            of: args.shares,
+        },
     };
     let mut out = io::stdout().lock();
     run.here(|line| Ok(writeln!(out, "{line}").and_then(|()| out.flush())?))
@@ -400,7 +417,29 @@ fn progress_bar(steps: usize) -> ProgressBar {
     bar
 }
 
-/// Starts this program once on the reference host to make every launch there.
+/// So many reference hosts at once, and no more.
+const MOST_AT_ONCE: u32 = 8;
+
+/// How many reference hosts share the launches: with the clock it is one, since two would be in each other's way.
+fn shares(class: Host, args: &CommonArgs, experiment: &Experiment) -> anyhow::Result<u32> {
+    // Whether there are enough launches is for one to see.
+    let one = class != Host::Counted || experiment.until.is_some();
+    match args.at_once {
+        Some(many) if one && many > 1 => {
+            bail!(
+                "launches at once are for --host counted without --until: others would disturb each other"
+            )
+        }
+        Some(many) => Ok(many),
+        None if one => Ok(1),
+        None => {
+            let processors = std::thread::available_parallelism().map_or(1, usize::from);
+            Ok(u32::try_from(processors).map_or(MOST_AT_ONCE, |count| count.min(MOST_AT_ONCE)))
+        }
+    }
+}
+
+/// Starts this program on the reference host, or on several, to make every launch there.
 fn on_the_reference_host(
     class: Host,
     args: &CommonArgs,
@@ -428,21 +467,69 @@ fn on_the_reference_host(
     lock(collector)
         .progress
         .set_message("the reference host boots");
-    let into = Arc::clone(collector);
-    let sink = LineSink::new(move |line| lock(&into).take(line));
-    let mut command = paravane_reference_host::Command::new(arguments)?.stdout(sink);
-    if class == Host::Counted {
-        command = command.counted();
-    }
-    let finished = command.run();
+    let shares = shares(class, args, experiment)?;
+    let share = |number: u32| -> anyhow::Result<()> {
+        let mut arguments = arguments.clone();
+        for (flag, value) in [("--share", number), ("--shares", shares)] {
+            arguments.push(flag.into());
+            arguments.push(value.to_string().into());
+        }
+        let into = Arc::clone(collector);
+        let sink = LineSink::new(move |line| lock(&into).take(line));
+        let mut command = paravane_reference_host::Command::new(arguments)?.stdout(sink);
+        if class == Host::Counted {
+            command = command.counted();
+        }
+        let finished = command.run()?;
+        ensure!(
+            finished.success(),
+            "the benchmark ended with code {} on the reference host",
+            finished.code
+        );
+        Ok(())
+    };
+    let ended: Vec<anyhow::Result<()>> = std::thread::scope(|scope| {
+        let share = &share;
+        let started: Vec<_> = (0..shares)
+            .map(|number| scope.spawn(move || share(number)))
+            .collect();
+        let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+            let panicked = |_| Err(anyhow::anyhow!("a thread of the benchmark has panicked"));
+            thread.join().unwrap_or_else(panicked)
+        };
+        started.into_iter().map(join).collect()
+    });
     if let Some(why) = lock(collector).refused() {
         bail!("{why}");
     }
-    let finished = finished?;
-    ensure!(
-        finished.success(),
-        "the benchmark ended with code {} on the reference host",
-        finished.code
-    );
-    Ok(())
+    ended.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::experiment::tests::experiment;
+
+    #[test]
+    fn launches_are_at_once_only_where_they_do_not_disturb_each_other() {
+        let mut experiment = experiment();
+        experiment.until = None;
+        let asked = |at_once| CommonArgs {
+            at_once,
+            ..CommonArgs::default()
+        };
+        for class in [Host::Kvm, Host::Reference] {
+            assert_eq!(shares(class, &asked(None), &experiment).unwrap(), 1);
+            assert_eq!(shares(class, &asked(Some(1)), &experiment).unwrap(), 1);
+            assert!(shares(class, &asked(Some(2)), &experiment).is_err());
+        }
+        assert_eq!(
+            shares(Host::Counted, &asked(Some(3)), &experiment).unwrap(),
+            3
+        );
+        let unasked = shares(Host::Counted, &asked(None), &experiment).unwrap();
+        assert!((1..=MOST_AT_ONCE).contains(&unasked));
+        experiment.until = Some(0.05);
+        assert_eq!(shares(Host::Counted, &asked(None), &experiment).unwrap(), 1);
+    }
 }

@@ -112,7 +112,7 @@ pub(crate) struct AbiCheckArgs {
     after_help = "Examples:\n\
     \x20 paravane bench boot --arms full,kvm-pv,para,para --json samples.jsonl  the second para: the twin\n\
     \x20 paravane bench io --arms para,para@driver-domain,para@poll             by who serves the disk\n\
-    \x20 paravane bench os --host counted                                       on the reference host, time by instructions\n\
+    \x20 paravane bench os --host reference                                     on the reference host, by the clock and not by instructions\n\
     \x20 paravane bench --all --out results                                     and results/report.html\n\
     A failed launch is told, and is no number. What is interrupted goes on with --resume FILE.\n\
     Exit status: 0 it was measured; 1 it was not, or launches failed."
@@ -168,6 +168,8 @@ pub(crate) enum Host {
     Kvm,
     /// The reference host: an emulated machine with a stock KVM (slow, the same everywhere).
     Reference,
+    /// The reference host, its time counted: an instruction is a nanosecond, so that a run repeats itself.
+    Counted,
 }
 
 /// What follows a guest's restart.

@@ -128,8 +128,14 @@ impl Machine {
                 .arg("-device")
                 .arg(format!("virtserialport,nr={number},chardev=port{number}"));
         }
+        let spawn = if counted {
+            // Where it runs changes no result.
+            sys::spawn_bound
+        } else {
+            sys::spawn_on_one_cpu
+        };
         let spawned = log_to(&mut command, &folder.join("qemu.log"))
-            .and_then(|command| sys::spawn_on_one_cpu(command, &ports));
+            .and_then(|command| spawn(command, &ports));
         match spawned {
             Ok(qemu) => {
                 let machine = Self {

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -100,16 +101,21 @@ extern "C" fn note_signal(signal: i32) {
     PENDING.store(signal, Ordering::Relaxed);
 }
 
-/// While it lives, Ctrl-C and its like are noted and not obeyed, so that the run can clean up. What was there before
-/// is put back at the end; a signal that was ignored stays ignored.
-pub(crate) struct SignalGuard {
-    before: Vec<(i32, libc::sigaction)>,
-}
+/// The guards that live, and what was there before the first of them.
+static GUARDS: Mutex<(u32, Vec<(i32, libc::sigaction)>)> = Mutex::new((0, Vec::new()));
+
+/// While one lives, Ctrl-C and its like are noted and not obeyed, so that the run can clean up. What was there before
+/// is put back at the end of the last one; a signal that was ignored stays ignored.
+pub(crate) struct SignalGuard(());
 
 impl SignalGuard {
     pub(crate) fn new() -> Self {
+        let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        guards.0 += 1;
+        if guards.0 > 1 {
+            return Self(());
+        }
         PENDING.store(0, Ordering::Relaxed);
-        let mut before = Vec::new();
         for signal in SIGNALS {
             // SAFETY: all zeroes is a valid `sigaction`: default action, empty mask, no flags.
             let mut old: libc::sigaction = unsafe { mem::zeroed() };
@@ -125,9 +131,9 @@ impl SignalGuard {
             new.sa_flags = libc::SA_RESTART;
             // SAFETY: the handler stores to an atomic and does nothing else, so it may run at any time.
             unsafe { libc::sigaction(signal, &raw const new, ptr::null_mut()) };
-            before.push((signal, old));
+            guards.1.push((signal, old));
         }
-        Self { before }
+        Self(())
     }
 
     /// The signal that came, if one did.
@@ -141,9 +147,14 @@ impl SignalGuard {
 
 impl Drop for SignalGuard {
     fn drop(&mut self) {
-        for (signal, old) in &self.before {
+        let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
+        guards.0 -= 1;
+        if guards.0 > 0 {
+            return;
+        }
+        for (signal, old) in guards.1.drain(..) {
             // SAFETY: `old` is what the kernel gave for this signal, handler and flags included.
-            unsafe { libc::sigaction(*signal, &raw const *old, ptr::null_mut()) };
+            unsafe { libc::sigaction(signal, &raw const old, ptr::null_mut()) };
         }
     }
 }
