@@ -8,7 +8,7 @@ use crate::attribution::{Difference, Verdict, Worth, worth};
 use crate::ops::{ALONE, BARE, BARE_TWIN, FULL, LEFT_OUT, OPERATIONS, PARA, PEER, TWIN};
 use crate::ops_results::Results;
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio, median, paired_ratio};
-use crate::table::{Kind, Look, TERMINAL, significant, write};
+use crate::table::{Kind, Look, TERMINAL, ratio_and_ends, significant, write};
 
 /// A table with its title and what stands below it.
 pub(crate) struct Section {
@@ -117,14 +117,11 @@ fn ratio(results: &Results, op: &str, base: &str, arm: &str) -> Option<Ratio> {
     paired_ratio(&pairs.into_values().collect::<Vec<_>>(), results.seed)
 }
 
-fn interval(low: f64, high: f64) -> String {
-    format!("{}–{}", significant(low), significant(high))
-}
-
 fn ratio_cell(ratio: Option<Ratio>) -> String {
     match ratio {
         Some(r) if r.pairs >= MEANINGFUL_LAUNCHES => {
-            format!("{} ({})", significant(r.value), interval(r.low, r.high))
+            let [value, low, high] = ratio_and_ends(r);
+            format!("{value} ({low}–{high})")
         }
         Some(r) => significant(r.value),
         None => "–".to_owned(),

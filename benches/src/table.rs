@@ -312,14 +312,19 @@ fn job_table(rows: &[Row], samples: &Samples, job: &str, heading: &Heading, look
         for arm in others {
             let ratio = ratio(&row.numbers, base, arm, heading.seed);
             cells.push(cell(arm));
-            cells.push(ratio.map_or_else(|| "–".to_owned(), |ratio| significant(ratio.value)));
-            cells.push(match ratio {
-                Some(r) if r.pairs >= MEANINGFUL_LAUNCHES => {
-                    format!("{}–{}", significant(r.low), significant(r.high))
-                }
-                Some(r) => format!("n = {}", r.pairs),
-                None => "–".to_owned(),
-            });
+            let none = || "–".to_owned();
+            let (value, ends) = ratio.map_or_else(
+                || (none(), none()),
+                |ratio| {
+                    let [value, low, high] = ratio_and_ends(ratio);
+                    if ratio.pairs >= MEANINGFUL_LAUNCHES {
+                        (value, format!("{low}–{high}"))
+                    } else {
+                        (significant(ratio.value), format!("n = {}", ratio.pairs))
+                    }
+                },
+            );
+            cells.extend([value, ends]);
         }
         table.add_row(cells);
     }
@@ -454,6 +459,27 @@ pub(crate) fn significant(value: f64) -> String {
         0.0 => "0".to_owned(),
         _ => format!("{value:.2e}"),
     }
+}
+
+/// A ratio and the ends of its interval, with three significant digits, or with more (at most two) where the interval is so
+/// narrow that its ends would look alike.
+pub(crate) fn ratio_and_ends(ratio: Ratio) -> [String; 3] {
+    let all = [ratio.value, ratio.low, ratio.high];
+    let width = ratio.high - ratio.low;
+    let (plain, mut unit) = match ratio.value {
+        v if (1.0..10.0).contains(&v) => (2, 0.01),
+        v if (0.1..1.0).contains(&v) => (3, 0.001),
+        _ => return all.map(significant),
+    };
+    let mut decimals = plain;
+    while width > 0.0 && width < unit && decimals < plain + 2 {
+        decimals += 1;
+        unit /= 10.0;
+    }
+    if decimals == plain {
+        return all.map(significant);
+    }
+    all.map(|value| format!("{value:.decimals$}"))
 }
 
 fn thousands(digits: &str) -> String {

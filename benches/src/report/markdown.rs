@@ -8,7 +8,7 @@ use super::claims::claims;
 use super::model::{ArmFigures, Figures, Part, Report};
 use crate::ops_table;
 use crate::statistics::{MEANINGFUL_LAUNCHES, Ratio};
-use crate::table::{Kind, Look, significant, write};
+use crate::table::{Kind, Look, ratio_and_ends, significant, write};
 
 /// What the figures are, for every reader of a report.
 pub(super) const METHOD: &str = "Each launch is a whole virtual machine: one VMM process that boots one guest and ends. The arms are launched in turn, \
@@ -179,12 +179,8 @@ pub(super) fn interval(ratio: Ratio) -> String {
     if ratio.pairs < MEANINGFUL_LAUNCHES {
         return format!("{} (n = {})", significant(ratio.value), ratio.pairs);
     }
-    format!(
-        "{} ({} to {})",
-        significant(ratio.value),
-        significant(ratio.low),
-        significant(ratio.high)
-    )
+    let [value, low, high] = ratio_and_ends(ratio);
+    format!("{value} ({low} to {high})")
 }
 
 /// Text within a cell of a table.

@@ -11,7 +11,7 @@ use crate::ops::OPERATIONS;
 use crate::ops_results::tests as ops_results;
 use crate::sample::{Origin, Outcome, Sample};
 use crate::statistics::float;
-use crate::table::{Kind, significant, write};
+use crate::table::{Kind, ratio_and_ends, write};
 
 /// A result of `launches` launches whose boots take what `time` says of an arm and a launch.
 fn result(launches: u32, time: impl Fn(&str, u32) -> u64) -> Saved {
@@ -299,7 +299,7 @@ fn readme_row(label: &str, figures: &Figures) -> String {
     }];
     for arm in ["kvm-pv", "para"].map(|name| figures.arm(name).unwrap()) {
         let ratio = arm.ratio.unwrap();
-        let [value, low, high] = [ratio.value, ratio.low, ratio.high].map(significant);
+        let [value, low, high] = ratio_and_ends(ratio);
         let verdict = match arm.verdict {
             Verdict::Same => ", no difference shown",
             Verdict::Loss => ", **a loss**",
@@ -316,9 +316,7 @@ fn readme_row(label: &str, figures: &Figures) -> String {
 #[test]
 fn readme_says_what_the_committed_samples_say() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let folders = ["benches/reports", "benches/reports/counted"];
-    let folders = folders.map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
-    let files = folders.into_iter().flatten();
+    let files = std::fs::read_dir(root.join("benches/reports")).unwrap();
     let files = files.map(|file| file.unwrap().path());
     let samples = files.filter(|path| path.extension().is_some_and(|end| end == "jsonl"));
     let report = Report::of(samples.map(|path| Saved::read(&path).unwrap()).collect());

@@ -187,3 +187,23 @@ fn numbers_have_three_digits_and_units() {
         assert_eq!(write(number, kind), text);
     }
 }
+
+#[test]
+fn a_narrow_interval_has_as_many_digits_as_tell_its_ends_apart() {
+    let shown = |value, low, high| {
+        let pairs = 5;
+        let ratio = Ratio {
+            value,
+            low,
+            high,
+            pairs,
+        };
+        ratio_and_ends(ratio).join(" ")
+    };
+    assert_eq!(shown(1.0012, 1.0008, 1.0017), "1.0012 1.0008 1.0017");
+    assert_eq!(shown(1.048, 1.045, 1.051), "1.048 1.045 1.051");
+    assert_eq!(shown(0.4631, 0.3571, 0.4633), "0.463 0.357 0.463");
+    assert_eq!(shown(0.9993, 0.9991, 1.0), "0.9993 0.9991 1.0000");
+    assert_eq!(shown(12.0, 11.999, 12.001), "12.0 12.0 12.0");
+    assert_eq!(shown(1.0, 1.0, 1.0), "1.00 1.00 1.00");
+}
