@@ -8,7 +8,8 @@
 //!
 //! *Attribution.* A para guest boots with everything and without one facility, and with nothing but its clock and with one
 //! facility beside, in turn. What the facility saves is the difference; what the exits saved predict is their number times what `paravane doctor` says that an exit costs here;
-//! the residual is the rest ([`crate::attribution`]).
+//! the residual is the rest ([`crate::attribution`]). With one vCPU, since two on a host of one processor take turns as they
+//! happen to, which is more than a facility is worth.
 //!
 //! Twins show what a difference must exceed: of what the others are compared with, in each part.
 

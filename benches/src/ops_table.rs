@@ -362,6 +362,10 @@ fn attribution_notes(results: &Results, boots: &Boots) -> Vec<String> {
          most of their spread."
             .to_owned(),
     );
+    notes.push(
+        "Where a guest has one processor, ipi, tlb and smp have nothing to do: the operations, which are of two, show their worth."
+            .to_owned(),
+    );
     notes
 }
 
