@@ -152,6 +152,31 @@ fn place_vcpu(entries: &mut [kvm_cpuid_entry2], vcpu: u8, vcpus: u8) {
     }
 }
 
+/// Protection keys: what CPUID's leaf 7 says of them in ECX, and their state's number.
+const PKU: u32 = 1 << 3;
+const OSPKE: u32 = 1 << 4;
+const PKRU: u32 = 9;
+/// Bytes of x87's and SSE's state with the header of XSAVE's area.
+const XSAVE_LEAST: u32 = 576;
+
+/// Takes protection keys away. A kernel without privilege cannot switch them on (CR4.PKE) and makes no room for them; XCR0
+/// is preset, so that it could not leave them out itself, and CPUID would tell of a larger area than it expects.
+fn hide_protection_keys(entries: &mut Vec<kvm_cpuid_entry2>) {
+    entries.retain(|e| (e.function, e.index) != (0xd, PKRU));
+    // Of state number N, subleaf N has size and offset in EAX and EBX. 0 and 1 are no states of their own.
+    let states = entries.iter().filter(|e| e.function == 0xd && e.index > 1);
+    // Bit 0 of ECX: one of the supervisor's, which has no place in the standard area.
+    let ends = states.filter(|e| e.ecx & 1 == 0).map(|e| e.ebx + e.eax);
+    let size = ends.max().unwrap_or(0).max(XSAVE_LEAST);
+    for e in entries.iter_mut() {
+        match (e.function, e.index) {
+            (7, 0) => e.ecx &= !(PKU | OSPKE),
+            (0xd, 0) => (e.eax, e.ecx) = (e.eax & !(1 << PKRU), size),
+            _ => {}
+        }
+    }
+}
+
 /// A guest's whole CPUID, before it is placed on a vCPU.
 #[derive(Clone, Debug)]
 pub struct GuestCpuid {
@@ -192,6 +217,9 @@ impl GuestCpuid {
             if deadline {
                 e.ecx |= TSC_DEADLINE;
             }
+        }
+        if profile == Profile::Direct {
+            hide_protection_keys(&mut entries);
         }
         if profile.is_paravane() {
             let [b, c, d] = KVM_SIGNATURE;
@@ -285,6 +313,28 @@ mod tests {
             (block[2].eax, block[2].ebx, block[2].ecx),
             (0xe_0000, 0, 0x5650)
         );
+    }
+
+    #[test]
+    fn protection_keys_are_hidden_and_take_no_room() {
+        let sub = |index, words| kvm_cpuid_entry2 {
+            index,
+            ..leaf(0xd, words)
+        };
+        let mut entries = vec![
+            leaf(7, [0, 0, 0x1f, 0]),
+            sub(0, [0x207, 840, 2440, 0]),
+            sub(1, [7, 840, 0, 0]),
+            sub(2, [256, 576, 0, 0]),
+            sub(PKRU, [8, 2432, 0, 0]),
+            sub(11, [16, 0, 1, 0]),
+        ];
+        hide_protection_keys(&mut entries);
+        let words: Vec<_> = entries.iter().map(|e| (e.index, e.eax, e.ecx)).collect();
+        let shown = [(0, 0, 7), (0, 7, 832), (1, 7, 0), (2, 256, 0), (11, 16, 1)];
+        assert_eq!(words, shown);
+        let table = GuestCpuid { entries };
+        assert_eq!(table.supported_xcr0(), 7);
     }
 
     #[test]
