@@ -83,7 +83,7 @@ impl Command {
             output: Box::new(io::stdout()),
             errors: Box::new(io::stderr()),
             on_start: None,
-            boot_timeout: Duration::from_secs(120),
+            boot_timeout: Duration::from_secs(60),
             timeout: None,
             memory_mib: 2048,
             counted: false,

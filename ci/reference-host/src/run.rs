@@ -131,12 +131,28 @@ enum Event {
 }
 
 pub(crate) fn run(mut command: Command) -> Result<Finished, RunError> {
-    let start = |what: &'static str| move |source| RunError::Start { what, source };
     let appliance = match command.appliance.take() {
         Some(appliance) => appliance,
         None => Appliance::find()?,
     };
     let signals = SignalGuard::new();
+    match once(&mut command, &appliance, &signals) {
+        // Seen once in some eighty starts. Nothing of the command has run, and no input of its was taken.
+        Err(RunError::BootTimeout { limit, .. }) if matches!(command.input, Input::Null) => {
+            let limit = limit.as_secs();
+            eprintln!("the reference host did not boot within {limit} s, and is started again");
+            once(&mut command, &appliance, &signals)
+        }
+        result => result,
+    }
+}
+
+fn once(
+    command: &mut Command,
+    appliance: &Appliance,
+    signals: &SignalGuard,
+) -> Result<Finished, RunError> {
+    let start = |what: &'static str| move |source| RunError::Start { what, source };
     let folder = tempfile::Builder::new()
         .prefix("paravane-reference-")
         .tempdir()
@@ -147,7 +163,7 @@ pub(crate) fn run(mut command: Command) -> Result<Finished, RunError> {
 
     let started = Instant::now();
     let (mut machine, ports) = Machine::start(
-        &appliance,
+        appliance,
         command.memory_mib,
         command.counted,
         folder.path(),
@@ -180,13 +196,13 @@ pub(crate) fn run(mut command: Command) -> Result<Finished, RunError> {
     } = &ports;
     let (sink, error_sink) = (&mut command.output, &mut command.errors);
     let watch = Watch {
-        signals: &signals,
+        signals,
         inbox,
         started,
         boot_limit: command.boot_timeout,
         limit: command.timeout,
     };
-    let on_start = command.on_start.take();
+    let on_start = &mut command.on_start;
     thread::scope(|scope| {
         pump(scope, events.clone(), "output", &token, output, sink);
         pump(scope, events.clone(), "errors", &token, errors, error_sink);
@@ -240,7 +256,7 @@ impl Watch<'_> {
     fn finish(
         self,
         machine: &mut Machine,
-        mut on_start: Option<Box<dyn FnOnce() + Send>>,
+        on_start: &mut Option<Box<dyn FnOnce() + Send>>,
     ) -> Result<Finished, RunError> {
         let mut ready: Option<Instant> = None;
         let mut ended: Option<(i32, Instant)> = None;
