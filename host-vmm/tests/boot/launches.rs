@@ -441,7 +441,7 @@ fn script(folder: &Path, kernel_full: &Path, kernel_para: &Path, initrd: &Path) 
         // Writing to a String cannot fail.
         let _ = writeln!(
             script,
-            "'{program}' run {options} --host kvm --kernel '{}' --initrd '{}' --watchdog 120 --stats json \
+            "'{program}' run {options} --host kvm --kernel '{}' --initrd '{}' --watchdog 240 --stats json \
              --stats-file {name}.stats --console-log {name}.console --cmdline '-- {init}' </dev/null 2>{name}.errors\n\
              echo $? >{name}.code",
             kernel.display(),
