@@ -12,7 +12,9 @@ pub enum Host {
 }
 
 impl Host {
-    pub(crate) const fn name(self) -> &'static str {
+    /// Its name, in results and on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Kvm => "kvm",
             Self::Reference => "reference",

@@ -79,14 +79,7 @@ fn main() -> ExitCode {
 
 /// The class of the host that results are taken on.
 fn host_class() -> String {
-    if paravane_reference_host::is_counted() {
-        "counted"
-    } else if paravane_reference_host::is_inside() {
-        "reference"
-    } else {
-        "kvm"
-    }
-    .to_owned()
+    paravane_benches::host::Host::here().name().to_owned()
 }
 
 /// That something has to go to the reference host.
